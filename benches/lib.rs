@@ -1,0 +1,1 @@
+//! Shared by the benches: shapes, timing, one JSON object a line.

@@ -1,0 +1,210 @@
+//! The engine as its users hold it: submit, watch, drain. Cheap to clone, safe from any thread.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+use scheduler::RequestId;
+
+use crate::error::SubmitError;
+use crate::request::{Output, Request};
+use crate::stats::EngineStats;
+
+/// Log-probabilities reported with a token at most.
+pub const N_LOGPROBS_MAX: usize = 20;
+
+/// The reader of a request's outputs is gone.
+#[derive(Debug)]
+pub struct ReaderGone;
+
+/// Takes a request's outputs on the engine's thread. It must not block: give it a channel with
+/// room for `n_new_max` tokens, the prompt's scores and the end. An error cancels the request.
+pub type Deliver = Box<dyn FnMut(Output) -> Result<(), ReaderGone> + Send>;
+
+/// What the engine serves and within which bounds. Fixed at boot.
+#[derive(Clone, Debug)]
+pub struct EngineInfo {
+    /// Tokens of prompt and answer that a sequence may hold.
+    pub n_context_tokens: usize,
+    /// Entries of the vocabulary.
+    pub vocab_size: usize,
+    /// Sequences that may run at once.
+    pub n_slots: usize,
+    /// Requests that may wait.
+    pub n_waiting_max: usize,
+    /// Tokens a step.
+    pub n_tokens_per_step: usize,
+    /// Tokens a page.
+    pub page_tokens: usize,
+    /// Ranks.
+    pub n_ranks: usize,
+}
+
+/// A way to reach a running engine.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+}
+
+/// A submitted request. Dropping it cancels the request, if it still runs.
+pub struct Ticket {
+    shared: Arc<Shared>,
+    request: RequestId,
+}
+
+/// What handle, tickets and the engine's thread share.
+pub(crate) struct Shared {
+    pub(crate) info: EngineInfo,
+    /// Requests submitted and not yet ended.
+    pub(crate) n_live: AtomicUsize,
+    pub(crate) inbox: Mutex<Inbox>,
+    pub(crate) wake: Condvar,
+    pub(crate) stats: Mutex<EngineStats>,
+}
+
+/// What the engine's thread has not seen yet. Bounded: arrivals by `n_live`, cancels by the
+/// tickets that exist.
+pub(crate) struct Inbox {
+    pub(crate) n_submitted: u64,
+    pub(crate) arrivals: VecDeque<Arrival>,
+    pub(crate) cancels: Vec<RequestId>,
+    pub(crate) state: RunState,
+}
+
+/// Whether the engine takes requests.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum RunState {
+    Running,
+    Draining,
+    Failed { cause: String },
+}
+
+pub(crate) struct Arrival {
+    pub(crate) id: RequestId,
+    pub(crate) request: Request,
+    pub(crate) deliver: Deliver,
+    pub(crate) arrived: Instant,
+}
+
+impl Shared {
+    pub(crate) fn new(info: EngineInfo) -> Arc<Shared> {
+        Arc::new(Shared {
+            info,
+            n_live: AtomicUsize::new(0),
+            inbox: Mutex::new(Inbox {
+                n_submitted: 0,
+                arrivals: VecDeque::new(),
+                cancels: Vec::new(),
+                state: RunState::Running,
+            }),
+            wake: Condvar::new(),
+            stats: Mutex::new(EngineStats::default()),
+        })
+    }
+
+    /// Changes the state, unless the engine has already failed, and wakes its thread.
+    pub(crate) fn set_state(&self, state: RunState) {
+        let mut inbox = self.inbox.lock();
+        if !matches!(inbox.state, RunState::Failed { .. }) {
+            inbox.state = state;
+        }
+        self.wake.notify_one();
+    }
+}
+
+impl EngineHandle {
+    pub(crate) fn new(shared: Arc<Shared>) -> EngineHandle {
+        EngineHandle { shared }
+    }
+
+    /// What the engine serves.
+    pub fn info(&self) -> &EngineInfo {
+        &self.shared.info
+    }
+
+    /// Counters and gauges as of the last step.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.stats.lock().clone()
+    }
+
+    /// Requests submitted and not yet ended.
+    pub fn n_live(&self) -> usize {
+        self.shared.n_live.load(Ordering::Relaxed)
+    }
+
+    /// `Ok` while requests are taken, else why they are not.
+    pub fn ready(&self) -> Result<(), SubmitError> {
+        refusal(&self.shared.inbox.lock().state).map_or(Ok(()), Err)
+    }
+
+    /// Takes no more requests; those that run go on. [`EngineHandle::n_live`] falls to zero.
+    pub fn drain(&self) {
+        self.shared.set_state(RunState::Draining);
+    }
+
+    /// Queues a request; its outputs go to `deliver`. Never blocks.
+    ///
+    /// # Errors
+    /// What the request breaks, [`SubmitError::QueueFull`], or why the engine takes none.
+    pub fn submit(&self, request: Request, deliver: Deliver) -> Result<Ticket, SubmitError> {
+        self.check(&request)?;
+        let info = &self.shared.info;
+        let n_max = info.n_slots + info.n_waiting_max;
+        let mut inbox = self.shared.inbox.lock();
+        if let Some(refusal) = refusal(&inbox.state) {
+            return Err(refusal);
+        }
+        if self.shared.n_live.load(Ordering::Relaxed) >= n_max {
+            return Err(SubmitError::QueueFull { n_max });
+        }
+        self.shared.n_live.fetch_add(1, Ordering::Relaxed);
+        let id = RequestId(inbox.n_submitted);
+        inbox.n_submitted += 1;
+        inbox.arrivals.push_back(Arrival { id, request, deliver, arrived: Instant::now() });
+        drop(inbox);
+        self.shared.wake.notify_one();
+        Ok(Ticket { shared: Arc::clone(&self.shared), request: id })
+    }
+
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let info = &self.shared.info;
+        let n_prompt = request.prompt.len();
+        if n_prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if n_prompt + usize::from(request.n_new_max > 0) > info.n_context_tokens {
+            return Err(SubmitError::PromptTooLong { n_prompt, n_max: info.n_context_tokens });
+        }
+        let biased = request.sampling.logit_bias.iter().map(|(token, _)| token);
+        for &token in request.prompt.iter().chain(biased) {
+            if token.idx() >= info.vocab_size {
+                let vocab_size = info.vocab_size;
+                return Err(SubmitError::TokenOutOfVocabulary { token: token.0, vocab_size });
+            }
+        }
+        for asked in [request.n_logprobs, request.n_prompt_logprobs].into_iter().flatten() {
+            if asked > N_LOGPROBS_MAX {
+                return Err(SubmitError::TooManyLogprobs { asked, n_max: N_LOGPROBS_MAX });
+            }
+        }
+        Ok(request.sampling.check()?)
+    }
+}
+
+fn refusal(state: &RunState) -> Option<SubmitError> {
+    match state {
+        RunState::Running => None,
+        RunState::Draining => Some(SubmitError::ShuttingDown),
+        RunState::Failed { cause } => Some(SubmitError::EngineFailed { cause: cause.clone() }),
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // A request that has ended is unknown to the scheduler by then, which is fine.
+        self.shared.inbox.lock().cancels.push(self.request);
+        self.shared.wake.notify_one();
+    }
+}

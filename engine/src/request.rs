@@ -1,0 +1,157 @@
+//! What enters the engine and what comes back: values that are already checked.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use scheduler::TokenId;
+
+use crate::error::InvalidSampling;
+
+/// One generation. Made at the edge, where every field was checked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The whole prompt; not empty.
+    pub prompt: Arc<[TokenId]>,
+    /// Tokens to generate at most.
+    pub n_new_max: usize,
+    /// A generated token among these ends the request. It is still delivered.
+    pub stop_tokens: Arc<[TokenId]>,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Alternatives to report with each generated token: `Some(0)` reports the token's own
+    /// log-probability only.
+    pub n_logprobs: Option<usize>,
+    /// The same for the prompt's tokens.
+    pub n_prompt_logprobs: Option<usize>,
+}
+
+/// How a token is drawn from its logits. Order: logit bias, penalties, `n_tokens_min`, temperature,
+/// top-k, top-p, min-p, draw.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f32,
+    /// Keeps the k most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the smallest set whose probability reaches this, in (0, 1].
+    pub top_p: f32,
+    /// Keeps tokens at least this share as likely as the most likely one, in [0, 1].
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt or output
+    /// (Keskar et al., arXiv 1909.05858), in (0, 2]; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Subtracted once from logits of generated tokens, in [-2, 2].
+    pub presence_penalty: f32,
+    /// Subtracted per occurrence from logits of generated tokens, in [-2, 2].
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens; [-100, 100] each.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Stop tokens cannot be drawn before this many tokens are generated.
+    pub n_tokens_min: usize,
+    /// Seed of every draw of this request: the same seed gives the same tokens.
+    pub seed: u64,
+}
+
+impl SamplingParams {
+    /// The most likely token, always.
+    pub fn greedy() -> SamplingParams {
+        SamplingParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            n_tokens_min: 0,
+            seed: 0,
+        }
+    }
+
+    /// Refuses what is out of range, naming field, value and range. NaN is out of every range.
+    pub fn check(&self) -> Result<(), InvalidSampling> {
+        let within = |field, value: f32, range: std::ops::RangeInclusive<f32>| {
+            if range.contains(&value) {
+                return Ok(());
+            }
+            Err(InvalidSampling { field, value, min: *range.start(), max: *range.end() })
+        };
+        within("temperature", self.temperature, 0.0..=100.0)?;
+        within("top_p", self.top_p, f32::MIN_POSITIVE..=1.0)?;
+        within("min_p", self.min_p, 0.0..=1.0)?;
+        within("repetition_penalty", self.repetition_penalty, 0.01..=10.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0..=2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?;
+        for &(_, bias) in &self.logit_bias {
+            within("logit_bias", bias, -100.0..=100.0)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a request's reader gets, in this order: prompt scores (if asked), tokens, one end.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Log-probabilities of a run of prompt tokens, from the second token on, in order.
+    PromptScores(Vec<TokenScore>),
+    /// A generated token.
+    Token {
+        /// The token.
+        token: TokenId,
+        /// Its log-probability and alternatives, if asked for.
+        score: Option<TokenScore>,
+    },
+    /// The end. Nothing follows.
+    Finish(Finish),
+}
+
+/// Log-probability of a token under the model's own logits, before penalties and temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token.
+    pub token: TokenId,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most likely tokens, most likely first, as many as were asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    /// Why.
+    pub reason: EndReason,
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Tokens generated.
+    pub n_generated: usize,
+    /// When what happened.
+    pub timing: Timing,
+}
+
+/// Why a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// A stop token was generated.
+    Stop(TokenId),
+    /// `n_new_max` or the context's end.
+    Length,
+    /// Its reader went away, or it was cancelled.
+    Cancelled,
+    /// The engine failed; see the log.
+    EngineFailed,
+}
+
+/// Instants of a request's life.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Submitted.
+    pub arrived: Instant,
+    /// First given a slot.
+    pub admitted: Option<Instant>,
+    /// First token delivered.
+    pub first_token: Option<Instant>,
+    /// Ended.
+    pub finished: Instant,
+}

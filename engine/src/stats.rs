@@ -1,0 +1,26 @@
+//! Counters and gauges of the engine, as values; the server publishes them.
+
+use std::time::Duration;
+
+/// As of the last step. Counters only grow.
+#[derive(Clone, Debug, Default)]
+pub struct EngineStats {
+    /// Requests in a slot.
+    pub n_running: usize,
+    /// Requests waiting for one.
+    pub n_waiting: usize,
+    /// Pages in use, over all groups.
+    pub n_pages_used: usize,
+    /// Pages, over all groups.
+    pub n_pages: usize,
+    /// Steps run.
+    pub n_steps: u64,
+    /// Prompt tokens computed (again, after a preemption).
+    pub n_prompt_tokens: u64,
+    /// Tokens generated.
+    pub n_generated_tokens: u64,
+    /// Sequences sent back to the queue for want of pages.
+    pub n_preemptions: u64,
+    /// Time from the step's plan to its result, summed.
+    pub step_time: Duration,
+}

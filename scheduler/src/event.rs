@@ -1,0 +1,56 @@
+//! What happens to the scheduler, and what it asks to be done about it.
+
+use crate::{Request, RequestId, StepId, TokenId};
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A request wants to run.
+    Arrive(Request),
+    /// A request's reader is gone. Unknown and finished requests are fine.
+    Cancel(RequestId),
+    /// A planned step has run.
+    Complete(StepResult),
+}
+
+/// What a step yielded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepResult {
+    /// The step, as planned.
+    pub step: StepId,
+    /// One entry a row, in the plan's order: its sampled token, if the row samples.
+    pub tokens: Vec<Option<TokenId>>,
+}
+
+/// Something to do for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The request generated a token, in row `row_idx` of the completed plan.
+    Token { request: RequestId, token: TokenId, row_idx: usize },
+    /// The request has ended; nothing follows for it.
+    Finish { request: RequestId, reason: FinishReason },
+    /// The request was never taken; nothing follows for it.
+    Refuse { request: RequestId, refusal: Refusal },
+}
+
+/// Why a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It generated one of its stop tokens.
+    Stop(TokenId),
+    /// It reached `n_new_max` or the context's length.
+    Length,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many requests wait as may.
+    QueueFull,
+    /// The prompt is empty.
+    EmptyPrompt,
+    /// Prompt tokens (first) exceed what a sequence may hold (second), by the context or the pools.
+    TooLong { n_prompt: usize, n_max: usize },
+}

@@ -1,0 +1,102 @@
+//! A step as plain data: which tokens of which sequences, and where their KV goes.
+
+use std::ops::Range;
+
+use crate::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TokenId};
+
+/// One forward pass. The same plan goes to every rank.
+///
+/// Ranks keep a page table per slot and group; a plan carries only what changed in it, so its size
+/// does not grow with the context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepPlan {
+    /// Counts up by one.
+    pub step: StepId,
+    /// Sequences that take a slot in this step, before any of its rows.
+    pub admitted: Vec<Admission>,
+    /// Page-table entries to set before the rows run, in order.
+    pub pages: Vec<PageUpdate>,
+    /// Rows, at most one a slot.
+    pub rows: Vec<Row>,
+    /// Input tokens of all rows, back to back in row order.
+    pub tokens: Vec<TokenId>,
+}
+
+/// A sequence enters (or re-enters, after preemption) a slot: whatever the slot held is void.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Who enters.
+    pub request: RequestId,
+    /// Where.
+    pub slot: SlotIdx,
+}
+
+/// Entry `page_idx` of a slot's page table in `group` becomes `page`:
+/// it holds positions `page_idx * page_tokens ..` of the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageUpdate {
+    /// Whose table.
+    pub slot: SlotIdx,
+    /// Which of its tables.
+    pub group: GroupIdx,
+    /// Which entry.
+    pub page_idx: u32,
+    /// The new value.
+    pub page: PageId,
+}
+
+/// One sequence's share of a step. Prefill, a chunk of it and decode differ only in `n_tokens`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Whose tokens.
+    pub request: RequestId,
+    /// Where the ranks filed the sequence.
+    pub slot: SlotIdx,
+    /// Position of the row's first token in its sequence.
+    pub start: usize,
+    /// Tokens computed, at least one.
+    pub n_tokens: usize,
+    /// Where the row's tokens begin in [`StepPlan::tokens`].
+    pub token_idx: usize,
+    /// What the row yields besides KV.
+    pub emit: Emit,
+}
+
+/// What a row yields besides KV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emit {
+    /// Nothing: a chunk of a prompt that goes on.
+    Nothing,
+    /// A token sampled after the row's last position.
+    Sample,
+    /// The log-probability of each prompt token that follows a position of the row.
+    Score,
+    /// Both: the last chunk of a prompt that is scored.
+    ScoreAndSample,
+}
+
+impl Emit {
+    /// Whether a token is sampled after the row's last position.
+    pub fn samples(self) -> bool {
+        matches!(self, Emit::Sample | Emit::ScoreAndSample)
+    }
+
+    /// Whether every position of the row is scored.
+    pub fn scores(self) -> bool {
+        matches!(self, Emit::Score | Emit::ScoreAndSample)
+    }
+}
+
+impl StepPlan {
+    /// The input tokens of a row of this plan.
+    pub fn row_tokens(&self, row: &Row) -> &[TokenId] {
+        &self.tokens[row.token_range()]
+    }
+}
+
+impl Row {
+    /// Where the row's tokens lie in [`StepPlan::tokens`].
+    pub fn token_range(&self) -> Range<usize> {
+        self.token_idx..self.token_idx + self.n_tokens
+    }
+}

@@ -1,0 +1,21 @@
+//! What the scheduler needs to know of a request: its tokens and when it ends.
+
+use std::sync::Arc;
+
+use crate::{RequestId, TokenId};
+
+/// A request as it arrives. How its tokens are sampled is not the scheduler's business.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Unique among all requests ever applied.
+    pub id: RequestId,
+    /// At least one token.
+    pub prompt: Arc<[TokenId]>,
+    /// Tokens to generate at most; zero only makes sense with `scores_prompt`.
+    pub n_new_max: usize,
+    /// A generated token among these ends the request (and is itself emitted).
+    pub stop_tokens: Arc<[TokenId]>,
+    /// Whether the prompt's own log-probabilities are wanted: its rows then carry
+    /// [`Emit::Score`](crate::Emit::Score).
+    pub scores_prompt: bool,
+}

@@ -1,0 +1,3 @@
+//! The `lnserve` program.
+
+fn main() {}
