@@ -78,7 +78,11 @@ pub(crate) struct Inbox {
 pub(crate) enum RunState {
     Running,
     Draining,
-    Failed { cause: String },
+    /// Time to end: what still runs is cancelled.
+    Stopped,
+    Failed {
+        cause: String,
+    },
 }
 
 pub(crate) struct Arrival {
@@ -196,7 +200,7 @@ impl EngineHandle {
 fn refusal(state: &RunState) -> Option<SubmitError> {
     match state {
         RunState::Running => None,
-        RunState::Draining => Some(SubmitError::ShuttingDown),
+        RunState::Draining | RunState::Stopped => Some(SubmitError::ShuttingDown),
         RunState::Failed { cause } => Some(SubmitError::EngineFailed { cause: cause.clone() }),
     }
 }

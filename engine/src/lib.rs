@@ -1,14 +1,36 @@
 //! The model on a device, and the loop that drives it.
+//!
+//! `boot` builds everything; `engine` is the loop; `rank` runs a step with `model`, which walks
+//! `blocks`, which call `kernels`. It knows no HTTP, no text, no checkpoint strings.
 
+mod batch;
+mod blocks;
+mod boot;
+mod cache;
+mod config;
+#[doc(hidden)]
+pub mod device;
+mod engine;
 mod error;
 mod handle;
+#[doc(hidden)]
+pub mod kernels;
+mod memory_plan;
+mod model;
+mod probe;
+pub mod rank;
 mod request;
+mod sampler;
 mod stats;
 
+pub use boot::{BootError, BuildError, boot};
+pub use cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
+pub use config::{DeviceKind, EngineConfig, KvDtype};
+pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
 pub use handle::{Deliver, EngineHandle, EngineInfo, N_LOGPROBS_MAX, ReaderGone, Ticket};
-pub use request::{
-    EndReason, Finish, Output, Request, SamplingParams, Timing, TokenScore,
-};
+pub use memory_plan::{KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory};
+pub use probe::Probe;
+pub use request::{EndReason, Finish, Output, Request, SamplingParams, Timing, TokenScore};
 pub use scheduler::TokenId;
 pub use stats::EngineStats;

@@ -38,7 +38,7 @@ pub struct SamplingParams {
     /// Keeps tokens at least this share as likely as the most likely one, in [0, 1].
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens seen in prompt or output
-    /// (Keskar et al., arXiv 1909.05858), in (0, 2]; 1 does nothing.
+    /// (Keskar et al., arXiv 1909.05858), in [0.01, 10]; 1 does nothing.
     pub repetition_penalty: f32,
     /// Subtracted once from logits of generated tokens, in [-2, 2].
     pub presence_penalty: f32,

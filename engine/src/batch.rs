@@ -1,0 +1,111 @@
+//! A plan as the kernels want it: positions, KV locations and emitting rows, in flat arrays that
+//! are allocated once.
+
+use scheduler::{GroupIdx, SlotIdx, StepPlan, TokenId};
+
+use crate::cache::PageTables;
+use crate::device::{AttentionRow, KvLocation};
+
+/// The tokens of a step, row after row.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) tokens: Vec<TokenId>,
+    /// Position of each token in its sequence.
+    pub(crate) positions: Vec<u32>,
+    /// For each group, where each token's KV goes.
+    pub(crate) locations: Vec<Vec<KvLocation>>,
+    pub(crate) spans: Vec<Span>,
+    /// Tokens whose hidden state becomes logits, in batch order.
+    pub(crate) emits: Vec<EmitPoint>,
+}
+
+/// A row's place in the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    slot: SlotIdx,
+    token_idx: usize,
+    n_tokens: usize,
+    start: usize,
+}
+
+/// A token whose logits are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EmitPoint {
+    pub(crate) token_idx: usize,
+    pub(crate) row_idx: usize,
+    pub(crate) slot: SlotIdx,
+    pub(crate) position: usize,
+    /// Score the prompt's token at `position + 1`, if the prompt has one.
+    pub(crate) scores: bool,
+    /// Sample the token at `position + 1`.
+    pub(crate) samples: bool,
+}
+
+impl Batch {
+    pub(crate) fn new(n_groups: usize, n_tokens_max: usize, n_slots: usize) -> Batch {
+        Batch {
+            tokens: Vec::with_capacity(n_tokens_max),
+            positions: Vec::with_capacity(n_tokens_max),
+            locations: (0..n_groups).map(|_| Vec::with_capacity(n_tokens_max)).collect(),
+            spans: Vec::with_capacity(n_slots),
+            emits: Vec::with_capacity(n_tokens_max),
+        }
+    }
+
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Becomes `plan`, whose page updates `tables` have taken.
+    pub(crate) fn fill(&mut self, plan: &StepPlan, tables: &PageTables) {
+        let n_tokens_max = self.tokens.capacity();
+        assert!(plan.tokens.len() <= n_tokens_max, "{} tokens planned", plan.tokens.len());
+        self.clear();
+        self.tokens.extend_from_slice(&plan.tokens);
+        for (row_idx, row) in plan.rows.iter().enumerate() {
+            self.spans.push(Span {
+                slot: row.slot,
+                token_idx: row.token_idx,
+                n_tokens: row.n_tokens,
+                start: row.start,
+            });
+            for offset in 0..row.n_tokens {
+                let position = row.start + offset;
+                self.positions.push(position as u32);
+                for (group_idx, locations) in self.locations.iter_mut().enumerate() {
+                    let group = GroupIdx(group_idx as u16);
+                    locations.push(tables.location(group, row.slot, position));
+                }
+                let samples = row.emit.samples() && offset + 1 == row.n_tokens;
+                let scores = row.emit.scores();
+                if samples || scores {
+                    let (token_idx, slot) = (row.token_idx + offset, row.slot);
+                    let point = EmitPoint { token_idx, row_idx, slot, position, scores, samples };
+                    self.emits.push(point);
+                }
+            }
+        }
+    }
+
+    /// The rows with their page tables in `group`, for attention.
+    pub(crate) fn attention_rows<'a>(
+        &'a self,
+        tables: &'a PageTables,
+        group: GroupIdx,
+    ) -> impl Iterator<Item = AttentionRow<'a>> {
+        self.spans.iter().map(move |span| AttentionRow {
+            token_idx: span.token_idx,
+            n_tokens: span.n_tokens,
+            start: span.start,
+            pages: tables.pages(group, span.slot, span.start + span.n_tokens),
+        })
+    }
+
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.locations.iter_mut().for_each(Vec::clear);
+        self.spans.clear();
+        self.emits.clear();
+    }
+}

@@ -1,0 +1,132 @@
+//! The block list, loaded: each block owns its weights and its region of the cache.
+//!
+//! An empty block is not in the list; an absent sub-block costs nothing.
+
+mod attention;
+mod linear;
+mod swiglu;
+
+use parallel::Communicator;
+
+pub(crate) use attention::Attention;
+pub(crate) use linear::Replacement;
+pub(crate) use swiglu::SwiGlu;
+
+use crate::batch::Batch;
+use crate::device::{AttentionRow, Exec, RopeAngles, View, ViewMut};
+use crate::rank::StepError;
+
+/// A block with at least one sub-block.
+pub(crate) struct Block {
+    pub(crate) mixer: Option<Mixer>,
+    pub(crate) ffn: Option<Ffn>,
+}
+
+/// What moves information between tokens, or stands in its place.
+pub(crate) enum Mixer {
+    Attention(Attention),
+    Linear(Replacement),
+}
+
+/// What works on each token alone.
+pub(crate) enum Ffn {
+    SwiGlu(SwiGlu),
+    Linear(Replacement),
+}
+
+/// What a forward pass needs besides the blocks.
+pub(crate) struct StepCx<'a> {
+    pub(crate) exec: &'a mut Exec,
+    pub(crate) communicator: &'a mut Communicator,
+    pub(crate) batch: &'a Batch,
+    /// The batch's rows with their pages, per cache group.
+    pub(crate) rows: &'a [Vec<AttentionRow<'a>>],
+    pub(crate) angles: &'a RopeAngles,
+    pub(crate) scratch: &'a mut Scratch,
+    pub(crate) norm_eps: f32,
+}
+
+/// Step-local memory, allocated at boot for the widest block and the fullest step.
+pub(crate) struct Scratch {
+    hidden_size: usize,
+    /// The residual stream, `[n_tokens, hidden]`.
+    pub(crate) residual: Vec<f32>,
+    /// A projection's input, `[n_tokens, hidden]`.
+    pub(crate) normed: Vec<f32>,
+    /// A sub-block's result on this rank, then over all ranks, `[n_tokens, hidden]`.
+    pub(crate) partial: Vec<f32>,
+    /// The widest first projection, `[n_tokens, …]`.
+    pub(crate) wide: Vec<f32>,
+    /// What the second projection takes, `[n_tokens, …]`.
+    pub(crate) inner: Vec<f32>,
+    /// A factor per token of a quantized input.
+    pub(crate) scales: Vec<f32>,
+}
+
+/// Widths that decide how large [`Scratch`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Widths {
+    pub(crate) hidden: usize,
+    /// Columns of the widest first projection (q, k, v together; gate and up together).
+    pub(crate) wide: usize,
+    /// Columns of the widest second projection's input.
+    pub(crate) inner: usize,
+}
+
+impl Block {
+    pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
+        match &mut self.mixer {
+            Some(Mixer::Attention(attention)) => attention.forward(cx)?,
+            Some(Mixer::Linear(replacement)) => replacement.forward(cx)?,
+            None => {}
+        }
+        match &mut self.ffn {
+            Some(Ffn::SwiGlu(swiglu)) => swiglu.forward(cx),
+            Some(Ffn::Linear(replacement)) => replacement.forward(cx),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StepCx<'_> {
+    /// Sums the ranks' partial results and adds them to the residual stream.
+    pub(crate) fn add_partial(&mut self) -> Result<(), StepError> {
+        let n = self.batch.n_tokens() * self.scratch.hidden_size;
+        let partial = &mut self.scratch.partial[..n];
+        self.communicator.all_reduce_sum(partial)?;
+        for (x, y) in self.scratch.residual[..n].iter_mut().zip(partial) {
+            *x += *y;
+        }
+        Ok(())
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new(widths: Widths, n_tokens: usize) -> Scratch {
+        Scratch {
+            hidden_size: widths.hidden,
+            residual: vec![0.0; n_tokens * widths.hidden],
+            normed: vec![0.0; n_tokens * widths.hidden],
+            partial: vec![0.0; n_tokens * widths.hidden],
+            wide: vec![0.0; n_tokens * widths.wide],
+            inner: vec![0.0; n_tokens * widths.inner],
+            scales: vec![0.0; n_tokens],
+        }
+    }
+
+    /// Bytes that [`Scratch::new`] allocates.
+    pub(crate) fn n_bytes(widths: Widths, n_tokens: usize) -> u64 {
+        let n_floats_per_token = 3 * widths.hidden + widths.wide + widths.inner + 1;
+        (n_tokens * n_floats_per_token * size_of::<f32>()) as u64
+    }
+}
+
+/// The first `n_rows` rows of a buffer as a matrix.
+pub(crate) fn view(data: &[f32], n_rows: usize, n_cols: usize) -> View<'_> {
+    View::new(&data[..n_rows * n_cols], n_rows, n_cols)
+}
+
+/// The same, to be written.
+pub(crate) fn view_mut(data: &mut [f32], n_rows: usize, n_cols: usize) -> ViewMut<'_> {
+    ViewMut::new(&mut data[..n_rows * n_cols], n_rows, n_cols)
+}

@@ -1,0 +1,103 @@
+//! From a checkpoint and what the operator decided to a running engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parallel::{PoolConfig, RankPool, Seat, SpawnError, World};
+use thiserror::Error;
+use weights::{Checkpoint, LoadError};
+
+use crate::config::{DeviceKind, EngineConfig};
+use crate::device::{CpuExec, DeviceError, Exec};
+use crate::engine::Engine;
+use crate::handle::EngineInfo;
+use crate::memory_plan::{MemoryError, MemoryPlan};
+use crate::model::Model;
+use crate::rank::ModelWorker;
+use crate::sampler::Sampler;
+
+/// A step that takes longer has hung: the widest step of the largest model on the slowest arm that
+/// anyone would wait for stays below it.
+const STEP_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Loading may have to read hundreds of gigabytes.
+const BUILD_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Why an engine could not be started.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// The memory plan does not come out.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A rank could not be built.
+    #[error(transparent)]
+    Rank(#[from] SpawnError<BuildError>),
+}
+
+/// Why a rank could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// Its weights could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Its device could not be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Plans memory, starts the ranks, loads their weights, starts the loop.
+///
+/// # Errors
+/// What does not fit, is missing or cannot be opened, with what to change.
+pub fn boot(checkpoint: Arc<Checkpoint>, config: &EngineConfig) -> Result<Engine, BootError> {
+    let vocab_size = checkpoint.spec().vocab_size;
+    let (pool, plan) = spawn_ranks(checkpoint, config)?;
+    let limits = plan.limits(config.n_waiting_max);
+    let info = EngineInfo {
+        n_context_tokens: plan.n_context_tokens,
+        vocab_size,
+        n_slots: plan.n_slots,
+        n_waiting_max: config.n_waiting_max,
+        n_tokens_per_step: plan.n_tokens_per_step,
+        page_tokens: limits.page_tokens,
+        n_ranks: plan.n_ranks,
+    };
+    Ok(Engine::start(pool, limits, info))
+}
+
+/// Ranks with their weights loaded, and the plan that they were built by.
+pub(crate) fn spawn_ranks(
+    checkpoint: Arc<Checkpoint>,
+    config: &EngineConfig,
+) -> Result<(RankPool<ModelWorker>, MemoryPlan), BootError> {
+    let plan = MemoryPlan::new(&checkpoint, config)?;
+    plan.log();
+    let pool_config = PoolConfig {
+        world: World { n_ranks: plan.n_ranks },
+        n_floats_max: plan.n_collective_floats,
+        deadline: STEP_DEADLINE,
+        build_deadline: BUILD_DEADLINE,
+    };
+    let device = config.device;
+    let rank_plan = plan.clone();
+    let pool =
+        RankPool::spawn(pool_config, move |seat| build(&checkpoint, &rank_plan, device, seat))?;
+    Ok((pool, plan))
+}
+
+/// On the rank's own thread: its device, its weights, its memory.
+fn build(
+    checkpoint: &Checkpoint,
+    plan: &MemoryPlan,
+    device: DeviceKind,
+    seat: Seat,
+) -> Result<ModelWorker, BuildError> {
+    let exec = match device {
+        DeviceKind::Cpu => Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?),
+    };
+    let weights = checkpoint.load_rank(seat.rank.0, plan.n_ranks)?;
+    let spec = checkpoint.spec();
+    let model = Model::new(spec, weights, plan, seat.rank);
+    let sampler = (seat.rank.0 == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
+    Ok(ModelWorker { model, exec, communicator: seat.communicator, sampler })
+}

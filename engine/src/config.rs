@@ -1,0 +1,54 @@
+//! What the operator decides about an engine. Parts have no defaults: the caller decides.
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// This machine's processor.
+    Cpu,
+}
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvDtype {
+    /// Exact: what tests against a float64 oracle use.
+    F32,
+    /// Two bytes.
+    Bf16,
+    /// One byte, e4m3, with the checkpoint's `k_scale` and `v_scale`.
+    Fp8,
+}
+
+impl KvDtype {
+    /// Bytes of one element.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 => 2,
+            KvDtype::Fp8 => 1,
+        }
+    }
+}
+
+/// Everything that boot needs besides the checkpoint.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Where the model runs.
+    pub device: DeviceKind,
+    /// Tensor-parallel ranks.
+    pub n_ranks: usize,
+    /// Compute threads of all ranks together; `None` takes the machine's cores.
+    pub n_threads: Option<usize>,
+    /// Sequences that may run at once.
+    pub n_slots: usize,
+    /// Requests that may wait.
+    pub n_waiting_max: usize,
+    /// Tokens computed in a step.
+    pub n_tokens_per_step: usize,
+    /// Prompt and answer of one sequence; `None` takes the checkpoint's.
+    pub n_context_tokens: Option<usize>,
+    /// Cache element type; `None` takes FP8 where the checkpoint brings KV scales, else BF16.
+    pub kv_dtype: Option<KvDtype>,
+    /// Bytes for KV pages over all ranks; `None` takes what all slots need at full length, up to a
+    /// bound that the memory plan states.
+    pub kv_bytes: Option<u64>,
+}

@@ -1,0 +1,360 @@
+//! The loop: plan, run, apply. One thread drives the scheduler and all ranks.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parallel::{RankError, RankPool, RankWorker};
+use scheduler::{
+    Effect, Event, FinishReason, Limits, RequestId, Scheduler, StepPlan, StepResult, TokenId,
+};
+
+use crate::handle::{Arrival, Deliver, EngineHandle, EngineInfo, RunState, Shared};
+use crate::rank::{Entering, RankCommand, RankReply, RowOutput, StepInput, StepOutput};
+use crate::request::{EndReason, Finish, Output, Request, Timing};
+
+/// A running engine. Dropping it stops its threads; requests that still run end as cancelled.
+pub struct Engine {
+    handle: EngineHandle,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts the loop over ranks that are ready.
+    pub fn start<W>(pool: RankPool<W>, limits: Limits, info: EngineInfo) -> Engine
+    where
+        W: RankWorker<Command = RankCommand, Reply = RankReply> + 'static,
+    {
+        let shared = Shared::new(info);
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || EngineLoop::new(pool, limits, shared).run()
+            })
+            .expect("a thread can be started");
+        Engine { handle: EngineHandle::new(Arc::clone(&shared)), shared, thread: Some(thread) }
+    }
+
+    /// A way to submit requests.
+    pub fn handle(&self) -> EngineHandle {
+        self.handle.clone()
+    }
+
+    /// Ends what still runs as cancelled and waits for the threads.
+    pub fn shutdown(mut self) {
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        self.shared.set_state(RunState::Stopped);
+        if let Some(thread) = self.thread.take() {
+            // The loop catches its panics; there is nothing to add here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A request between its submission and its end.
+struct Live {
+    request: Arc<Request>,
+    deliver: Deliver,
+    arrived: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    n_generated: usize,
+    /// How it ends, where that is not what the scheduler will say.
+    end: Option<EndReason>,
+}
+
+impl Live {
+    fn new(arrival: Arrival) -> (RequestId, Live) {
+        let live = Live {
+            request: Arc::new(arrival.request),
+            deliver: arrival.deliver,
+            arrived: arrival.arrived,
+            admitted: None,
+            first_token: None,
+            n_generated: 0,
+            end: None,
+        };
+        (arrival.id, live)
+    }
+}
+
+struct EngineLoop<W: RankWorker> {
+    pool: RankPool<W>,
+    scheduler: Scheduler,
+    shared: Arc<Shared>,
+    live: HashMap<RequestId, Live>,
+    effects: Vec<Effect>,
+}
+
+impl<W> EngineLoop<W>
+where
+    W: RankWorker<Command = RankCommand, Reply = RankReply>,
+{
+    fn new(pool: RankPool<W>, limits: Limits, shared: Arc<Shared>) -> EngineLoop<W> {
+        EngineLoop {
+            pool,
+            scheduler: Scheduler::new(limits),
+            shared,
+            live: HashMap::new(),
+            effects: Vec::new(),
+        }
+    }
+
+    fn run(mut self) {
+        // A panic here is a bug of ours; requests are told, and the server says why it is down.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let cause = match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(format!("the engine panicked: {}", panic_message(&*panic))),
+        };
+        self.end_all(cause);
+    }
+
+    fn serve(&mut self) -> Result<(), RankError> {
+        while self.take_inbox() {
+            self.step()?;
+            self.publish_stats();
+        }
+        Ok(())
+    }
+
+    /// One step: plan, run, apply. Does nothing where there is nothing to run.
+    fn step(&mut self) -> Result<(), RankError> {
+        let Some(plan) = self.scheduler.plan() else { return Ok(()) };
+        let began = Instant::now();
+        let (plan, output) = self.run_plan(plan, began)?;
+        self.apply_output(&plan, output);
+        self.scheduler.recycle(plan);
+        let mut stats = self.shared.stats.lock();
+        stats.n_steps += 1;
+        stats.step_time += began.elapsed();
+        Ok(())
+    }
+
+    fn run_plan(
+        &mut self,
+        plan: StepPlan,
+        now: Instant,
+    ) -> Result<(StepPlan, StepOutput), RankError> {
+        let entering = self.entering(&plan, now);
+        let input = Arc::new(StepInput { plan, entering });
+        let replies = self.pool.broadcast(RankCommand::Step(Arc::clone(&input)))?;
+        let output = replies
+            .into_iter()
+            .find_map(|reply| match reply {
+                RankReply::Stepped(output) => output,
+                RankReply::Probed(_) => unreachable!("nothing was probed"),
+            })
+            .expect("rank 0 says what came out");
+        let input = Arc::into_inner(input).expect("ranks drop the plan before they answer");
+        Ok((input.plan, output))
+    }
+
+    fn entering(&mut self, plan: &StepPlan, now: Instant) -> Vec<Entering> {
+        let mut entering = Vec::with_capacity(plan.admitted.len());
+        for admission in &plan.admitted {
+            let live = self.live.get_mut(&admission.request).expect("who is admitted is live");
+            live.admitted.get_or_insert(now);
+            let (_, generated) = self
+                .scheduler
+                .request_tokens(admission.request)
+                .expect("the scheduler knows whom it admitted");
+            entering.push(Entering {
+                slot: admission.slot,
+                request: Arc::clone(&live.request),
+                generated: generated.to_vec(),
+            });
+        }
+        entering
+    }
+
+    fn apply_output(&mut self, plan: &StepPlan, mut output: StepOutput) {
+        assert_eq!(output.rows.len(), plan.rows.len(), "one output a row");
+        let tokens: Vec<Option<TokenId>> = output.rows.iter().map(|row| row.token).collect();
+        let mut gone = Vec::new();
+        for (row, output) in plan.rows.iter().zip(&mut output.rows) {
+            let Some(live) = self.live.get_mut(&row.request) else { continue };
+            if output.is_broken {
+                tracing::error!(request = row.request.0, "logits are not finite");
+                live.end = Some(EndReason::EngineFailed);
+                gone.push(row.request);
+            } else if !output.prompt_scores.is_empty() {
+                let scores = std::mem::take(&mut output.prompt_scores);
+                if (live.deliver)(Output::PromptScores(scores)).is_err() {
+                    gone.push(row.request);
+                }
+            }
+        }
+        self.apply(Event::Complete(StepResult { step: plan.step, tokens }), &mut output.rows);
+        for request in gone {
+            self.apply(Event::Cancel(request), &mut []);
+        }
+    }
+
+    /// Applies an event and carries out its effects; `rows` belong to a completed plan.
+    fn apply(&mut self, event: Event, rows: &mut [RowOutput]) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.scheduler.apply(event, &mut effects);
+        let mut gone = Vec::new();
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Token { request, token, row_idx } => {
+                    if self.deliver_token(request, token, &mut rows[row_idx]).is_err() {
+                        gone.push(request);
+                    }
+                }
+                Effect::Finish { request, reason } => self.finish(request, end_reason(reason)),
+                Effect::Refuse { request, refusal } => {
+                    // The handle keeps out what the scheduler would refuse.
+                    tracing::error!(request = request.0, ?refusal, "refused after admission");
+                    self.finish(request, EndReason::EngineFailed);
+                }
+            }
+        }
+        self.effects = effects;
+        for request in gone {
+            self.apply(Event::Cancel(request), &mut []);
+        }
+    }
+
+    fn deliver_token(
+        &mut self,
+        request: RequestId,
+        token: TokenId,
+        row: &mut RowOutput,
+    ) -> Result<(), crate::ReaderGone> {
+        let Some(live) = self.live.get_mut(&request) else { return Ok(()) };
+        if live.end.is_some() {
+            return Ok(());
+        }
+        live.first_token.get_or_insert_with(Instant::now);
+        live.n_generated += 1;
+        (live.deliver)(Output::Token { token, score: row.score.take() })
+    }
+
+    fn finish(&mut self, request: RequestId, reason: EndReason) {
+        let Some(mut live) = self.live.remove(&request) else { return };
+        let timing = Timing {
+            arrived: live.arrived,
+            admitted: live.admitted,
+            first_token: live.first_token,
+            finished: Instant::now(),
+        };
+        let finish = Finish {
+            reason: live.end.unwrap_or(reason),
+            n_prompt: live.request.prompt.len(),
+            n_generated: live.n_generated,
+            timing,
+        };
+        // A reader that is gone needs no end.
+        let _ = (live.deliver)(Output::Finish(finish));
+        self.shared.n_live.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Takes what has arrived; sleeps while there is nothing to do. False when it is time to stop.
+    fn take_inbox(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut inbox = shared.inbox.lock();
+        while inbox.arrivals.is_empty()
+            && inbox.cancels.is_empty()
+            && self.live.is_empty()
+            && inbox.state != RunState::Stopped
+        {
+            shared.wake.wait(&mut inbox);
+        }
+        if inbox.state == RunState::Stopped {
+            return false;
+        }
+        let arrivals = std::mem::take(&mut inbox.arrivals);
+        let cancels = std::mem::take(&mut inbox.cancels);
+        drop(inbox);
+        for arrival in arrivals {
+            self.arrive(arrival);
+        }
+        for request in cancels {
+            self.apply(Event::Cancel(request), &mut []);
+        }
+        true
+    }
+
+    fn arrive(&mut self, arrival: Arrival) {
+        let (id, live) = Live::new(arrival);
+        let request = &live.request;
+        let event = Event::Arrive(scheduler::Request {
+            id,
+            prompt: Arc::clone(&request.prompt),
+            n_new_max: request.n_new_max,
+            stop_tokens: Arc::clone(&request.stop_tokens),
+            scores_prompt: request.n_prompt_logprobs.is_some(),
+        });
+        self.live.insert(id, live);
+        self.apply(event, &mut []);
+    }
+
+    fn publish_stats(&self) {
+        let from = self.scheduler.stats();
+        let mut stats = self.shared.stats.lock();
+        stats.n_running = from.n_running;
+        stats.n_waiting = from.n_waiting;
+        stats.n_pages = from.n_pages;
+        stats.n_pages_used = from.n_pages_used;
+        stats.n_prompt_tokens = from.n_prompt_tokens;
+        stats.n_generated_tokens = from.n_generated_tokens;
+        stats.n_preemptions = from.n_preemptions;
+    }
+
+    /// Ends every request: cancelled, or failed with `cause`.
+    fn end_all(&mut self, cause: Option<String>) {
+        let reason = match cause {
+            Some(cause) => {
+                tracing::error!(cause, "the engine has failed");
+                self.shared.set_state(RunState::Failed { cause });
+                EndReason::EngineFailed
+            }
+            None => EndReason::Cancelled,
+        };
+        // Nothing is submitted any more: the state says so.
+        let arrivals = std::mem::take(&mut self.shared.inbox.lock().arrivals);
+        for arrival in arrivals {
+            let (id, live) = Live::new(arrival);
+            self.live.insert(id, live);
+        }
+        let requests: Vec<RequestId> = self.live.keys().copied().collect();
+        for request in requests {
+            self.finish(request, reason);
+        }
+    }
+}
+
+fn end_reason(reason: FinishReason) -> EndReason {
+    match reason {
+        FinishReason::Stop(token) => EndReason::Stop(token),
+        FinishReason::Length => EndReason::Length,
+        FinishReason::Cancelled => EndReason::Cancelled,
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    if let Some(message) = panic.downcast_ref::<&str>() {
+        message
+    } else if let Some(message) = panic.downcast_ref::<String>() {
+        message
+    } else {
+        "no message"
+    }
+}

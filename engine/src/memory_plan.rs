@@ -1,0 +1,325 @@
+//! What the engine will allocate, decided and checked before anything is loaded.
+
+use scheduler::{GroupLimits, Limits};
+use thiserror::Error;
+use weights::{AttentionSpec, Checkpoint, ModelSpec};
+
+use crate::blocks::{Scratch, Widths};
+use crate::cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
+use crate::config::{EngineConfig, KvDtype};
+use crate::model::{logits_bytes, widths};
+use crate::sampler::Sampler;
+
+/// KV bytes over all ranks where the operator names none and the slots could use more: a machine
+/// that tries the program out should keep most of its memory.
+pub const KV_BYTES_DEFAULT_MAX: u64 = 4 << 30;
+
+/// Sizes of everything that is allocated at boot.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    /// Ranks.
+    pub n_ranks: usize,
+    /// Compute threads of each rank.
+    pub n_threads_per_rank: usize,
+    /// Sequences that may run at once.
+    pub n_slots: usize,
+    /// Tokens of a step.
+    pub n_tokens_per_step: usize,
+    /// Tokens of a sequence.
+    pub n_context_tokens: usize,
+    /// Element type of the cache.
+    pub kv_dtype: KvDtype,
+    /// Pages of each cache group, on every rank.
+    pub group_pages: Vec<usize>,
+    /// Windows of the cache groups, in the same order.
+    pub group_windows: Vec<Option<usize>>,
+    /// What each rank allocates.
+    pub ranks: Vec<RankMemory>,
+    /// Weights as they are stored, once: ranks on one machine share the mapped file.
+    pub mapped_bytes: u64,
+    pub(crate) widths: Widths,
+    /// Numbers in the largest collective.
+    pub(crate) n_collective_floats: usize,
+}
+
+/// What one rank holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankMemory {
+    /// Its slices of the mapped weights.
+    pub weights_bytes: u64,
+    /// KV pages.
+    pub kv_bytes: u64,
+    /// Step-local buffers, logits and sampling.
+    pub workspace_bytes: u64,
+    /// Staging for collectives.
+    pub collective_bytes: u64,
+}
+
+/// Why the plan does not come out.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum MemoryError {
+    /// A number that must be at least one is zero, or beyond its bound.
+    #[error("{what} is {value}, but must be between {min} and {max}")]
+    OutOfRange {
+        /// The setting.
+        what: &'static str,
+        /// What was given.
+        value: usize,
+        /// Least allowed.
+        min: usize,
+        /// Greatest allowed.
+        max: usize,
+    },
+    /// The cache cannot hold one sequence of full length.
+    #[error(
+        "a sequence of {n_context_tokens} tokens needs {needed_bytes} bytes of KV cache over all \
+         ranks, but {kv_bytes} are given: raise --kv-memory or lower --max-model-len"
+    )]
+    KvTooSmall {
+        /// Tokens of the sequence.
+        n_context_tokens: usize,
+        /// What it needs.
+        needed_bytes: u64,
+        /// What there is.
+        kv_bytes: u64,
+    },
+    /// A size of the model is no multiple of the ranks.
+    #[error("{what} of block {block_idx} is {value}, which {n_ranks} ranks cannot share evenly")]
+    Uneven {
+        /// The size.
+        what: &'static str,
+        /// The block.
+        block_idx: usize,
+        /// Its value.
+        value: usize,
+        /// The ranks.
+        n_ranks: usize,
+    },
+}
+
+impl MemoryPlan {
+    /// Decides every size.
+    ///
+    /// # Errors
+    /// What is out of range or does not fit, with what to change.
+    pub fn new(checkpoint: &Checkpoint, config: &EngineConfig) -> Result<MemoryPlan, MemoryError> {
+        check_ranges(config)?;
+        let spec = checkpoint.spec();
+        check_even(spec, config.n_ranks)?;
+        let kv_dtype = config.kv_dtype.unwrap_or(match checkpoint.has_kv_scales() {
+            true => KvDtype::Fp8,
+            false => KvDtype::Bf16,
+        });
+        let layout = CacheLayout::new(spec);
+        let pools = Pools::new(spec, &layout, config, kv_dtype)?;
+        let widths = widths(spec, config.n_ranks);
+        let n_tokens = config.n_tokens_per_step;
+        let n_local = spec.vocab_size.div_ceil(config.n_ranks);
+        let n_collective_floats =
+            (n_tokens * spec.hidden_size).max(crate::model::N_LOGIT_ROWS * n_local);
+        let ranks = (0..config.n_ranks).map(|rank_idx| RankMemory {
+            weights_bytes: checkpoint.rank_bytes(rank_idx, config.n_ranks).total(),
+            kv_bytes: pools.bytes_per_rank,
+            workspace_bytes: Scratch::n_bytes(widths, n_tokens)
+                + logits_bytes(spec, config.n_ranks, rank_idx)
+                + if rank_idx == 0 { Sampler::n_bytes(spec.vocab_size) } else { 0 },
+            collective_bytes: collective_bytes(config.n_ranks, n_collective_floats),
+        });
+        let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(MemoryPlan {
+            n_ranks: config.n_ranks,
+            n_threads_per_rank: (config.n_threads.unwrap_or(n_cores) / config.n_ranks).max(1),
+            n_slots: config.n_slots,
+            n_tokens_per_step: n_tokens,
+            n_context_tokens: pools.n_context_tokens,
+            kv_dtype,
+            group_pages: pools.pages,
+            group_windows: layout.groups.iter().map(|group| group.window).collect(),
+            ranks: ranks.collect(),
+            mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes() as u64).sum(),
+            widths,
+            n_collective_floats,
+        })
+    }
+
+    /// Tokens whose KV fits, where a full-attention group limits it.
+    pub fn n_kv_tokens(&self) -> usize {
+        let pages = self.group_pages.iter().zip(&self.group_windows);
+        let full = pages.filter(|(_, window)| window.is_none()).map(|(pages, _)| *pages).next();
+        full.or_else(|| self.group_pages.first().copied()).unwrap_or(0) * PAGE_TOKENS
+    }
+
+    /// Everything over all ranks; the mapped weights count once.
+    pub fn total_bytes(&self) -> u64 {
+        let per_rank =
+            |rank: &RankMemory| rank.kv_bytes + rank.workspace_bytes + rank.collective_bytes;
+        self.mapped_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
+    }
+
+    /// The scheduler's bounds.
+    pub fn limits(&self, n_waiting_max: usize) -> Limits {
+        let groups = self.group_pages.iter().zip(&self.group_windows);
+        Limits {
+            n_slots: self.n_slots,
+            n_waiting_max,
+            n_tokens_per_step: self.n_tokens_per_step,
+            n_context_tokens: self.n_context_tokens,
+            page_tokens: PAGE_TOKENS,
+            groups: groups.map(|(&n_pages, &window)| GroupLimits { n_pages, window }).collect(),
+        }
+    }
+
+    /// One line at boot.
+    pub(crate) fn log(&self) {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        tracing::info!(
+            n_ranks = self.n_ranks,
+            n_threads_per_rank = self.n_threads_per_rank,
+            kv_dtype = ?self.kv_dtype,
+            n_kv_tokens = self.n_kv_tokens(),
+            n_context_tokens = self.n_context_tokens,
+            weights_mib = format!("{:.1}", mib(self.mapped_bytes)),
+            kv_mib = format!("{:.1}", mib(self.ranks.iter().map(|rank| rank.kv_bytes).sum())),
+            total_mib = format!("{:.1}", mib(self.total_bytes())),
+            "memory plan"
+        );
+    }
+}
+
+/// Pages of every group within the given bytes.
+struct Pools {
+    pages: Vec<usize>,
+    bytes_per_rank: u64,
+    n_context_tokens: usize,
+}
+
+impl Pools {
+    fn new(
+        spec: &ModelSpec,
+        layout: &CacheLayout,
+        config: &EngineConfig,
+        kv_dtype: KvDtype,
+    ) -> Result<Pools, MemoryError> {
+        let page_bytes: Vec<u64> = layout
+            .groups
+            .iter()
+            .map(|group| page_bytes_per_rank(spec, group, config.n_ranks, kv_dtype))
+            .collect();
+        let n_ranks = config.n_ranks as u64;
+        let wanted = config.n_context_tokens.unwrap_or(spec.n_positions_max);
+        let sized = |n_context_tokens, n_full_sequences| {
+            let pages: Vec<usize> = layout
+                .groups
+                .iter()
+                .map(|group| group_pages(group, config, n_context_tokens, n_full_sequences))
+                .collect();
+            let bytes: u64 =
+                pages.iter().zip(&page_bytes).map(|(&pages, bytes)| pages as u64 * bytes).sum();
+            (pages, bytes * n_ranks)
+        };
+        let (all_pages, all_bytes) = sized(wanted, config.n_slots as f64);
+        let kv_bytes = config.kv_bytes.unwrap_or(all_bytes.min(KV_BYTES_DEFAULT_MAX));
+        if all_bytes <= kv_bytes {
+            return Ok(Pools {
+                pages: all_pages,
+                bytes_per_rank: all_bytes / n_ranks,
+                n_context_tokens: wanted,
+            });
+        }
+        let mut n_context_tokens = wanted;
+        let (_, mut one_bytes) = sized(n_context_tokens, 1.0);
+        // A length that nobody asked for may shrink to what fits.
+        while one_bytes > kv_bytes && config.n_context_tokens.is_none() && n_context_tokens > 512 {
+            n_context_tokens /= 2;
+            one_bytes = sized(n_context_tokens, 1.0).1;
+        }
+        if one_bytes > kv_bytes {
+            let needed_bytes = one_bytes;
+            return Err(MemoryError::KvTooSmall { n_context_tokens, needed_bytes, kv_bytes });
+        }
+        // The windowed groups keep their size; full attention takes the rest.
+        let (_, none_bytes) = sized(n_context_tokens, 0.0);
+        let per_sequence = (one_bytes - none_bytes).max(1);
+        let n_full_sequences = (kv_bytes - none_bytes) as f64 / per_sequence as f64;
+        let (pages, bytes) = sized(n_context_tokens, n_full_sequences.max(1.0));
+        Ok(Pools { pages, bytes_per_rank: bytes / n_ranks, n_context_tokens })
+    }
+}
+
+/// Pages that a group needs for `n_full_sequences` of full length; a windowed group holds what all
+/// slots see and one step writes.
+fn group_pages(
+    group: &CacheGroup,
+    config: &EngineConfig,
+    n_context_tokens: usize,
+    n_full_sequences: f64,
+) -> usize {
+    let per_sequence = n_context_tokens.div_ceil(PAGE_TOKENS);
+    match group.window {
+        None => (per_sequence as f64 * n_full_sequences) as usize,
+        Some(window) => {
+            let seen = (window.div_ceil(PAGE_TOKENS) + 2).min(per_sequence);
+            seen * config.n_slots + config.n_tokens_per_step.div_ceil(PAGE_TOKENS)
+        }
+    }
+}
+
+/// Bytes of a page of `group` in one rank's pools, over the group's blocks.
+fn page_bytes_per_rank(
+    spec: &ModelSpec,
+    group: &CacheGroup,
+    n_ranks: usize,
+    kv_dtype: KvDtype,
+) -> u64 {
+    let elements = |attention: &AttentionSpec| {
+        2 * (attention.n_kv_heads / n_ranks).max(1) * attention.head_dim
+    };
+    let blocks = group.blocks.iter().filter_map(|&idx| spec.blocks[idx].attention());
+    (PAGE_TOKENS * kv_dtype.n_bytes() * blocks.map(elements).sum::<usize>()) as u64
+}
+
+/// Bytes that one rank's share of the host communicator holds.
+fn collective_bytes(n_ranks: usize, n_floats: usize) -> u64 {
+    if n_ranks == 1 {
+        return 0;
+    }
+    (n_floats * size_of::<f32>()) as u64
+}
+
+fn check_ranges(config: &EngineConfig) -> Result<(), MemoryError> {
+    let within = |what, value, max| {
+        if (1..=max).contains(&value) {
+            return Ok(());
+        }
+        Err(MemoryError::OutOfRange { what, value, min: 1, max })
+    };
+    within("the number of ranks (--tp)", config.n_ranks, 64)?;
+    within("the number of sequences (--max-seqs)", config.n_slots, 65_536)?;
+    within("tokens a step (--max-tokens-per-step)", config.n_tokens_per_step, 1 << 20)?;
+    if let Some(n_threads) = config.n_threads {
+        within("the number of threads (--threads)", n_threads, 4096)?;
+    }
+    within("the context (--max-model-len)", config.n_context_tokens.unwrap_or(1), 1 << 24)
+}
+
+fn check_even(spec: &ModelSpec, n_ranks: usize) -> Result<(), MemoryError> {
+    for (block_idx, block) in spec.blocks.iter().enumerate() {
+        let uneven = |what, value| MemoryError::Uneven { what, block_idx, value, n_ranks };
+        if let Some(attention) = block.attention() {
+            if attention.n_q_heads % n_ranks != 0 {
+                return Err(uneven("the number of query heads", attention.n_q_heads));
+            }
+            let (larger, smaller) =
+                (attention.n_kv_heads.max(n_ranks), attention.n_kv_heads.min(n_ranks));
+            if larger % smaller != 0 {
+                return Err(uneven("the number of KV heads", attention.n_kv_heads));
+            }
+        }
+        if let Some(weights::FfnSpec::SwiGlu { width }) = block.ffn
+            && width % n_ranks != 0
+        {
+            return Err(uneven("the FFN width", width));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! What a rank is told, what it answers, and the worker that does it with the model.
+
+use std::sync::Arc;
+
+use parallel::{CollectiveError, Communicator, RankWorker};
+use scheduler::{SlotIdx, StepPlan, TokenId};
+use thiserror::Error;
+
+use crate::device::{DeviceError, Exec};
+use crate::model::Model;
+use crate::request::{Request, TokenScore};
+use crate::sampler::Sampler;
+
+/// A command to every rank.
+#[derive(Clone, Debug)]
+pub enum RankCommand {
+    /// Run a step.
+    Step(Arc<StepInput>),
+    /// Run a plan and say its logits instead of sampling: for tests and benches.
+    Probe(Arc<StepPlan>),
+}
+
+/// A rank's answer.
+#[derive(Debug)]
+pub enum RankReply {
+    /// The step has run; rank 0 says what came out.
+    Stepped(Option<StepOutput>),
+    /// The plan has run; rank 0 says the logits.
+    Probed(Vec<Probed>),
+}
+
+/// Logits of one position that emits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probed {
+    /// Row of the plan.
+    pub row_idx: usize,
+    /// Position in the row's sequence.
+    pub position: usize,
+    /// `[vocab]`.
+    pub logits: Vec<f32>,
+}
+
+/// A plan, and what sampling needs to know of sequences that enter a slot in it.
+#[derive(Debug)]
+pub struct StepInput {
+    /// The plan.
+    pub plan: StepPlan,
+    /// One entry for each of the plan's admissions.
+    pub entering: Vec<Entering>,
+}
+
+/// A sequence that enters a slot.
+#[derive(Debug)]
+pub struct Entering {
+    /// Where.
+    pub slot: SlotIdx,
+    /// Its request.
+    pub request: Arc<Request>,
+    /// Tokens that it generated before (it was preempted), in order.
+    pub generated: Vec<TokenId>,
+}
+
+/// What a step yields, a row at a time in the plan's order.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// One entry a row.
+    pub rows: Vec<RowOutput>,
+}
+
+/// What a row yields.
+#[derive(Clone, Debug, Default)]
+pub struct RowOutput {
+    /// The token after the row, where the row samples.
+    pub token: Option<TokenId>,
+    /// Its score, where the request wants one.
+    pub score: Option<TokenScore>,
+    /// Scores of the prompt's tokens after the row's positions, where they are wanted.
+    pub prompt_scores: Vec<TokenScore>,
+    /// Some logits were not finite: the model's weights are broken, and so is `token`.
+    pub is_broken: bool,
+}
+
+/// Why a rank could not run a step.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// A kernel could not run.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The ranks could not exchange data.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+}
+
+/// A rank that runs the model.
+pub(crate) struct ModelWorker {
+    pub(crate) model: Model,
+    pub(crate) exec: Exec,
+    pub(crate) communicator: Communicator,
+    /// Rank 0 samples for all.
+    pub(crate) sampler: Option<Sampler>,
+}
+
+impl RankWorker for ModelWorker {
+    type Command = RankCommand;
+    type Reply = RankReply;
+    type Error = StepError;
+
+    fn handle(&mut self, command: RankCommand) -> Result<RankReply, StepError> {
+        match command {
+            RankCommand::Step(input) => self.step(&input),
+            RankCommand::Probe(plan) => self.probe(&plan),
+        }
+    }
+}
+
+impl ModelWorker {
+    fn step(&mut self, input: &StepInput) -> Result<RankReply, StepError> {
+        let ModelWorker { model, exec, communicator, sampler } = self;
+        let Some(sampler) = sampler else {
+            model.forward(exec, communicator, &input.plan, &mut |_, _| {})?;
+            return Ok(RankReply::Stepped(None));
+        };
+        for entering in &input.entering {
+            sampler.enter(entering);
+        }
+        let mut output = StepOutput { rows: vec![RowOutput::default(); input.plan.rows.len()] };
+        model.forward(exec, communicator, &input.plan, &mut |point, logits| {
+            sampler.take(point, logits, &mut output.rows[point.row_idx]);
+        })?;
+        Ok(RankReply::Stepped(Some(output)))
+    }
+    fn probe(&mut self, plan: &StepPlan) -> Result<RankReply, StepError> {
+        let ModelWorker { model, exec, communicator, .. } = self;
+        let mut probed = Vec::new();
+        model.forward(exec, communicator, plan, &mut |point, logits| {
+            probed.push(Probed {
+                row_idx: point.row_idx,
+                position: point.position,
+                logits: logits.to_vec(),
+            });
+        })?;
+        Ok(RankReply::Probed(probed))
+    }
+}
