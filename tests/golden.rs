@@ -1,0 +1,182 @@
+//! Logits and greedy tokens against a float64 forward pass written by other hands in another
+//! language (`tests/golden/`), for every block combination and weight format.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
+use harness::plans::{Planner, Span};
+use safetensors::SafeTensors;
+use weights::Checkpoint;
+
+/// What a case is held to: greatest absolute difference of any logit.
+struct Case {
+    name: &'static str,
+    kv_dtype: KvDtype,
+    bound: f32,
+}
+
+/// Unquantized checkpoints with an exact cache: only float32 rounding is between us and the oracle.
+/// Logits have a standard deviation of about 3.
+const EXACT: f32 = 1e-4;
+
+/// FP8 activations: float32 rounding moves a few inputs across a rounding boundary of e4m3, and
+/// each that moves changes by a step of 1/16 to 1/8 of itself. See the noise table of
+/// `tests/golden/README.md`, measured on the oracle itself by summing in another order.
+const FLIPS: f32 = 0.15;
+
+const CASES: &[Case] = &[
+    Case { name: "f32-combos", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "f32-first-last-empty", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "f32-linear-window", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "f32-puzzletron", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "llama-tied-bf16", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "bf16-combos", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "f16-combos", kv_dtype: KvDtype::F32, bound: EXACT },
+    Case { name: "modelopt-fp8", kv_dtype: KvDtype::Fp8, bound: FLIPS },
+    Case { name: "modelopt-fp8-config", kv_dtype: KvDtype::F32, bound: FLIPS },
+    Case { name: "fp8-dynamic", kv_dtype: KvDtype::F32, bound: FLIPS },
+];
+
+struct Golden {
+    checkpoint: Arc<Checkpoint>,
+    tokens: Vec<TokenId>,
+    /// `[n_tokens, vocab]`
+    logits: Vec<f32>,
+    greedy: Vec<TokenId>,
+    greedy_gap: Vec<f32>,
+}
+
+impl Golden {
+    fn read(name: &str) -> Golden {
+        let dir = golden_dir().join(name);
+        let bytes = std::fs::read(dir.join("golden.safetensors")).expect("golden data is committed");
+        let tensors = SafeTensors::deserialize(&bytes).expect("golden data is well formed");
+        let tensor = |name| tensors.tensor(name).expect("golden data is complete");
+        Golden {
+            checkpoint: Arc::new(Checkpoint::open(&dir).expect("the checkpoint is valid")),
+            tokens: token_ids(tensor("tokens").data()),
+            logits: floats(tensor("logits").data()),
+            greedy: token_ids(tensor("greedy").data()),
+            greedy_gap: floats(tensor("greedy_gap").data()),
+        }
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.checkpoint.spec().vocab_size
+    }
+}
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&chunk| f32::from_le_bytes(chunk)).collect()
+}
+
+fn token_ids(bytes: &[u8]) -> Vec<TokenId> {
+    bytes.as_chunks().0.iter().map(|&chunk| TokenId(i64::from_le_bytes(chunk) as u32)).collect()
+}
+
+fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
+    EngineConfig {
+        device: DeviceKind::Cpu,
+        n_ranks,
+        n_threads: None,
+        n_slots: 2,
+        n_waiting_max: 1,
+        n_tokens_per_step: 64,
+        n_context_tokens: Some(64),
+        kv_dtype: Some(kv_dtype),
+        kv_bytes: None,
+    }
+}
+
+/// The greatest difference; NaN anywhere is infinitely far off.
+fn distance(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).fold(0.0, |greatest, (a, b)| {
+        let difference = (a - b).abs();
+        if difference.is_nan() { f32::INFINITY } else { difference.max(greatest) }
+    })
+}
+
+/// Whole-sequence logits in one step.
+fn prefill_distance(golden: &Golden, probe: &mut Probe) -> f32 {
+    let mut planner = Planner::new(probe.memory());
+    let span = Span { slot: 1, start: 0, tokens: &golden.tokens };
+    let probed = probe.run(planner.plan(&[span])).expect("the ranks run");
+    assert_eq!(probed.len(), golden.tokens.len(), "every position emits");
+    let theirs = golden.logits.chunks_exact(golden.vocab_size());
+    probed.iter().zip(theirs).map(|(ours, theirs)| distance(&ours.logits, theirs)).fold(0.0, f32::max)
+}
+
+/// Decodes after the first 12 tokens; stops where the oracle's own choice is within `bound`.
+fn check_greedy(case: &Case, golden: &Golden, probe: &mut Probe) -> usize {
+    let mut planner = Planner::new(probe.memory());
+    let mut input = golden.tokens[..12].to_vec();
+    let mut start = 0;
+    for (idx, &expected) in golden.greedy.iter().enumerate() {
+        let span = Span { slot: 0, start, tokens: &input };
+        let probed = probe.run(planner.plan(&[span])).expect("the ranks run");
+        let logits = &probed.last().expect("it emits").logits;
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        let token = TokenId(best.expect("a vocabulary") as u32);
+        if golden.greedy_gap[idx] <= 2.0 * case.bound && token != expected {
+            return idx;
+        }
+        assert_eq!(token, expected, "{}: greedy token {idx}", case.name);
+        start += input.len();
+        input = vec![token];
+    }
+    golden.greedy.len()
+}
+
+#[test]
+fn logits_agree_with_the_float64_oracle_on_every_number_of_ranks() {
+    let mut failures = Vec::new();
+    for case in CASES {
+        let golden = Golden::read(case.name);
+        for n_ranks in [1, 2, 4, 8] {
+            let mut probe =
+                Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case.kv_dtype))
+                    .unwrap_or_else(|error| panic!("{} on {n_ranks} ranks: {error}", case.name));
+            let distance = prefill_distance(&golden, &mut probe);
+            println!("{:22} tp {n_ranks}: max |Δlogit| {distance:.2e}", case.name);
+            if distance > case.bound {
+                failures.push(format!("{} tp {n_ranks}: {distance}", case.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "beyond their bounds: {failures:?}");
+}
+
+#[test]
+fn greedy_tokens_agree_with_the_float64_oracle() {
+    for case in CASES {
+        let golden = Golden::read(case.name);
+        for n_ranks in [1, 8] {
+            let mut probe =
+                Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case.kv_dtype))
+                    .expect("it boots");
+            let n_checked = check_greedy(case, &golden, &mut probe);
+            println!("{:22} tp {n_ranks}: {n_checked} greedy tokens", case.name);
+            assert!(n_checked >= 4, "{}: only {n_checked} tokens before a near tie", case.name);
+        }
+    }
+}
+
+#[test]
+fn every_committed_case_is_checked() {
+    let mut found: Vec<String> = std::fs::read_dir(golden_dir())
+        .expect("tests/golden exists")
+        .filter_map(|entry| entry.ok())
+        .filter(|entry| entry.path().join("golden.safetensors").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    let mut listed: Vec<&str> = CASES.iter().map(|case| case.name).collect();
+    listed.sort_unstable();
+    assert_eq!(found, listed);
+}
