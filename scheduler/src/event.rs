@@ -7,7 +7,8 @@ use crate::{Request, RequestId, StepId, TokenId};
 pub enum Event {
     /// A request wants to run.
     Arrive(Request),
-    /// A request's reader is gone. Unknown and finished requests are fine.
+    /// A request's reader is gone. It ends at once, also while a row of it is in flight; that row's
+    /// result is dropped when it comes. Unknown and ended requests are fine.
     Cancel(RequestId),
     /// A planned step has run.
     Complete(StepResult),
@@ -26,11 +27,28 @@ pub struct StepResult {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// The request generated a token, in row `row_idx` of the completed plan.
-    Token { request: RequestId, token: TokenId, row_idx: usize },
+    Token {
+        /// Whose.
+        request: RequestId,
+        /// What was sampled.
+        token: TokenId,
+        /// Where, in the plan's order.
+        row_idx: usize,
+    },
     /// The request has ended; nothing follows for it.
-    Finish { request: RequestId, reason: FinishReason },
+    Finish {
+        /// Who.
+        request: RequestId,
+        /// Why.
+        reason: FinishReason,
+    },
     /// The request was never taken; nothing follows for it.
-    Refuse { request: RequestId, refusal: Refusal },
+    Refuse {
+        /// Who.
+        request: RequestId,
+        /// Why.
+        refusal: Refusal,
+    },
 }
 
 /// Why a request ended.
@@ -47,10 +65,15 @@ pub enum FinishReason {
 /// Why a request was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// As many requests wait as may.
+    /// Every slot is taken and as many requests wait as may.
     QueueFull,
     /// The prompt is empty.
     EmptyPrompt,
-    /// Prompt tokens (first) exceed what a sequence may hold (second), by the context or the pools.
-    TooLong { n_prompt: usize, n_max: usize },
+    /// The prompt leaves no room for a generated token, by the context or the pools.
+    TooLong {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Tokens that the prompt of such a request may have.
+        n_max: usize,
+    },
 }

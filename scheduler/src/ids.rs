@@ -4,7 +4,10 @@ macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(pub $inner);
+        pub struct $name(
+            /// The number.
+            pub $inner,
+        );
 
         impl $name {
             /// The number as an index.

@@ -2,6 +2,49 @@
 //!
 //! It knows requests, tokens, slots and pages. It does not know tensors, devices, threads, clocks,
 //! randomness, logs or the network; its callers own all of those.
+//!
+//! The protocol, and one step of it:
+//!
+//! ```
+//! # use scheduler::*;
+//! let mut scheduler = Scheduler::new(Limits {
+//!     n_slots: 4,
+//!     n_waiting_max: 16,
+//!     n_tokens_per_step: 256,
+//!     n_context_tokens: 1024,
+//!     page_tokens: 16,
+//!     groups: vec![GroupLimits { n_pages: 256, window: None }],
+//! });
+//! let request = Request {
+//!     id: RequestId(0),
+//!     prompt: [TokenId(7), TokenId(8)].into(),
+//!     n_new_max: 1,
+//!     stop_tokens: [].into(),
+//!     scores_prompt: false,
+//! };
+//! let mut effects = Vec::new();
+//! scheduler.apply(Event::Arrive(request), &mut effects);
+//!
+//! let plan = scheduler.plan().expect("a request waits");
+//! assert_eq!(plan.tokens, [TokenId(7), TokenId(8)]);
+//! let tokens = vec![Some(TokenId(9))]; // what the ranks sampled, one entry a row
+//! scheduler.apply(Event::Complete(StepResult { step: plan.step, tokens }), &mut effects);
+//!
+//! let (request, reason) = (RequestId(0), FinishReason::Length);
+//! assert_eq!(effects.last(), Some(&Effect::Finish { request, reason }));
+//! scheduler.recycle(plan);
+//! assert!(scheduler.plan().is_none());
+//! ```
+
+mod machine;
+
+mod admission;
+mod budget;
+mod pages;
+mod preempt;
+mod roster;
+mod sequence;
+mod stats;
 
 mod event;
 mod ids;
@@ -12,5 +55,7 @@ mod request;
 pub use event::{Effect, Event, FinishReason, Refusal, StepResult};
 pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TokenId};
 pub use limits::{GroupLimits, Limits};
+pub use machine::Scheduler;
 pub use plan::{Admission, Emit, PageUpdate, Row, StepPlan};
 pub use request::Request;
+pub use stats::{Counters, GroupStats, Stats};

@@ -14,7 +14,8 @@ pub struct GroupLimits {
 pub struct Limits {
     /// Sequences that may run at once.
     pub n_slots: usize,
-    /// Requests that may wait for a slot; one more is refused.
+    /// Requests that may wait besides those that the slots take: with `n_slots + n_waiting_max`
+    /// requests alive, one more is refused.
     pub n_waiting_max: usize,
     /// Tokens computed in one step, over all rows.
     pub n_tokens_per_step: usize,
@@ -24,4 +25,145 @@ pub struct Limits {
     pub page_tokens: usize,
     /// Cache groups; empty for a model without attention.
     pub groups: Vec<GroupLimits>,
+}
+
+impl Limits {
+    /// Tokens, prompt and generated together, that any one sequence may reach: the context's length
+    /// or, where a pool is smaller, what the pool lets a sequence alone reach.
+    pub fn n_sequence_tokens_max(&self) -> usize {
+        let pools = self.groups.iter().map(|group| group.n_tokens_max(self.page_tokens));
+        pools.fold(self.n_context_tokens, usize::min)
+    }
+
+    /// Requests alive at once: every slot taken and the queue full.
+    pub fn n_live_max(&self) -> usize {
+        self.n_slots.saturating_add(self.n_waiting_max)
+    }
+
+    /// Asserts that the bounds fit each other, each with its reason.
+    pub(crate) fn check(&self) {
+        assert!(self.n_slots > 0, "no slot: nothing could run");
+        assert!(self.n_waiting_max > 0, "no queue: a full batch would refuse everybody");
+        assert!(self.n_context_tokens > 0, "no context: no prompt would fit");
+        assert!(self.page_tokens > 0, "a page holds no token");
+        assert!(
+            self.n_slots <= self.n_tokens_per_step,
+            "{} slots, {} tokens a step: every running sequence must be able to decode in every \
+             step, or budget would starve some",
+            self.n_slots,
+            self.n_tokens_per_step,
+        );
+        assert!(u32::try_from(self.n_slots).is_ok(), "{} slots: a slot is a u32", self.n_slots);
+        assert!(
+            u32::try_from(self.n_context_tokens).is_ok(),
+            "context of {} tokens: a page table's index is a u32",
+            self.n_context_tokens,
+        );
+        assert!(
+            u16::try_from(self.groups.len()).is_ok(),
+            "{} groups: a group is a u16",
+            self.groups.len(),
+        );
+        for (group_idx, group) in self.groups.iter().enumerate() {
+            let GroupLimits { n_pages, window } = group;
+            assert!(*n_pages > 0, "group {group_idx} has no page: no sequence could start");
+            assert!(
+                u32::try_from(*n_pages).is_ok(),
+                "group {group_idx} has {n_pages} pages: a page is a u32",
+            );
+            assert!(*window != Some(0), "group {group_idx}: a query sees at least itself");
+        }
+    }
+}
+
+impl GroupLimits {
+    /// Tokens that a sequence alone may reach with this pool; `usize::MAX` where a window gives
+    /// pages back as fast as they are taken.
+    pub fn n_tokens_max(&self, page_tokens: usize) -> usize {
+        match self.window {
+            Some(window) if n_window_pages(window, page_tokens) <= self.n_pages => usize::MAX,
+            _ => self.n_pages.saturating_mul(page_tokens),
+        }
+    }
+}
+
+/// Pages that one query's window touches at most. The worst query is a page's first token: its own
+/// page, and those of the `window - 1` tokens before it.
+pub(crate) fn n_window_pages(window: usize, page_tokens: usize) -> usize {
+    1 + (window - 1).div_ceil(page_tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            n_slots: 2,
+            n_waiting_max: 4,
+            n_tokens_per_step: 8,
+            n_context_tokens: 64,
+            page_tokens: 4,
+            groups: vec![GroupLimits { n_pages: 8, window: None }],
+        }
+    }
+
+    /// The message of the assertion that `limits` breaks.
+    fn complaint(limits: Limits) -> String {
+        let panic = catch_unwind(|| limits.check()).expect_err("limits were accepted");
+        match panic.downcast::<String>() {
+            Ok(message) => *message,
+            Err(panic) => (*panic.downcast::<&str>().expect("no message")).to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_windows_pages_are_those_of_its_worst_query() {
+        for page_tokens in 1..6 {
+            for window in 1..20 {
+                let touched = |query: usize| {
+                    let first = (query + 1).saturating_sub(window);
+                    query / page_tokens - first / page_tokens + 1
+                };
+                let worst = (0..100).map(touched).max().expect("not empty");
+                assert_eq!(n_window_pages(window, page_tokens), worst, "{window} {page_tokens}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sequence_is_bounded_by_context_and_by_every_pool() {
+        assert_eq!(limits().n_sequence_tokens_max(), 32);
+        let context = Limits { n_context_tokens: 30, ..limits() };
+        assert_eq!(context.n_sequence_tokens_max(), 30);
+        let roomy = GroupLimits { n_pages: 3, window: Some(8) };
+        let tight = GroupLimits { n_pages: 3, window: Some(10) };
+        assert_eq!(roomy.n_tokens_max(4), usize::MAX);
+        assert_eq!(tight.n_tokens_max(4), 12);
+        let no_groups = Limits { groups: Vec::new(), ..limits() };
+        assert_eq!(no_groups.n_sequence_tokens_max(), 64);
+    }
+
+    #[test]
+    fn limits_that_do_not_fit_each_other_are_refused_with_the_reason() {
+        limits().check();
+        let group =
+            |n_pages, window| Limits { groups: vec![GroupLimits { n_pages, window }], ..limits() };
+        let cases = [
+            (Limits { n_slots: 0, ..limits() }, "no slot"),
+            (Limits { n_slots: 9, ..limits() }, "9 slots, 8 tokens a step"),
+            (Limits { n_waiting_max: 0, ..limits() }, "no queue"),
+            (Limits { n_context_tokens: 0, ..limits() }, "no context"),
+            (Limits { page_tokens: 0, ..limits() }, "holds no token"),
+            (group(0, None), "group 0 has no page"),
+            (group(1, Some(0)), "sees at least itself"),
+            (group(1 << 40, None), "a page is a u32"),
+        ];
+        for (limits, reason) in cases {
+            let message = complaint(limits);
+            assert!(message.contains(reason), "{message:?} lacks {reason:?}");
+        }
+    }
 }

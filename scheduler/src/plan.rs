@@ -88,6 +88,17 @@ impl Emit {
 }
 
 impl StepPlan {
+    /// No rows yet.
+    pub(crate) fn empty() -> StepPlan {
+        StepPlan {
+            step: StepId(0),
+            admitted: Vec::new(),
+            pages: Vec::new(),
+            rows: Vec::new(),
+            tokens: Vec::new(),
+        }
+    }
+
     /// The input tokens of a row of this plan.
     pub fn row_tokens(&self, row: &Row) -> &[TokenId] {
         &self.tokens[row.token_range()]

@@ -1,0 +1,106 @@
+//! How many tokens a step has, and who gets them: every decode row its one, prefill the rest.
+//!
+//! Decode comes first so that tokens keep flowing to the readers while prompts are computed; a
+//! prompt is cut to what is left and goes on in the next step. As no more sequences run than a step
+//! has tokens, the oldest always gets at least one. It does not know pages or the queue.
+//!
+//! Speculative rows would ask for more than one token here, and for nothing else.
+
+use crate::sequence::Sequence;
+
+/// The tokens of one step that are not spoken for.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    n_prefill_left: usize,
+}
+
+impl Budget {
+    /// Sets one token aside for each of the running sequences that decode.
+    pub(crate) fn new<'a>(
+        n_tokens_per_step: usize,
+        running: impl Iterator<Item = &'a Sequence>,
+    ) -> Budget {
+        let n_decodes = running.filter(|sequence| decodes(sequence)).count();
+        let n_prefill_left = n_tokens_per_step.checked_sub(n_decodes);
+        Budget { n_prefill_left: n_prefill_left.expect("no more slots than tokens in a step") }
+    }
+
+    /// Tokens that a sequence may have, zero if none is left for it.
+    pub(crate) fn offer(&self, sequence: &Sequence) -> usize {
+        if decodes(sequence) {
+            return 1;
+        }
+        sequence.n_row_tokens_max().min(self.n_prefill_left)
+    }
+
+    /// A sequence takes what it was offered, or a part of it.
+    pub(crate) fn take(&mut self, sequence: &Sequence, n_tokens: usize) {
+        assert!(n_tokens <= self.offer(sequence), "{n_tokens} > {}", self.offer(sequence));
+        if !decodes(sequence) {
+            self.n_prefill_left -= n_tokens;
+        }
+    }
+
+    /// Whether nothing is left for prefill.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.n_prefill_left == 0
+    }
+}
+
+/// Whether a sequence has computed all but its last token: from its prompt's end on, always. A
+/// newcomer never does, however short its prompt: nothing was set aside for it.
+pub(crate) fn decodes(sequence: &Sequence) -> bool {
+    sequence.n_planned() > 0 && sequence.n_remaining() == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sequence::Arrival;
+    use crate::{Limits, Request, RequestId, TokenId};
+
+    fn newcomer(n_prompt: usize) -> Sequence {
+        let limits = Limits {
+            n_slots: 4,
+            n_waiting_max: 1,
+            n_tokens_per_step: 8,
+            n_context_tokens: 64,
+            page_tokens: 4,
+            groups: Vec::new(),
+        };
+        let request = Request {
+            id: RequestId(0),
+            prompt: vec![TokenId(1); n_prompt].into(),
+            n_new_max: 1,
+            stop_tokens: [].into(),
+            scores_prompt: false,
+        };
+        Sequence::new(request, Arrival(0), &limits)
+    }
+
+    /// A sequence with `n_remaining` of `n_prompt` tokens to compute.
+    fn running(n_prompt: usize, n_remaining: usize) -> Sequence {
+        let mut sequence = newcomer(n_prompt);
+        sequence.plan(n_prompt - n_remaining, &mut Vec::new());
+        sequence
+    }
+
+    #[test]
+    fn decode_rows_come_off_the_top() {
+        let all = [running(9, 1), running(20, 10), running(5, 1)];
+        let mut budget = Budget::new(8, all.iter());
+        assert_eq!(budget.offer(&all[1]), 6);
+        budget.take(&all[1], 5);
+        assert_eq!(budget.offer(&newcomer(7)), 1);
+        budget.take(&newcomer(7), 1);
+        assert!(budget.is_spent());
+        assert_eq!(budget.offer(&all[0]), 1, "its token was set aside");
+        assert_eq!(budget.offer(&newcomer(1)), 0, "a newcomer's was not");
+    }
+
+    #[test]
+    fn the_last_prefill_among_full_slots_has_a_token() {
+        let all = [running(20, 10), running(9, 1), running(9, 1), running(9, 1)];
+        assert_eq!(Budget::new(4, all.iter()).offer(&all[0]), 1);
+    }
+}

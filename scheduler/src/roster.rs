@@ -1,0 +1,265 @@
+//! Who lives, and where: slots, the running sequences, the waiting queue.
+//!
+//! **The running sequences followed by the waiting ones are in order of arrival**, always: whoever
+//! is admitted is the oldest that waits, whoever is preempted is the youngest that runs. So age
+//! needs no sorting, both ends of both lists are where the work happens, and an arrival number is
+//! found by halving. It does not know pages, steps or effects.
+//!
+//! Priorities would order both lists by class before arrival, and nothing else here.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::sequence::{Arrival, Sequence};
+use crate::{Limits, Request, RequestId, SlotIdx};
+
+/// Every sequence that has not ended, and those that ended with a row in flight.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    slots: Vec<Option<Sequence>>,
+    free_slots: Vec<SlotIdx>,
+    /// By age, oldest first.
+    running: Vec<SlotIdx>,
+    /// By age, oldest first, and younger than all that run.
+    waiting: VecDeque<Sequence>,
+    /// Requests that have not ended. Not touched by a step in which nobody arrives or ends.
+    arrivals: BTreeMap<RequestId, Arrival>,
+    n_arrivals: u64,
+}
+
+/// Where a request that has not ended is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In this slot.
+    Running(SlotIdx),
+    /// At this position of the queue.
+    Waiting(usize),
+}
+
+impl Roster {
+    pub(crate) fn new(limits: &Limits) -> Roster {
+        Roster {
+            slots: (0..limits.n_slots).map(|_| None).collect(),
+            free_slots: (0..limits.n_slots as u32).rev().map(SlotIdx).collect(),
+            running: Vec::with_capacity(limits.n_slots),
+            waiting: VecDeque::new(),
+            arrivals: BTreeMap::new(),
+            n_arrivals: 0,
+        }
+    }
+
+    /// Queues a request behind all others.
+    pub(crate) fn arrive(&mut self, request: Request, limits: &Limits) {
+        let arrival = Arrival(self.n_arrivals);
+        self.n_arrivals += 1;
+        let twin = self.arrivals.insert(request.id, arrival);
+        assert!(twin.is_none(), "{:?} arrives twice", request.id);
+        self.waiting.push_back(Sequence::new(request, arrival, limits));
+    }
+
+    /// Gives the oldest waiting sequence a slot, if both exist.
+    pub(crate) fn admit(&mut self) -> Option<SlotIdx> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let slot = self.free_slots.pop()?;
+        let mut sequence = self.waiting.pop_front()?;
+        sequence.enter();
+        self.slots[slot.idx()] = Some(sequence);
+        self.running.push(slot);
+        Some(slot)
+    }
+
+    /// Sends the youngest running sequence back to the head of the queue. Returns its slot and how
+    /// many of its tokens are to be computed again. Its pages must be forfeited.
+    pub(crate) fn preempt_youngest(&mut self) -> (SlotIdx, usize) {
+        let slot = self.running.pop().expect("somebody runs");
+        let mut sequence = self.slots[slot.idx()].take().expect("a running slot is taken");
+        let n_lost = sequence.rewind();
+        self.free_slots.push(slot);
+        self.waiting.push_front(sequence);
+        (slot, n_lost)
+    }
+
+    /// Takes a waiting request out of the queue for good.
+    pub(crate) fn withdraw(&mut self, queue_idx: usize) {
+        let sequence = self.waiting.remove(queue_idx).expect("found in the queue");
+        self.arrivals.remove(&sequence.id());
+    }
+
+    /// A running request has ended: it is unknown from now on, but keeps its slot until
+    /// [`Roster::vacate`].
+    pub(crate) fn end(&mut self, slot: SlotIdx) {
+        let sequence = self.slots[slot.idx()].as_mut().expect("a running slot is taken");
+        sequence.set_ended();
+        self.arrivals.remove(&sequence.id());
+        let arrival = sequence.arrival();
+        let order_idx = self.order_idx(arrival).expect("it runs");
+        self.running.remove(order_idx);
+    }
+
+    /// Frees the slot of a sequence that has ended and that no step in flight uses.
+    pub(crate) fn vacate(&mut self, slot: SlotIdx) {
+        let sequence = self.slots[slot.idx()].take().expect("an ended slot is taken");
+        assert!(sequence.has_ended(), "{:?} loses its slot alive", sequence.id());
+        assert_eq!(sequence.n_rows_in_flight(), 0, "{:?} is in flight", sequence.id());
+        self.free_slots.push(slot);
+    }
+
+    /// The sequence in a taken slot.
+    pub(crate) fn sequence(&self, slot: SlotIdx) -> &Sequence {
+        self.slots[slot.idx()].as_ref().expect("the slot is taken")
+    }
+
+    /// The sequence in a taken slot.
+    pub(crate) fn sequence_mut(&mut self, slot: SlotIdx) -> &mut Sequence {
+        self.slots[slot.idx()].as_mut().expect("the slot is taken")
+    }
+
+    /// Slots of running sequences, oldest first.
+    pub(crate) fn running(&self) -> &[SlotIdx] {
+        &self.running
+    }
+
+    /// The oldest waiting sequence.
+    pub(crate) fn next_waiting(&self) -> Option<&Sequence> {
+        self.waiting.front()
+    }
+
+    pub(crate) fn n_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Requests that have not ended.
+    pub(crate) fn n_live(&self) -> usize {
+        self.running.len() + self.waiting.len()
+    }
+
+    /// Where a request is, unless it has ended or is unknown.
+    pub(crate) fn find(&self, request: RequestId) -> Option<Place> {
+        let arrival = *self.arrivals.get(&request)?;
+        if let Some(order_idx) = self.order_idx(arrival) {
+            return Some(Place::Running(self.running[order_idx]));
+        }
+        let queue_idx = self.waiting.binary_search_by_key(&arrival, Sequence::arrival);
+        Some(Place::Waiting(queue_idx.expect("a request that has not ended runs or waits")))
+    }
+
+    /// The sequence at a place that [`Roster::find`] found.
+    pub(crate) fn at(&self, place: Place) -> &Sequence {
+        match place {
+            Place::Running(slot) => self.sequence(slot),
+            Place::Waiting(queue_idx) => &self.waiting[queue_idx],
+        }
+    }
+
+    fn order_idx(&self, arrival: Arrival) -> Option<usize> {
+        self.running.binary_search_by_key(&arrival, |&slot| self.sequence(slot).arrival()).ok()
+    }
+
+    /// Asserts that every sequence is in one place, and in order.
+    pub(crate) fn check(&self, limits: &Limits) {
+        let taken = self.slots.iter().flatten();
+        let n_taken = taken.clone().count();
+        assert_eq!(n_taken + self.free_slots.len(), limits.n_slots, "slots taken + free");
+        for (n_before, slot) in self.free_slots.iter().enumerate() {
+            assert!(self.slots[slot.idx()].is_none(), "{slot:?} is free and taken");
+            assert!(!self.free_slots[..n_before].contains(slot), "{slot:?} is free twice");
+        }
+        let n_ended = taken.clone().filter(|sequence| sequence.has_ended()).count();
+        assert_eq!(self.running.len() + n_ended, n_taken, "running + ended = taken");
+        assert!(self.n_live() <= limits.n_live_max(), "{} live", self.n_live());
+        assert_eq!(self.n_live(), self.arrivals.len(), "live requests are those in the map");
+
+        let running = self.running.iter().map(|&slot| self.sequence(slot));
+        let mut last = None;
+        for sequence in running.chain(&self.waiting) {
+            let arrival = Some(sequence.arrival());
+            assert!(last < arrival, "{:?} is out of order", sequence.id());
+            last = arrival;
+            assert_eq!(self.arrivals.get(&sequence.id()).copied(), arrival);
+            assert!(!sequence.has_ended(), "{:?} ended and lives", sequence.id());
+        }
+        for sequence in taken {
+            sequence.check();
+            let lands = !sequence.has_ended() || sequence.n_rows_in_flight() > 0;
+            assert!(lands, "{:?} ended, nothing in flight, and keeps its slot", sequence.id());
+        }
+        for sequence in &self.waiting {
+            sequence.check();
+            assert_eq!(sequence.n_planned(), 0, "{:?} waits with tokens computed", sequence.id());
+        }
+    }
+
+    /// Positions that a slot's pages must hold: computed, and reserved for planned rows.
+    pub(crate) fn span(&self, slot: SlotIdx) -> Option<(usize, usize)> {
+        let sequence = self.slots[slot.idx()].as_ref()?;
+        Some((sequence.n_computed(), sequence.n_planned()))
+    }
+
+    /// Rows in flight, over all slots.
+    pub(crate) fn n_rows_in_flight(&self) -> usize {
+        self.slots.iter().flatten().map(Sequence::n_rows_in_flight).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            n_slots: 2,
+            n_waiting_max: 3,
+            n_tokens_per_step: 4,
+            n_context_tokens: 16,
+            page_tokens: 4,
+            groups: Vec::new(),
+        }
+    }
+
+    fn roster(n_requests: u64) -> Roster {
+        let mut roster = Roster::new(&limits());
+        for id in 0..n_requests {
+            let request = Request {
+                id: RequestId(id),
+                prompt: [crate::TokenId(1)].into(),
+                n_new_max: 1,
+                stop_tokens: [].into(),
+                scores_prompt: false,
+            };
+            roster.arrive(request, &limits());
+        }
+        roster
+    }
+
+    fn place(roster: &Roster, id: u64) -> Option<Place> {
+        roster.check(&limits());
+        roster.find(RequestId(id))
+    }
+
+    #[test]
+    fn the_oldest_is_admitted_the_youngest_preempted() {
+        let mut roster = roster(4);
+        assert_eq!(roster.admit(), Some(SlotIdx(0)));
+        assert_eq!(roster.admit(), Some(SlotIdx(1)));
+        assert_eq!(roster.admit(), None, "no slot is free");
+        assert_eq!(place(&roster, 1), Some(Place::Running(SlotIdx(1))));
+        assert_eq!(roster.preempt_youngest(), (SlotIdx(1), 0));
+        assert_eq!(place(&roster, 1), Some(Place::Waiting(0)), "before those that came later");
+        assert_eq!(place(&roster, 3), Some(Place::Waiting(2)));
+    }
+
+    #[test]
+    fn the_ended_are_unknown() {
+        let mut roster = roster(3);
+        roster.admit();
+        roster.withdraw(0);
+        assert_eq!(place(&roster, 1), None);
+        assert_eq!(place(&roster, 2), Some(Place::Waiting(0)));
+        roster.end(SlotIdx(0));
+        assert_eq!(roster.find(RequestId(0)), None);
+        roster.vacate(SlotIdx(0));
+        assert_eq!(place(&roster, 0), None);
+        assert_eq!(roster.n_live(), 1);
+    }
+}

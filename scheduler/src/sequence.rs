@@ -1,0 +1,198 @@
+//! One request's life: its tokens, how far they are computed, what its next row yields, its end.
+//!
+//! It does not know pages, queues or other sequences.
+
+use std::ops::Range;
+
+use crate::{Emit, FinishReason, Limits, Request, RequestId, Row, TokenId};
+
+/// The order of arrival, counted from 0. The smaller, the older.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arrival(pub(crate) u64);
+
+/// A request that has been taken.
+///
+/// Positions `.. n_computed` have their KV in pages; `n_in_flight` more are being computed by
+/// planned steps. Tokens `.. n_tokens()` are known. A sequence with one token to compute decodes;
+/// one with more prefills, be it its prompt or what a preemption threw away.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    request: Request,
+    arrival: Arrival,
+    generated: Vec<TokenId>,
+    /// Prompt and generated tokens at which it ends.
+    n_tokens_end: usize,
+    n_computed: usize,
+    n_in_flight: usize,
+    n_rows_in_flight: usize,
+    /// Prompt positions whose scores were delivered; a preemption does not undo that.
+    n_scored: usize,
+    /// Its end was told while rows were in flight; it holds its slot and pages until they land.
+    has_ended: bool,
+}
+
+impl Sequence {
+    pub(crate) fn new(request: Request, arrival: Arrival, limits: &Limits) -> Sequence {
+        let n_tokens_end = request.prompt.len().saturating_add(request.n_new_max);
+        Sequence {
+            request,
+            arrival,
+            generated: Vec::new(),
+            n_tokens_end: n_tokens_end.min(limits.n_sequence_tokens_max()),
+            n_computed: 0,
+            n_in_flight: 0,
+            n_rows_in_flight: 0,
+            n_scored: 0,
+            has_ended: false,
+        }
+    }
+
+    pub(crate) fn id(&self) -> RequestId {
+        self.request.id
+    }
+
+    pub(crate) fn arrival(&self) -> Arrival {
+        self.arrival
+    }
+
+    pub(crate) fn prompt(&self) -> &[TokenId] {
+        &self.request.prompt
+    }
+
+    pub(crate) fn generated(&self) -> &[TokenId] {
+        &self.generated
+    }
+
+    /// Tokens known.
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.request.prompt.len() + self.generated.len()
+    }
+
+    /// Tokens that it will ever have, at most.
+    pub(crate) fn n_tokens_end(&self) -> usize {
+        self.n_tokens_end
+    }
+
+    /// Positions whose KV is in pages.
+    pub(crate) fn n_computed(&self) -> usize {
+        self.n_computed
+    }
+
+    /// Positions computed once all planned rows have landed: where the next row starts.
+    pub(crate) fn n_planned(&self) -> usize {
+        self.n_computed + self.n_in_flight
+    }
+
+    pub(crate) fn n_rows_in_flight(&self) -> usize {
+        self.n_rows_in_flight
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Known tokens that no row computes yet.
+    pub(crate) fn n_remaining(&self) -> usize {
+        self.n_tokens() - self.n_planned()
+    }
+
+    /// Tokens that the next row may have: all that remain, but a row does not mix positions that
+    /// are to be scored with positions that were scored before a preemption.
+    pub(crate) fn n_row_tokens_max(&self) -> usize {
+        let n_planned = self.n_planned();
+        if n_planned < self.n_scored && self.n_scored < self.request.prompt.len() {
+            return self.n_scored - n_planned;
+        }
+        self.n_remaining()
+    }
+
+    /// It takes a slot: room for all that it may generate, so that no step allocates for it.
+    pub(crate) fn enter(&mut self) {
+        let n_new = self.n_tokens_end - self.request.prompt.len();
+        self.generated.reserve_exact(n_new - self.generated.len());
+    }
+
+    /// It loses its pages: everything is to be computed again. Returns how many positions that is.
+    pub(crate) fn rewind(&mut self) -> usize {
+        assert_eq!(self.n_rows_in_flight, 0, "{:?} loses pages that a step uses", self.id());
+        std::mem::take(&mut self.n_computed)
+    }
+
+    /// Plans a row of the next `n_tokens`: what it yields. Appends its tokens to `tokens`.
+    pub(crate) fn plan(&mut self, n_tokens: usize, tokens: &mut Vec<TokenId>) -> Emit {
+        let start = self.n_planned();
+        let end = start + n_tokens;
+        let n_row_max = self.n_row_tokens_max();
+        assert!((1..=n_row_max).contains(&n_tokens), "{n_tokens} tokens of {n_row_max}");
+        let emit = self.emit(start..end);
+        let n_prompt = self.request.prompt.len();
+        tokens.extend_from_slice(&self.request.prompt[start.min(n_prompt)..end.min(n_prompt)]);
+        let generated = start.saturating_sub(n_prompt)..end.saturating_sub(n_prompt);
+        tokens.extend_from_slice(&self.generated[generated]);
+        self.n_in_flight += n_tokens;
+        self.n_rows_in_flight += 1;
+        emit
+    }
+
+    fn emit(&self, positions: Range<usize>) -> Emit {
+        let scores = self.request.scores_prompt
+            && positions.start >= self.n_scored
+            && positions.start < self.request.prompt.len();
+        let samples = positions.end == self.n_tokens() && self.n_tokens() < self.n_tokens_end;
+        match (scores, samples) {
+            (false, false) => Emit::Nothing,
+            (false, true) => Emit::Sample,
+            (true, false) => Emit::Score,
+            (true, true) => Emit::ScoreAndSample,
+        }
+    }
+
+    /// A row of it has run.
+    pub(crate) fn land(&mut self, row: &Row) {
+        assert_eq!(row.start, self.n_computed, "rows of {:?} land in order", self.id());
+        self.n_computed += row.n_tokens;
+        self.n_in_flight -= row.n_tokens;
+        self.n_rows_in_flight -= 1;
+        if row.emit.scores() {
+            self.n_scored = self.n_computed;
+        }
+    }
+
+    /// It generated a token.
+    pub(crate) fn push(&mut self, token: TokenId) {
+        assert!(self.n_tokens() < self.n_tokens_end, "{:?} generates past its end", self.id());
+        self.generated.push(token);
+    }
+
+    /// Whether and why it ends, now that a row has landed and its token, if any, is pushed.
+    pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
+        if let Some(&token) = self.generated.last()
+            && self.request.stop_tokens.contains(&token)
+        {
+            return Some(FinishReason::Stop(token));
+        }
+        // Its last token needs no KV; a prompt alone is computed to its end.
+        let is_full = self.n_tokens() == self.n_tokens_end;
+        let is_done =
+            is_full && (!self.generated.is_empty() || self.n_computed == self.n_tokens_end);
+        is_done.then_some(FinishReason::Length)
+    }
+
+    /// Its end was told.
+    pub(crate) fn set_ended(&mut self) {
+        assert!(!self.has_ended, "{:?} ends twice", self.id());
+        self.has_ended = true;
+    }
+
+    /// Asserts what holds in every state.
+    pub(crate) fn check(&self) {
+        let id = self.id();
+        let n_tokens = self.n_tokens();
+        assert!(!self.request.prompt.is_empty(), "{id:?}: empty prompt");
+        assert!(n_tokens <= self.n_tokens_end, "{id:?}: {n_tokens} > {}", self.n_tokens_end);
+        assert!(self.n_planned() <= n_tokens, "{id:?}: {} > {n_tokens}", self.n_planned());
+        assert_eq!(self.n_in_flight == 0, self.n_rows_in_flight == 0, "{id:?}: in flight");
+        assert!(self.n_scored <= self.request.prompt.len(), "{id:?}: scores past its prompt");
+        assert!(self.request.scores_prompt || self.n_scored == 0, "{id:?}: scored unasked");
+    }
+}

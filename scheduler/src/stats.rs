@@ -1,0 +1,76 @@
+//! What the scheduler can say of itself, as values; others publish them.
+
+use crate::pages::Pools;
+use crate::roster::Roster;
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests in a slot.
+    pub n_running: usize,
+    /// Requests that wait for a slot, the preempted among them.
+    pub n_waiting: usize,
+    /// Pages, by group.
+    pub groups: Vec<GroupStats>,
+    /// What happened since the start.
+    pub counters: Counters,
+}
+
+/// One group's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupStats {
+    /// Pages in the pool.
+    pub n_pages: usize,
+    /// Pages that a sequence holds.
+    pub n_pages_used: usize,
+}
+
+/// Counts that only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests taken.
+    pub n_arrived: u64,
+    /// Requests refused.
+    pub n_refused: u64,
+    /// Requests that ended by themselves.
+    pub n_finished: u64,
+    /// Requests that were cancelled before they ended.
+    pub n_cancelled: u64,
+    /// Steps planned.
+    pub n_steps: u64,
+    /// Rows planned.
+    pub n_rows: u64,
+    /// Prompt tokens in planned rows, those computed again after a preemption among them.
+    pub n_prompt_tokens: u64,
+    /// Tokens generated for requests that still wanted them.
+    pub n_generated_tokens: u64,
+    /// Sequences sent back to the queue for want of pages.
+    pub n_preemptions: u64,
+    /// Computed tokens whose KV those sequences lost.
+    pub n_lost_tokens: u64,
+}
+
+impl Stats {
+    /// Pages that sequences hold, over all groups.
+    pub fn n_pages_used(&self) -> usize {
+        self.groups.iter().map(|group| group.n_pages_used).sum()
+    }
+
+    /// Pages, over all groups.
+    pub fn n_pages(&self) -> usize {
+        self.groups.iter().map(|group| group.n_pages).sum()
+    }
+
+    pub(crate) fn new(roster: &Roster, pools: &Pools, counters: &Counters) -> Stats {
+        let group_stats = |group| {
+            let n_pages = pools.n_pages(group);
+            GroupStats { n_pages, n_pages_used: n_pages - pools.n_free(group) }
+        };
+        Stats {
+            n_running: roster.running().len(),
+            n_waiting: roster.n_waiting(),
+            groups: pools.groups().map(group_stats).collect(),
+            counters: *counters,
+        }
+    }
+}
