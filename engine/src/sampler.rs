@@ -266,3 +266,6 @@ fn score(logits: &[f32], token: TokenId, n_top: usize) -> TokenScore {
         top: top.into_iter().map(|token| (TokenId(token), logprob(token))).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;
