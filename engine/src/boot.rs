@@ -73,7 +73,7 @@ pub(crate) fn spawn_ranks(
     let plan = MemoryPlan::new(&checkpoint, config)?;
     plan.log();
     let pool_config = PoolConfig {
-        world: World { n_ranks: plan.n_ranks },
+        world: World::new(plan.n_ranks),
         n_floats_max: plan.n_collective_floats,
         deadline: STEP_DEADLINE,
         build_deadline: BUILD_DEADLINE,
@@ -95,9 +95,9 @@ fn build(
     let exec = match device {
         DeviceKind::Cpu => Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?),
     };
-    let weights = checkpoint.load_rank(seat.rank.0, plan.n_ranks)?;
+    let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
     let model = Model::new(spec, weights, plan, seat.rank);
-    let sampler = (seat.rank.0 == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
+    let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     Ok(ModelWorker { model, exec, communicator: seat.communicator, sampler })
 }

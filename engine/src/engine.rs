@@ -311,11 +311,11 @@ where
         let mut stats = self.shared.stats.lock();
         stats.n_running = from.n_running;
         stats.n_waiting = from.n_waiting;
-        stats.n_pages = from.n_pages;
-        stats.n_pages_used = from.n_pages_used;
-        stats.n_prompt_tokens = from.n_prompt_tokens;
-        stats.n_generated_tokens = from.n_generated_tokens;
-        stats.n_preemptions = from.n_preemptions;
+        stats.n_pages = from.n_pages();
+        stats.n_pages_used = from.n_pages_used();
+        stats.n_prompt_tokens = from.counters.n_prompt_tokens;
+        stats.n_generated_tokens = from.counters.n_generated_tokens;
+        stats.n_preemptions = from.counters.n_preemptions;
     }
 
     /// Ends every request: cancelled, or failed with `cause`.

@@ -278,12 +278,13 @@ fn page_bytes_per_rank(
     (PAGE_TOKENS * kv_dtype.n_bytes() * blocks.map(elements).sum::<usize>()) as u64
 }
 
-/// Bytes that one rank's share of the host communicator holds.
+/// Bytes that one rank's share of the host communicator holds: two buffers that alternate, and its
+/// share of the sums.
 fn collective_bytes(n_ranks: usize, n_floats: usize) -> u64 {
     if n_ranks == 1 {
         return 0;
     }
-    (n_floats * size_of::<f32>()) as u64
+    ((2 * n_floats + n_floats.div_ceil(n_ranks)) * size_of::<f32>()) as u64
 }
 
 fn check_ranges(config: &EngineConfig) -> Result<(), MemoryError> {

@@ -202,7 +202,7 @@ impl Model {
 
 impl Logits {
     fn new(spec: &ModelSpec, n_local: usize, n_ranks: usize, rank: Rank) -> Logits {
-        let gathers = n_ranks > 1 && rank == Rank(0);
+        let gathers = n_ranks > 1 && rank.idx() == 0;
         Logits {
             vocab_size: spec.vocab_size,
             picked: vec![0.0; N_LOGIT_ROWS * spec.hidden_size],
