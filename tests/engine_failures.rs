@@ -1,0 +1,215 @@
+//! A rank that panics, fails or hangs ends the engine with its name and the step; every request is
+//! told exactly once, and later ones are refused with the cause.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use engine::rank::{RankCommand, RankReply, RowOutput, StepOutput};
+use engine::{
+    EndReason, Engine, EngineInfo, Output, ReaderGone, Request, SamplingParams, SubmitError,
+    Ticket, TokenId,
+};
+use parallel::{PoolConfig, RankPool, RankWorker, Seat, World};
+use scheduler::{GroupLimits, Limits};
+
+const VOCAB_SIZE: usize = 100;
+
+/// What goes wrong on rank 1 at its fifth step.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    Panic,
+    Fail,
+    Hang,
+}
+
+/// A model that counts: the token after `t` is `t + 1`.
+struct Counting {
+    seat: Seat,
+    fault: Fault,
+    n_steps: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the planted failure")]
+struct Planted;
+
+impl RankWorker for Counting {
+    type Command = RankCommand;
+    type Reply = RankReply;
+    type Error = Planted;
+
+    fn handle(&mut self, command: RankCommand) -> Result<RankReply, Planted> {
+        let RankCommand::Step(input) = command else { return Err(Planted) };
+        self.n_steps += 1;
+        if self.seat.rank.idx() == 1 && self.n_steps == 5 {
+            match self.fault {
+                Fault::None => {}
+                Fault::Panic => panic!("the planted panic"),
+                Fault::Fail => return Err(Planted),
+                Fault::Hang => std::thread::sleep(Duration::from_secs(3)),
+            }
+        }
+        // As the model does: no rank gets past a step without the others.
+        self.seat.communicator.all_reduce_sum(&mut [0.0]).map_err(|_| Planted)?;
+        let rows = input.plan.rows.iter().map(|row| {
+            let last = input.plan.row_tokens(row).last().expect("a row has tokens");
+            let next = TokenId((last.0 + 1) % VOCAB_SIZE as u32);
+            RowOutput { token: row.emit.samples().then_some(next), ..RowOutput::default() }
+        });
+        let output = (self.seat.rank.idx() == 0).then(|| StepOutput { rows: rows.collect() });
+        Ok(RankReply::Stepped(output))
+    }
+}
+
+fn engine(fault: Fault) -> Engine {
+    let config = PoolConfig {
+        world: World::new(2),
+        n_floats_max: 1,
+        build_deadline: Duration::from_secs(10),
+        deadline: Duration::from_millis(500),
+    };
+    let build = move |seat| Ok::<_, Planted>(Counting { seat, fault, n_steps: 0 });
+    let pool = RankPool::spawn(config, build).expect("the ranks start");
+    let limits = Limits {
+        n_slots: 2,
+        n_waiting_max: 4,
+        n_tokens_per_step: 16,
+        n_context_tokens: 64,
+        page_tokens: 16,
+        groups: vec![GroupLimits { n_pages: 8, window: None }],
+    };
+    let info = EngineInfo {
+        n_context_tokens: 64,
+        vocab_size: VOCAB_SIZE,
+        n_slots: 2,
+        n_waiting_max: 4,
+        n_tokens_per_step: 16,
+        page_tokens: 16,
+        n_ranks: 2,
+    };
+    Engine::start(pool, limits, info)
+}
+
+fn request(first: u32, n_new_max: usize) -> Request {
+    Request {
+        prompt: vec![TokenId(first)].into(),
+        n_new_max,
+        stop_tokens: Vec::new().into(),
+        sampling: SamplingParams::greedy(),
+        n_logprobs: None,
+        n_prompt_logprobs: None,
+    }
+}
+
+fn submit(engine: &Engine, request: Request) -> Result<(Ticket, Receiver<Output>), SubmitError> {
+    let (sender, receiver) = channel();
+    let deliver = Box::new(move |output| sender.send(output).map_err(|_| ReaderGone));
+    engine.handle().submit(request, deliver).map(|ticket| (ticket, receiver))
+}
+
+/// Tokens, then the one end; anything after the end is a failure.
+fn drain(receiver: &Receiver<Output>) -> (Vec<u32>, EndReason) {
+    let mut tokens = Vec::new();
+    loop {
+        match receiver.recv_timeout(Duration::from_secs(20)).expect("a request ends") {
+            Output::Token { token, .. } => tokens.push(token.0),
+            Output::PromptScores(_) => panic!("nobody asked for scores"),
+            Output::Finish(finish) => {
+                assert_eq!(finish.n_generated, tokens.len());
+                assert!(receiver.try_recv().is_err(), "something came after the end");
+                return (tokens, finish.reason);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_failing_rank_ends_every_request_once_and_names_itself() {
+    for (fault, words) in [
+        (Fault::Panic, "the planted panic"),
+        (Fault::Fail, "the planted failure"),
+        (Fault::Hang, "500ms"),
+    ] {
+        let engine = engine(fault);
+        let submitted: Vec<_> =
+            (0..5).map(|idx| submit(&engine, request(idx * 10, 50)).expect("it is taken")).collect();
+        for (_ticket, receiver) in &submitted {
+            assert_eq!(drain(receiver).1, EndReason::EngineFailed, "{fault:?}");
+        }
+        let Err(SubmitError::EngineFailed { cause }) = submit(&engine, request(1, 1)) else {
+            panic!("{fault:?}: a failed engine took a request");
+        };
+        assert!(cause.contains("rank 1") && cause.contains(words), "{fault:?}: {cause}");
+        assert_eq!(engine.handle().n_live(), 0);
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_and_then_recovers() {
+    let engine = engine(Fault::None);
+    let submitted: Vec<_> = (0..6).filter_map(|_| submit(&engine, request(0, 60)).ok()).collect();
+    // Two slots and four places to wait: unless one has already ended, a seventh is refused.
+    if engine.handle().n_live() == 6 {
+        let refused = submit(&engine, request(0, 1)).map(|_| ()).err();
+        assert!(matches!(refused, Some(SubmitError::QueueFull { n_max: 6 }) | None), "{refused:?}");
+    }
+    for (_ticket, receiver) in &submitted {
+        let (tokens, reason) = drain(receiver);
+        assert_eq!((tokens, reason), ((1..=60).collect(), EndReason::Length));
+    }
+    let (_ticket, receiver) = submit(&engine, request(7, 3)).expect("there is room again");
+    assert_eq!(drain(&receiver).0, [8, 9, 10]);
+}
+
+#[test]
+fn a_dropped_ticket_cancels_and_a_dropped_reader_too() {
+    let engine = engine(Fault::None);
+    let (ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
+    drop(ticket);
+    let (_, reason) = drain(&receiver);
+    assert!(matches!(reason, EndReason::Cancelled | EndReason::Length), "{reason:?}");
+    let (_ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
+    drop(receiver);
+    let (_kept, receiver) = submit(&engine, request(0, 2)).expect("it is taken");
+    drain(&receiver);
+    let patience = std::time::Instant::now() + Duration::from_secs(10);
+    while engine.handle().n_live() > 0 {
+        assert!(std::time::Instant::now() < patience, "a request without a reader goes on");
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.handle().stats().n_pages_used, 0);
+}
+
+#[test]
+fn shutting_down_ends_what_runs_and_draining_refuses_what_comes() {
+    let engine = engine(Fault::None);
+    let (_ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
+    engine.handle().drain();
+    assert_eq!(submit(&engine, request(1, 1)).map(|_| ()).err(), Some(SubmitError::ShuttingDown));
+    let (tokens, reason) = drain(&receiver);
+    assert_eq!((tokens.len(), reason), (60, EndReason::Length));
+    engine.shutdown();
+}
+
+#[test]
+fn what_a_request_breaks_is_named() {
+    let engine = engine(Fault::None);
+    let long = Request { prompt: vec![TokenId(1); 64].into(), ..request(0, 1) };
+    let foreign = request(100, 1);
+    let hot = Request {
+        sampling: SamplingParams { temperature: f32::NAN, ..SamplingParams::greedy() },
+        ..request(0, 1)
+    };
+    let empty = Request { prompt: Vec::new().into(), ..request(0, 1) };
+    for (request, words) in [
+        (long, "64 tokens"),
+        (foreign, "token id 100"),
+        (hot, "temperature is NaN"),
+        (empty, "empty"),
+        (Request { n_logprobs: Some(21), ..request(0, 1) }, "21 log-probabilities"),
+    ] {
+        let refused = submit(&engine, request).map(|_| ()).expect_err("it is invalid").to_string();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
