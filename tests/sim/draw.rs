@@ -1,0 +1,56 @@
+//! Random limits and requests: small, so that every bound is met often.
+
+use scheduler::{GroupLimits, Limits, Request, RequestId, TokenId};
+
+use crate::model::VOCAB_SIZE;
+use crate::random::Random;
+
+/// Limits whose relations hold.
+pub(crate) fn limits(random: &mut Random) -> Limits {
+    let n_slots = random.within(1, 8);
+    let page_tokens = random.within(1, 5);
+    let n_context_tokens = random.within(1, 48);
+    let n_groups = random.within(0, 3);
+    let group = |random: &mut Random| {
+        let n_pages_longest = n_context_tokens.div_ceil(page_tokens);
+        // Some pools hold less than one full context: they bound the sequences, then.
+        let n_pages_min = if random.one_in(4) { 1 } else { n_pages_longest };
+        GroupLimits {
+            n_pages: random.within(n_pages_min, 2 * n_pages_longest),
+            window: random.one_in(3).then(|| random.within(1, 12)),
+        }
+    };
+    Limits {
+        n_slots,
+        n_waiting_max: random.within(1, 6),
+        n_tokens_per_step: n_slots + random.within(0, 8),
+        n_context_tokens,
+        page_tokens,
+        groups: (0..n_groups).map(|_| group(random)).collect(),
+    }
+}
+
+/// Any request, one that must be refused among them.
+pub(crate) fn request(random: &mut Random, id: RequestId, limits: &Limits) -> Request {
+    let n_max = limits.n_context_tokens;
+    let n_prompt = match random.within(0, 9) {
+        0 => random.within(0, n_max + 2),
+        1..=4 => random.within(1, n_max),
+        _ => random.within(1, n_max.min(6)),
+    };
+    let n_new_max = match random.within(0, 9) {
+        0 => 0,
+        1 => usize::MAX,
+        2..=5 => random.within(1, n_max),
+        _ => random.within(1, 8),
+    };
+    let n_stops = if random.one_in(3) { random.within(1, 2) } else { 0 };
+    let token = |random: &mut Random| TokenId((random.next() % VOCAB_SIZE) as u32);
+    Request {
+        id,
+        prompt: (0..n_prompt).map(|_| token(random)).collect(),
+        n_new_max,
+        stop_tokens: (0..n_stops).map(|_| token(random)).collect(),
+        scores_prompt: n_new_max == 0 || random.one_in(3),
+    }
+}

@@ -1,0 +1,62 @@
+//! The scheduler, lived through many random lives. `SEED=n` replays one life.
+
+mod draw;
+mod model;
+mod random;
+mod world;
+
+use world::{Sights, World};
+
+const N_LIVES: u64 = 2_000;
+const N_EVENTS_A_LIFE: u64 = 400;
+
+/// Names the seed if the test fails while it is held.
+struct NamedOnPanic {
+    seed: u64,
+}
+
+impl Drop for NamedOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("replay with SEED={}", self.seed);
+        }
+    }
+}
+
+fn live(seed: u64) -> Sights {
+    let _named = NamedOnPanic { seed };
+    let mut world = World::new(seed);
+    world.live(N_EVENTS_A_LIFE);
+    world.sights
+}
+
+#[test]
+fn every_rule_holds_after_every_event() {
+    if let Ok(seed) = std::env::var("SEED") {
+        let sights = live(seed.parse().expect("SEED is a number"));
+        eprintln!("{sights:#?}");
+        return;
+    }
+    let lives: Vec<Sights> = (0..N_LIVES).map(live).collect();
+    let sum = |field: fn(&Sights) -> u64| lives.iter().map(field).sum::<u64>();
+    // A simulation that never meets what it is for would pass for nothing.
+    let met = [
+        ("events", sum(|s| s.n_events), 800_000),
+        ("steps", sum(|s| s.n_steps), 200_000),
+        ("preemptions", sum(|s| s.n_preemptions), 1_000),
+        ("rows that sat out", sum(|s| s.n_sat_out), 1_000),
+        ("cancelled in flight", sum(|s| s.n_cancelled_in_flight), 1_000),
+        ("cancelled waiting", sum(|s| s.n_cancelled_waiting), 1_000),
+        ("stopped", sum(|s| s.n_stopped), 1_000),
+        ("ended by length", sum(|s| s.n_full), 1_000),
+        ("refused: queue full", sum(|s| s.n_refused_queue), 1_000),
+        ("refused: length", sum(|s| s.n_refused_length), 1_000),
+        ("scored after a preemption", sum(|s| s.n_scored_after_preemption), 20),
+        ("steps with prefill and decode", sum(|s| s.n_mixed_steps), 10_000),
+        ("pages given back by a window", sum(|s| s.n_windowed_give_backs), 1_000),
+    ];
+    for (what, n_met, n_wanted) in met {
+        eprintln!("{n_met:>8} {what}");
+        assert!(n_met >= n_wanted, "{what}: {n_met} met, {n_wanted} wanted");
+    }
+}

@@ -1,0 +1,369 @@
+//! One simulated life of a scheduler: random limits, random requests, random moments; after every
+//! event each rule that callers rely on is checked against a model of what should be.
+//!
+//! A message that begins with "wrong" says that a rule broke, one with "stuck" that nothing moves;
+//! any other is the scheduler's own assertion.
+
+use std::collections::BTreeMap;
+
+use scheduler::{
+    Effect, Event, FinishReason, Limits, Refusal, Request, RequestId, Row, Scheduler, StepPlan,
+    StepResult, TokenId,
+};
+
+use crate::draw;
+use crate::model::{Rank, next_token};
+use crate::random::Random;
+
+/// What a life has seen, so that a test can tell whether it saw enough.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sights {
+    pub(crate) n_events: u64,
+    pub(crate) n_steps: u64,
+    pub(crate) n_preemptions: u64,
+    /// Plans with a row of a running sequence missing.
+    pub(crate) n_sat_out: u64,
+    pub(crate) n_cancelled_in_flight: u64,
+    pub(crate) n_cancelled_waiting: u64,
+    pub(crate) n_stopped: u64,
+    pub(crate) n_full: u64,
+    pub(crate) n_refused_queue: u64,
+    pub(crate) n_refused_length: u64,
+    pub(crate) n_scored_after_preemption: u64,
+    pub(crate) n_mixed_steps: u64,
+    pub(crate) n_windowed_give_backs: u64,
+}
+
+/// A scheduler, a rank, and what should be true of them.
+pub(crate) struct World {
+    random: Random,
+    limits: Limits,
+    scheduler: Scheduler,
+    rank: Rank,
+    /// Requests taken and not ended. Ids count up, so the first is the oldest.
+    live: BTreeMap<RequestId, Expected>,
+    flight: Option<Flight>,
+    n_requests: u64,
+    last_admitted: Option<RequestId>,
+    pub(crate) sights: Sights,
+}
+
+/// What should become of a request.
+struct Expected {
+    request: Request,
+    /// Its prompt, then what it generates when it runs alone.
+    tokens: Vec<TokenId>,
+    reason: FinishReason,
+    n_known: usize,
+    n_computed: usize,
+    n_scored: usize,
+    was_preempted: bool,
+    /// The step by which it must have ended.
+    deadline: u64,
+}
+
+struct Flight {
+    plan: StepPlan,
+    tokens: Vec<Option<TokenId>>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> World {
+        let mut random = Random::new(seed);
+        let limits = draw::limits(&mut random);
+        World {
+            scheduler: Scheduler::new(limits.clone()),
+            rank: Rank::new(&limits),
+            limits,
+            random,
+            live: BTreeMap::new(),
+            flight: None,
+            n_requests: 0,
+            last_admitted: None,
+            sights: Sights::default(),
+        }
+    }
+
+    /// Lives through `n_events` random events, then lets everything end.
+    pub(crate) fn live(&mut self, n_events: u64) {
+        let arrivals_in = self.random.within(2, 8);
+        let cancels_in = self.random.within(5, 60);
+        while self.sights.n_events < n_events {
+            if self.random.one_in(arrivals_in) {
+                self.arrive();
+            } else if self.random.one_in(cancels_in) {
+                self.cancel();
+            } else {
+                self.advance();
+            }
+        }
+        while !self.live.is_empty() || self.flight.is_some() {
+            self.advance();
+        }
+        assert!(self.scheduler.plan().is_none(), "wrong: a plan for nobody");
+        let stats = self.scheduler.stats();
+        assert_eq!(stats.n_pages_used(), 0, "wrong: nobody holds pages");
+        self.sights.n_steps = stats.counters.n_steps;
+        self.sights.n_preemptions = stats.counters.n_preemptions;
+    }
+
+    fn arrive(&mut self) {
+        let request = draw::request(&mut self.random, RequestId(self.n_requests), &self.limits);
+        self.n_requests += 1;
+        let id = request.id;
+        let expected = self.expected_refusal(&request);
+        let effects = self.apply(Event::Arrive(request.clone()));
+        if let Some(refusal) = expected {
+            assert_eq!(effects, [Effect::Refuse { request: id, refusal }], "wrong: refusal");
+            match refusal {
+                Refusal::QueueFull => self.sights.n_refused_queue += 1,
+                Refusal::TooLong { .. } | Refusal::EmptyPrompt => self.sights.n_refused_length += 1,
+            }
+            return;
+        }
+        assert_eq!(effects, [], "wrong: {request:?} should be taken");
+        let n_tokens_end = self.n_tokens_end(&request);
+        let (tokens, reason) = run_alone(&self.limits, &request, n_tokens_end);
+        let n_ahead: usize =
+            self.live.values().map(|older| self.n_tokens_end(&older.request)).sum();
+        let expected = Expected {
+            n_known: request.prompt.len(),
+            tokens,
+            reason,
+            n_computed: 0,
+            n_scored: 0,
+            was_preempted: false,
+            deadline: self.n_steps() + (n_ahead + n_tokens_end) as u64 + 1,
+            request,
+        };
+        self.live.insert(id, expected);
+    }
+
+    fn expected_refusal(&self, request: &Request) -> Option<Refusal> {
+        let n_prompt = request.prompt.len();
+        let n_max = self.n_sequence_max() - usize::from(request.n_new_max > 0);
+        if n_prompt == 0 {
+            Some(Refusal::EmptyPrompt)
+        } else if n_prompt > n_max {
+            Some(Refusal::TooLong { n_prompt, n_max })
+        } else if self.live.len() >= self.limits.n_slots + self.limits.n_waiting_max {
+            Some(Refusal::QueueFull)
+        } else {
+            None
+        }
+    }
+
+    fn cancel(&mut self) {
+        // Now and then one that has ended, or never was.
+        let request = RequestId(self.random.next() % (self.n_requests + 2));
+        let request = match self.live.keys().nth(self.random.within(0, 6)) {
+            Some(&id) => id,
+            None => request,
+        };
+        let in_flight = |flight: &Flight| flight.plan.rows.iter().any(|row| row.request == request);
+        let was_in_flight = self.flight.as_ref().is_some_and(in_flight);
+        let pages_before = self.n_pages_used();
+        let effects = self.apply(Event::Cancel(request));
+        if self.flight.is_some() && (was_in_flight || !self.live.contains_key(&request)) {
+            assert_eq!(self.n_pages_used(), pages_before, "wrong: pages move under a step");
+        }
+        let Some(expected) = self.live.remove(&request) else {
+            assert_eq!(effects, [], "wrong: {request:?} does not live");
+            return;
+        };
+        let reason = FinishReason::Cancelled;
+        assert_eq!(effects, [Effect::Finish { request, reason }], "wrong: cancel");
+        self.sights.n_cancelled_in_flight += u64::from(was_in_flight);
+        self.sights.n_cancelled_waiting += u64::from(!was_in_flight && expected.n_computed == 0);
+    }
+
+    /// Completes the step in flight, or plans one.
+    fn advance(&mut self) {
+        match self.flight.take() {
+            Some(flight) => self.complete(flight),
+            None => self.plan(),
+        }
+    }
+
+    fn plan(&mut self) {
+        let before = self.scheduler.stats();
+        let plan = self.scheduler.plan();
+        self.sights.n_events += 1;
+        self.scheduler.check();
+        let Some(plan) = plan else {
+            let oldest = self.live.keys().next();
+            assert_eq!(oldest, None, "stuck: no plan while requests live");
+            return;
+        };
+        let stats = self.scheduler.stats();
+        let n_admitted = plan.admitted.len();
+        let n_preempted = (stats.counters.n_preemptions - before.counters.n_preemptions) as usize;
+        assert_eq!(stats.n_running + n_preempted, before.n_running + n_admitted, "wrong: running");
+        self.sights.n_sat_out += u64::from(plan.rows.len() < stats.n_running);
+        self.check_plan(&plan);
+        let tokens = self.rank.run(&plan);
+        self.flight = Some(Flight { plan, tokens });
+    }
+
+    fn check_plan(&mut self, plan: &StepPlan) {
+        for admission in &plan.admitted {
+            let newcomer = self.live.get_mut(&admission.request).expect("wrong: not alive");
+            newcomer.was_preempted |= newcomer.n_computed > 0;
+            newcomer.n_computed = 0;
+            if !newcomer.was_preempted {
+                let last = self.last_admitted.replace(admission.request);
+                assert!(last < Some(admission.request), "wrong: {last:?} was admitted before");
+            }
+        }
+        let mut slots: Vec<_> = plan.rows.iter().map(|row| row.slot).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        assert_eq!(slots.len(), plan.rows.len(), "wrong: one row a slot");
+        assert!(plan.tokens.len() <= self.limits.n_tokens_per_step, "wrong: budget");
+        let oldest = self.live.keys().next().copied();
+        let oldest_runs = oldest.is_some_and(|id| plan.rows.iter().any(|row| row.request == id));
+        assert!(oldest_runs, "stuck: {oldest:?}, the oldest, gets no row");
+        let mut token_idx = 0;
+        let mut n_decode_rows = 0;
+        for (row_idx, row) in plan.rows.iter().enumerate() {
+            assert_eq!(row.token_idx, token_idx, "wrong: {row:?} is not next to the last row");
+            token_idx += row.n_tokens;
+            self.check_row(plan, row);
+            let n_known = self.live[&row.request].n_known;
+            if row.start > 0 && row.n_tokens == 1 && row.start + 1 == n_known {
+                assert_eq!(n_decode_rows, row_idx, "wrong: decode rows come first");
+                n_decode_rows += 1;
+            }
+        }
+        assert_eq!(token_idx, plan.tokens.len(), "wrong: tokens of no row");
+        let is_mixed = n_decode_rows > 0 && n_decode_rows < plan.rows.len();
+        self.sights.n_mixed_steps += u64::from(is_mixed);
+    }
+
+    fn check_row(&mut self, plan: &StepPlan, row: &Row) {
+        let end = row.start + row.n_tokens;
+        let n_tokens_end = self.n_tokens_end(&self.live[&row.request].request);
+        let expected = self.live.get_mut(&row.request).expect("wrong: not alive");
+        assert!(row.n_tokens > 0, "wrong: {row:?} is empty");
+        assert_eq!(row.start, expected.n_computed, "wrong: {row:?} starts elsewhere");
+        assert!(end <= expected.n_known, "wrong: {row:?} has tokens that nobody knows");
+        let tokens = &expected.tokens[row.start..end];
+        assert_eq!(plan.row_tokens(row), tokens, "wrong: tokens of {row:?}");
+        let samples = end == expected.n_known && expected.n_known < n_tokens_end;
+        assert_eq!(row.emit.samples(), samples, "wrong: {row:?}");
+        let n_prompt = expected.request.prompt.len();
+        let is_new = expected.n_scored < n_prompt && end > expected.n_scored;
+        let scores = expected.request.scores_prompt && is_new;
+        assert_eq!(row.emit.scores(), scores, "wrong: {row:?}");
+        if scores {
+            assert_eq!(row.start, expected.n_scored, "wrong: {row:?} scores twice or skips");
+            assert!(end <= n_prompt, "wrong: {row:?} scores what is not the prompt");
+            expected.n_scored = end;
+            self.sights.n_scored_after_preemption += u64::from(expected.was_preempted);
+        }
+        expected.n_computed = end;
+    }
+
+    fn complete(&mut self, flight: Flight) {
+        let Flight { plan, tokens } = flight;
+        let pages_before = self.n_pages_used();
+        let result = StepResult { step: plan.step, tokens: tokens.clone() };
+        let effects = self.apply(Event::Complete(result));
+        let mut wanted = Vec::new();
+        for (row_idx, (row, token)) in plan.rows.iter().zip(tokens).enumerate() {
+            wanted.extend(self.expected_effects(row, row_idx, token));
+        }
+        assert_eq!(effects, wanted, "wrong: effects");
+        let all_live = plan.rows.iter().all(|row| self.live.contains_key(&row.request));
+        let gives_back = self.n_pages_used() < pages_before;
+        self.sights.n_windowed_give_backs += u64::from(gives_back && all_live);
+        if !self.random.one_in(4) {
+            self.scheduler.recycle(plan);
+        }
+    }
+
+    fn expected_effects(
+        &mut self,
+        row: &Row,
+        row_idx: usize,
+        token: Option<TokenId>,
+    ) -> Vec<Effect> {
+        let request = row.request;
+        // Cancelled in flight: its end was told.
+        let Some(expected) = self.live.get_mut(&request) else { return Vec::new() };
+        let mut effects = Vec::new();
+        if let Some(token) = token {
+            let alone = expected.tokens[expected.n_known];
+            assert_eq!(token, alone, "wrong: {row:?} does not see what it sees alone");
+            expected.n_known += 1;
+            effects.push(Effect::Token { request, token, row_idx });
+        }
+        let n_prompt = expected.request.prompt.len();
+        let is_done = token.is_some() || expected.request.n_new_max == 0;
+        if is_done && expected.n_known == expected.tokens.len() && expected.n_computed >= n_prompt {
+            let reason = expected.reason;
+            effects.push(Effect::Finish { request, reason });
+            let asked = expected.request.scores_prompt;
+            assert_eq!(expected.n_scored, if asked { n_prompt } else { 0 }, "wrong: scores");
+            let deadline = expected.deadline;
+            self.live.remove(&request);
+            assert!(self.n_steps() <= deadline, "stuck: {request:?} ends after {deadline}");
+            match reason {
+                FinishReason::Stop(_) => self.sights.n_stopped += 1,
+                _ => self.sights.n_full += 1,
+            }
+        }
+        effects
+    }
+
+    /// Applies an event.
+    fn apply(&mut self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.scheduler.apply(event, &mut effects);
+        self.sights.n_events += 1;
+        self.scheduler.check();
+        effects
+    }
+
+    fn n_pages_used(&self) -> usize {
+        self.scheduler.stats().n_pages_used()
+    }
+
+    fn n_steps(&self) -> u64 {
+        self.scheduler.stats().counters.n_steps
+    }
+
+    fn n_tokens_end(&self, request: &Request) -> usize {
+        request.prompt.len().saturating_add(request.n_new_max).min(self.n_sequence_max())
+    }
+
+    /// The longest sequence that could run alone, found by trying every length.
+    fn n_sequence_max(&self) -> usize {
+        let page_tokens = self.limits.page_tokens;
+        let fits = |query: usize| {
+            self.limits.groups.iter().all(|group| {
+                let window = group.window.unwrap_or(usize::MAX);
+                let first_idx = (query + 1).saturating_sub(window) / page_tokens;
+                query / page_tokens - first_idx < group.n_pages
+            })
+        };
+        (0..self.limits.n_context_tokens).take_while(|&query| fits(query)).count()
+    }
+}
+
+/// Tokens and end of a request that nothing disturbs.
+fn run_alone(
+    limits: &Limits,
+    request: &Request,
+    n_tokens_end: usize,
+) -> (Vec<TokenId>, FinishReason) {
+    let mut tokens = request.prompt.to_vec();
+    while tokens.len() < n_tokens_end {
+        let token = next_token(limits, &tokens);
+        tokens.push(token);
+        if request.stop_tokens.contains(&token) {
+            return (tokens, FinishReason::Stop(token));
+        }
+    }
+    (tokens, FinishReason::Length)
+}
