@@ -65,3 +65,50 @@ impl<T> Mailbox<T> {
         self.signal.notify();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn mailbox<T>() -> Mailbox<T> {
+        Mailbox::new(Patience::of(2, 2))
+    }
+
+    #[test]
+    fn values_arrive_in_order_until_it_closes() {
+        let (there, back) = (mailbox(), mailbox());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while let Some(value) = there.take() {
+                    back.put(value);
+                }
+                back.close();
+            });
+            for value in 0..1000 {
+                there.put(value);
+                assert_eq!(back.take(), Some(value));
+            }
+            there.close();
+            assert_eq!(back.take(), None);
+            assert_eq!(back.take(), None, "it stays closed");
+        });
+    }
+
+    #[test]
+    fn closing_drops_what_was_not_taken() {
+        let mailbox = mailbox();
+        mailbox.put(1);
+        mailbox.close();
+        assert_eq!(mailbox.take(), None);
+    }
+
+    #[test]
+    fn it_holds_one_value() {
+        let mailbox = mailbox();
+        mailbox.put(1);
+        let second = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mailbox.put(2)));
+        assert!(second.is_err());
+    }
+}

@@ -75,17 +75,16 @@ impl<W: RankWorker + 'static> RankPool<W> {
     ) -> Result<RankPool<W>, SpawnError<E>> {
         let PoolConfig { world, n_floats_max, build_deadline, deadline } = config;
         let n_cores = thread::available_parallelism().map_or(1, |n_cores| n_cores.get());
-        let patience = Patience::of(world, n_cores);
         let mut pool = RankPool {
             world,
-            shared: Arc::new(Shared::new(world, patience)),
+            shared: Arc::new(Shared::new(world, n_cores)),
             threads: Vec::with_capacity(world.n_ranks()),
             deadline,
             n_commands: 0,
             worker: PhantomData,
         };
         let buffers = Arc::new(Buffers::new(world, n_floats_max));
-        let built = Arc::new(Board::new(world, patience));
+        let built = Arc::new(Board::new(world, Patience::of(world.n_ranks() + 1, n_cores)));
         let build = Arc::new(build);
         for rank in world.ranks() {
             let seat = pool.seat(rank, &buffers);

@@ -41,9 +41,12 @@ pub(crate) struct RankThread<W: RankWorker, E> {
 }
 
 impl<C, R> Shared<C, R> {
-    pub(crate) fn new(world: World, patience: Patience) -> Shared<C, R> {
+    pub(crate) fn new(world: World, n_cores: usize) -> Shared<C, R> {
+        // Ranks meet among themselves; commands and replies have the pool's holder on one end.
+        let meeting = Patience::of(world.n_ranks(), n_cores);
+        let patience = Patience::of(world.n_ranks() + 1, n_cores);
         Shared {
-            group: Arc::new(Group::new(world, patience)),
+            group: Arc::new(Group::new(world, meeting)),
             inboxes: world.ranks().map(|_| Mailbox::new(patience)).collect(),
             replies: Board::new(world, patience),
             exits: Board::new(world, patience),

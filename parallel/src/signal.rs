@@ -10,14 +10,12 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::world::World;
+/// Checks before a thread with a core of its own gives the core away: about three microseconds.
+/// That covers peers in step, and costs little where the cores are less idle than counted.
+const N_SPINS: u32 = 64;
 
-/// Checks before a rank with a core of its own gives the core away: about ten microseconds,
-/// which is what a sleeping thread takes to wake up.
-const N_SPINS: u32 = 256;
-
-/// Times that a waiting rank gives its core away before it sleeps. Peers that are about to
-/// arrive need the core, not a wake-up call; peers that compute for long want to be alone.
+/// Times that a waiting thread gives its core away before it sleeps. Peers that are about to
+/// arrive need the core, not a wake-up call; peers that compute for long want it to themselves.
 const N_YIELDS: u32 = 32;
 
 /// How long a waiting thread stays awake.
@@ -37,10 +35,10 @@ pub(crate) struct Signal {
 }
 
 impl Patience {
-    /// What suits `world` on a machine of `n_cores`. Ranks that share cores must not spin: they
-    /// would starve the one that works.
-    pub(crate) fn of(world: World, n_cores: usize) -> Patience {
-        let n_spins = if world.n_ranks() <= n_cores { N_SPINS } else { 0 };
+    /// What suits `n_threads` that work on each other's results, on a machine of `n_cores`.
+    /// Threads that share cores must not spin: they would starve the one that works.
+    pub(crate) fn of(n_threads: usize, n_cores: usize) -> Patience {
+        let n_spins = if n_threads <= n_cores { N_SPINS } else { 0 };
         Patience { n_spins, n_yields: N_YIELDS }
     }
 }
@@ -106,5 +104,58 @@ impl Signal {
         }
         self.n_asleep.fetch_sub(1, Ordering::Relaxed);
         in_time || ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::time::Duration;
+
+    use super::*;
+
+    const PATIENCES: [Patience; 3] = [
+        Patience { n_spins: 0, n_yields: 0 },
+        Patience { n_spins: 0, n_yields: 4 },
+        Patience { n_spins: 100, n_yields: 4 },
+    ];
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        const N_TURNS: u32 = 20_000;
+        for patience in PATIENCES {
+            // Two threads that hand a turn to each other: one lost wake-up and both wait for ever.
+            let turn = AtomicU32::new(0);
+            let signal = Signal::new(patience);
+            let play = |player: u32| {
+                for mine in (player..N_TURNS).step_by(2) {
+                    signal.wait(|| turn.load(Ordering::Acquire) == mine);
+                    turn.store(mine + 1, Ordering::Release);
+                    signal.notify();
+                }
+            };
+            thread::scope(|scope| {
+                scope.spawn(|| play(0));
+                play(1);
+            });
+            assert_eq!(turn.into_inner(), N_TURNS);
+        }
+    }
+
+    #[test]
+    fn a_wait_ends_at_its_deadline() {
+        for patience in PATIENCES {
+            let signal = Signal::new(patience);
+            let deadline = Instant::now() + Duration::from_millis(5);
+            assert!(!signal.wait_until(Some(deadline), || false));
+            assert!(Instant::now() >= deadline);
+            assert!(signal.wait_until(Some(deadline), || true), "what holds needs no time");
+        }
+    }
+
+    #[test]
+    fn only_threads_with_a_core_each_spin() {
+        assert_eq!(Patience::of(8, 8).n_spins, N_SPINS);
+        assert_eq!(Patience::of(8, 2).n_spins, 0);
     }
 }
