@@ -1,0 +1,176 @@
+//! KV memory of one block: pages of keys and of values, in the cache's element type.
+//!
+//! It does not know which sequence owns a page, nor which positions a page holds.
+
+use std::ops::Range;
+
+use half::bf16;
+use scheduler::PageId;
+use weights::Dtype;
+
+use crate::KvDtype;
+
+use super::Simd;
+use super::simd;
+
+/// Where a token's key and value lie: the same in every block of a cache group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLocation {
+    /// The page.
+    pub page: PageId,
+    /// The token's place in the page.
+    pub offset: u32,
+}
+
+/// A block's pages, `[page][kv_head][token][head_dim]` for keys and again for values: a head's
+/// tokens within a page are contiguous.
+pub struct KvRegion {
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    shape: KvShape,
+}
+
+/// Which head of which token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvPlace {
+    /// Key/value head of this rank.
+    pub(crate) kv_head: usize,
+    /// The token.
+    pub(crate) at: KvLocation,
+}
+
+/// One head's key or value, with the factor that an FP8 region stores it under.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scaled<'a> {
+    /// `[head_dim]`
+    pub(crate) x: &'a [f32],
+    /// `x / scale` is stored.
+    pub(crate) scale: f32,
+}
+
+/// What a region holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Element type.
+    pub dtype: KvDtype,
+    /// Pages.
+    pub n_pages: usize,
+    /// Tokens of a page.
+    pub page_tokens: usize,
+    /// Key/value heads of this rank.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl KvRegion {
+    /// A zeroed region. Every page of memory is touched, so that a machine with too little fails
+    /// here and not in a step.
+    pub fn new(
+        dtype: KvDtype,
+        n_pages: usize,
+        page_tokens: usize,
+        n_kv_heads: usize,
+        head_dim: usize,
+    ) -> KvRegion {
+        let shape = KvShape { dtype, n_pages, page_tokens, n_kv_heads, head_dim };
+        assert!(page_tokens > 0 && n_kv_heads > 0 && head_dim > 0, "{shape:?}");
+        let n_bytes = n_pages * page_tokens * n_kv_heads * shape.head_bytes();
+        KvRegion { keys: touched(n_bytes), values: touched(n_bytes), shape }
+    }
+
+    /// What it holds.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Bytes of keys and values.
+    pub fn n_bytes(&self) -> usize {
+        self.keys.len() + self.values.len()
+    }
+
+    /// What stored keys of `scale` must be multiplied by after [`simd::widen`].
+    pub(crate) fn factor(&self, scale: f32) -> f32 {
+        match self.shape.dtype {
+            KvDtype::F32 | KvDtype::Bf16 => 1.0,
+            KvDtype::Fp8 => scale * simd::widened_factor(Dtype::F8E4m3),
+        }
+    }
+
+    /// Element type in the words of weights.
+    pub(crate) fn stored(&self) -> Dtype {
+        match self.shape.dtype {
+            KvDtype::F32 => Dtype::F32,
+            KvDtype::Bf16 => Dtype::Bf16,
+            KvDtype::Fp8 => Dtype::F8E4m3,
+        }
+    }
+
+    /// Stored keys of `kv_head` for the tokens of `page` from `offset` on.
+    pub(crate) fn keys(&self, kv_head: usize, page: PageId, offset: usize) -> &[u8] {
+        &self.keys[self.shape.bytes_from(kv_head, page, offset)]
+    }
+
+    /// Stored values of `kv_head` for the tokens of `page` from `offset` on.
+    pub(crate) fn values(&self, kv_head: usize, page: PageId, offset: usize) -> &[u8] {
+        &self.values[self.shape.bytes_from(kv_head, page, offset)]
+    }
+
+    /// Writes one head's key and value. An FP8 region stores `e4m3(clamp(x / scale, ±448))`.
+    pub(crate) fn write(&mut self, simd: Simd, place: KvPlace, key: Scaled<'_>, value: Scaled<'_>) {
+        let shape = self.shape;
+        let begin = shape.bytes_from(place.kv_head, place.at.page, place.at.offset as usize).start;
+        let range = begin..begin + shape.head_bytes();
+        store(simd, shape.dtype, key, &mut self.keys[range.clone()]);
+        store(simd, shape.dtype, value, &mut self.values[range]);
+    }
+}
+
+impl KvShape {
+    /// Bytes of one token's key in one head.
+    fn head_bytes(&self) -> usize {
+        self.head_dim * self.dtype.n_bytes()
+    }
+
+    /// The tokens of `page` from `offset` on, in `kv_head`.
+    fn bytes_from(&self, kv_head: usize, page: PageId, offset: usize) -> Range<usize> {
+        assert!(
+            page.idx() < self.n_pages && kv_head < self.n_kv_heads && offset < self.page_tokens,
+            "token {offset} of head {kv_head} in page {page:?} of {self:?}"
+        );
+        let run_idx = page.idx() * self.n_kv_heads + kv_head;
+        let begin = run_idx * self.page_tokens;
+        (begin + offset) * self.head_bytes()..(begin + self.page_tokens) * self.head_bytes()
+    }
+}
+
+/// Zeroes, in memory that the system has really given.
+fn touched(n_bytes: usize) -> Vec<u8> {
+    // Less than any system's page of memory, so that none is missed.
+    const STEP_BYTES: usize = 4096;
+    let mut bytes = vec![0; n_bytes];
+    // The compiler may not assume that the zeroes of a fresh mapping are still there.
+    for byte in std::hint::black_box(&mut bytes).iter_mut().step_by(STEP_BYTES) {
+        *byte = 0;
+    }
+    std::hint::black_box(&mut bytes);
+    bytes
+}
+
+fn store(simd: Simd, dtype: KvDtype, scaled: Scaled<'_>, out: &mut [u8]) {
+    let Scaled { x, scale } = scaled;
+    assert_eq!(out.len(), x.len() * dtype.n_bytes(), "a {dtype:?} head of {}", x.len());
+    match dtype {
+        KvDtype::F32 => {
+            for (out, x) in out.as_chunks_mut().0.iter_mut().zip(x) {
+                *out = x.to_ne_bytes();
+            }
+        }
+        KvDtype::Bf16 => {
+            for (out, &x) in out.as_chunks_mut().0.iter_mut().zip(x) {
+                *out = bf16::from_f32(x).to_ne_bytes();
+            }
+        }
+        KvDtype::Fp8 => simd::encode_e4m3(simd, x, scale, out),
+    }
+}

@@ -1,0 +1,96 @@
+//! Stored element types: how sixteen of them become lanes.
+
+use weights::Dtype;
+
+use super::lanes::{Lanes, padded};
+
+/// What widened elements must be multiplied by to be the stored values: an exact power of two.
+pub(crate) fn widened_factor(dtype: Dtype) -> f32 {
+    match dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => 1.0,
+        Dtype::F8E4m3 => 256.0,
+    }
+}
+
+/// What sixteen elements are before they are lanes.
+pub(super) trait Element {
+    /// Sixteen elements.
+    type Block: Copy + 'static;
+
+    /// The elements as f32, times the inverse of [`widened_factor`].
+    fn widen<S: Lanes>(s: S, block: &Self::Block) -> S::V;
+}
+
+/// An element type as it lies in a file.
+pub(super) trait Stored: Element {
+    /// Whole blocks of a row, and the last one with zeroes after it where the row ends within.
+    fn blocks(row: &[u8]) -> (&[Self::Block], Option<Self::Block>);
+}
+
+/// What [`widen`] gave: f32 in memory of ours.
+pub(super) struct Widened;
+
+impl Element for Widened {
+    type Block = [f32; 16];
+
+    #[inline(always)]
+    fn widen<S: Lanes>(s: S, block: &[f32; 16]) -> S::V {
+        s.load(block)
+    }
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct Bf16;
+pub(super) struct E4m3;
+
+macro_rules! element {
+    ($name:ident, $n_bytes:literal, $widen:ident) => {
+        impl Element for $name {
+            type Block = [u8; $n_bytes];
+
+            #[inline(always)]
+            fn widen<S: Lanes>(s: S, block: &[u8; $n_bytes]) -> S::V {
+                s.$widen(block)
+            }
+        }
+
+        impl Stored for $name {
+            #[inline(always)]
+            fn blocks(row: &[u8]) -> (&[[u8; $n_bytes]], Option<[u8; $n_bytes]>) {
+                let (blocks, tail) = row.as_chunks();
+                (blocks, (!tail.is_empty()).then(|| padded(tail)))
+            }
+        }
+    };
+}
+
+element!(F32, 64, widen_f32);
+element!(F16, 32, widen_f16);
+element!(Bf16, 32, widen_bf16);
+element!(E4m3, 16, widen_e4m3);
+
+#[inline(always)]
+pub(super) fn widen<S: Lanes>(s: S, dtype: Dtype, stored: &[u8], out: &mut [f32]) {
+    assert_eq!(stored.len(), out.len() * dtype.n_bytes(), "{} {dtype:?} elements", out.len());
+    match dtype {
+        Dtype::F32 => widen_row::<S, F32>(s, stored, out),
+        Dtype::F16 => widen_row::<S, F16>(s, stored, out),
+        Dtype::Bf16 => widen_row::<S, Bf16>(s, stored, out),
+        Dtype::F8E4m3 => widen_row::<S, E4m3>(s, stored, out),
+    }
+}
+
+#[inline(always)]
+fn widen_row<S: Lanes, E: Stored>(s: S, stored: &[u8], out: &mut [f32]) {
+    let (blocks, last) = E::blocks(stored);
+    let (out_blocks, out_last) = out.as_chunks_mut();
+    for (block, out) in blocks.iter().zip(out_blocks) {
+        s.store(E::widen(s, block), out);
+    }
+    if let Some(block) = last {
+        let mut lanes = [0.0; 16];
+        s.store(E::widen(s, &block), &mut lanes);
+        out_last.copy_from_slice(&lanes[..out_last.len()]);
+    }
+}

@@ -1,0 +1,61 @@
+//! The sixteen lanes that every algorithm is written in.
+
+/// Vectors of sixteen f32 and what may be done with them. Holding a value of an implementing type
+/// proves that its instructions are there: that is what makes these methods safe.
+///
+/// All of it must be inlined into a function compiled for the level: hence `inline(always)` on
+/// every implementation and on every algorithm.
+pub(super) trait Lanes: Copy {
+    /// Sixteen f32.
+    type V: Copy;
+
+    /// Room for a wide tile: 32 registers of 16 lanes, not 16 of 8.
+    const HAS_MANY_REGISTERS: bool;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, x: &[f32; 16]) -> Self::V;
+    fn store(self, v: Self::V, out: &mut [f32; 16]);
+
+    /// f32 at any address.
+    fn widen_f32(self, stored: &[u8; 64]) -> Self::V;
+    fn widen_f16(self, stored: &[u8; 32]) -> Self::V;
+    fn widen_bf16(self, stored: &[u8; 32]) -> Self::V;
+    /// The value times 2^-8: an e4m3 code shifted into place is the f16 of that, so the widening
+    /// is a few integer operations and the exact power of two joins a later factor.
+    fn widen_e4m3(self, stored: &[u8; 16]) -> Self::V;
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the level can.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a > b ? a : b`: where either is NaN, `b`.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a < b ? a : b`: where either is NaN, `b`.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// On bit patterns.
+    fn and(self, a: Self::V, bits: u32) -> Self::V;
+    /// On bit patterns.
+    fn or(self, a: Self::V, b: Self::V) -> Self::V;
+    /// On bit patterns, wrapping.
+    fn add_bits(self, a: Self::V, bits: u32) -> Self::V;
+    /// On bit patterns as signed integers.
+    fn max_bits(self, a: Self::V, bits: i32) -> Self::V;
+    /// On bit patterns, to the left.
+    fn shift_left<const N_BITS: i32>(self, a: Self::V) -> Self::V;
+
+    /// The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
+    fn sum(self, v: Self::V) -> f32;
+    /// The greatest lane, by [`Lanes::max`] in the same tree.
+    fn greatest(self, v: Self::V) -> f32;
+}
+
+/// The last, incomplete block of a row, zeroes after it.
+#[inline(always)]
+pub(super) fn padded<T: Copy + Default, const N: usize>(tail: &[T]) -> [T; N] {
+    let mut block = [T::default(); N];
+    block[..tail.len()].copy_from_slice(tail);
+    block
+}

@@ -1,0 +1,134 @@
+//! Vector primitives: each algorithm is written once over sixteen lanes, and compiled for every
+//! level of instructions.
+//!
+//! **Order is fixed by the data alone.** A sum over `k` keeps sixteen partial sums, element `k` in
+//! lane `k mod 16`, blocks of sixteen in sequence, and ends in one fixed tree. So a row's result
+//! does not depend on the batch, the tile, the thread or the address it is computed at. AVX-512 and
+//! AVX2 (two registers a vector) agree bit for bit, and so does the portable level where the target
+//! itself has fused multiply-add (as aarch64 does); elsewhere it rounds products and is only close.
+//!
+//! It knows shapes and element types, but no scales and no threads.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod element;
+mod lanes;
+mod math;
+mod portable;
+mod product;
+mod rows;
+
+use weights::Dtype;
+
+pub(crate) use attention::{AttentionScratch, Chunk, N_CHUNK_POSITIONS, N_QUERIES_MAX, Queries};
+pub(crate) use element::widened_factor;
+pub(crate) use product::{PANEL_ROWS, PANEL_TOKENS, Product, ProductScratch};
+
+/// Instructions that the kernels may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SimdLevel {
+    /// What the compilation target has.
+    Portable,
+    /// AVX2, FMA, F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL besides.
+    Avx512,
+}
+
+/// A level that this processor was seen to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Simd {
+    level: SimdLevel,
+}
+
+impl SimdLevel {
+    /// From the plainest up.
+    pub const ALL: [SimdLevel; 3] = [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512];
+}
+
+impl Simd {
+    /// The best that this processor has.
+    pub fn detect() -> Simd {
+        let best = SimdLevel::ALL.into_iter().rev().find_map(Simd::new);
+        best.expect("every processor has the portable level")
+    }
+
+    /// `level`, if this processor has it.
+    pub fn new(level: SimdLevel) -> Option<Simd> {
+        let is_there = match level {
+            SimdLevel::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => avx512::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            SimdLevel::Avx2 | SimdLevel::Avx512 => false,
+        };
+        is_there.then_some(Simd { level })
+    }
+
+    /// Which it is.
+    pub fn level(self) -> SimdLevel {
+        self.level
+    }
+}
+
+/// Defines functions that run `$implementation`, generic over [`lanes::Lanes`], compiled for the
+/// instructions of the level they are given.
+macro_rules! for_every_level {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $implementation:path;)*) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name(simd: Simd, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn on_avx512($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function only runs where its own target features are.
+                $implementation(unsafe { avx512::Avx512::assume() }, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn on_avx2($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function only runs where its own target features are.
+                $implementation(unsafe { avx2::Avx2::assume() }, $($arg),*)
+            }
+            match simd.level {
+                // SAFETY: a `Simd` of this level exists only where the processor has it.
+                #[cfg(target_arch = "x86_64")]
+                SimdLevel::Avx512 => unsafe { on_avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                SimdLevel::Avx2 => unsafe { on_avx2($($arg),*) },
+                _ => $implementation(portable::Portable, $($arg),*),
+            }
+        }
+    )*};
+}
+
+for_every_level! {
+    /// Widens stored elements to f32; e4m3 comes out times 2^-8, see [`widened_factor`].
+    widen(dtype: Dtype, stored: &[u8], out: &mut [f32]) = element::widen;
+    /// `Σ x²`.
+    sum_of_squares(x: &[f32]) -> f32 = rows::sum_of_squares;
+    /// `max |x|` over the elements that are numbers; 0 for none.
+    max_magnitude(x: &[f32]) -> f32 = rows::max_magnitude;
+    /// `out = (x * factor) * weight`.
+    scale_by(x: &[f32], factor: f32, weight: &[f32], out: &mut [f32]) = rows::scale_by;
+    /// `x = e4m3(clamp(x / scale, ±448))`, kept as f32. NaN stays NaN.
+    quantize_e4m3(x: &mut [f32], scale: f32) = rows::quantize_e4m3;
+    /// The same, as codes.
+    encode_e4m3(x: &[f32], scale: f32, out: &mut [u8]) = rows::encode_e4m3;
+    /// `out = gate / (1 + exp(-gate)) * up`.
+    silu_times(gate: &[f32], up: &[f32], out: &mut [f32]) = rows::silu_times;
+    /// `out[t][n] = Σ_k x[t][k] · w[n][k]`, weights widened as they are read: for few tokens.
+    direct_product(product: Product<'_>) = product::direct;
+    /// The same bits, weights widened once for all tokens of the tile: for many.
+    panel_product(product: Product<'_>, scratch: &mut ProductScratch) = product::by_panels;
+    /// Takes the positions of one chunk into the running softmax of every query that sees them.
+    attend(chunk: Chunk, queries: Queries<'_>, scratch: &mut AttentionScratch) = attention::attend;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! Algorithms over one row: reductions, quantization, activation.
+
+use super::lanes::{Lanes, padded};
+use super::math;
+
+/// Runs `$block` on whole blocks of sixteen and on the padded last one.
+macro_rules! for_each_block {
+    ($x:expr, |$block:ident| $body:expr) => {
+        let (blocks, tail) = $x.as_chunks::<16>();
+        for $block in blocks {
+            $body
+        }
+        if !tail.is_empty() {
+            let $block = &padded::<f32, 16>(tail);
+            $body
+        }
+    };
+}
+
+#[inline(always)]
+pub(super) fn sum_of_squares<S: Lanes>(s: S, x: &[f32]) -> f32 {
+    let mut sums = s.splat(0.0);
+    for_each_block!(x, |block| {
+        let x = s.load(block);
+        sums = s.mul_add(x, x, sums);
+    });
+    s.sum(sums)
+}
+
+#[inline(always)]
+pub(super) fn max_magnitude<S: Lanes>(s: S, x: &[f32]) -> f32 {
+    let mut greatest = s.splat(0.0);
+    for_each_block!(x, |block| {
+        // NaN on the left loses to what was found so far.
+        greatest = s.max(s.and(s.load(block), 0x7FFF_FFFF), greatest);
+    });
+    s.greatest(greatest)
+}
+
+#[inline(always)]
+pub(super) fn scale_by<S: Lanes>(s: S, x: &[f32], factor: f32, weight: &[f32], out: &mut [f32]) {
+    let factor = s.splat(factor);
+    map2(s, x, weight, out, |x, weight| s.mul(s.mul(x, factor), weight));
+}
+
+#[inline(always)]
+pub(super) fn silu_times<S: Lanes>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    map2(s, gate, up, out, |gate, up| {
+        let decay = math::exp(s, s.sub(zero, gate));
+        s.mul(s.div(gate, s.add(one, decay)), up)
+    });
+}
+
+#[inline(always)]
+pub(super) fn quantize_e4m3<S: Lanes>(s: S, x: &mut [f32], scale: f32) {
+    let scale = s.splat(scale);
+    let (blocks, tail) = x.as_chunks_mut::<16>();
+    for block in blocks {
+        s.store(math::round_e4m3(s, s.div(s.load(block), scale)), block);
+    }
+    if !tail.is_empty() {
+        let mut block = padded(tail);
+        s.store(math::round_e4m3(s, s.div(s.load(&block), scale)), &mut block);
+        tail.copy_from_slice(&block[..tail.len()]);
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_e4m3<S: Lanes>(s: S, x: &[f32], scale: f32, out: &mut [u8]) {
+    assert_eq!(x.len(), out.len(), "a code for every element");
+    let scale = s.splat(scale);
+    let mut out_blocks = out.chunks_mut(16);
+    for_each_block!(x, |block| {
+        let mut rounded = [0.0; 16];
+        s.store(math::round_e4m3(s, s.div(s.load(block), scale)), &mut rounded);
+        for (code, value) in out_blocks.next().into_iter().flatten().zip(rounded) {
+            *code = math::e4m3_code(value);
+        }
+    });
+}
+
+#[inline(always)]
+fn map2<S: Lanes>(s: S, a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(S::V, S::V) -> S::V) {
+    assert!(a.len() == b.len() && a.len() == out.len(), "rows of one length");
+    let ((a_blocks, a_tail), (b_blocks, b_tail)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let (out_blocks, out_tail) = out.as_chunks_mut::<16>();
+    for ((a, b), out) in a_blocks.iter().zip(b_blocks).zip(out_blocks) {
+        s.store(f(s.load(a), s.load(b)), out);
+    }
+    if !out_tail.is_empty() {
+        let mut block = [0.0; 16];
+        s.store(f(s.load(&padded(a_tail)), s.load(&padded(b_tail))), &mut block);
+        out_tail.copy_from_slice(&block[..out_tail.len()]);
+    }
+}

@@ -1,0 +1,1 @@
+//! Primitives at every level against their definitions.

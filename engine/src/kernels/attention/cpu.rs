@@ -1,0 +1,99 @@
+//! A tile is a few tokens of a few heads that share a key/value head: each chunk of the cache is
+//! widened once for all of them.
+
+use crate::device::simd::{
+    AttentionScratch, Chunk, N_CHUNK_POSITIONS, N_QUERIES_MAX, Queries, attend, widen,
+};
+use crate::device::{CpuExec, Grid, KvRegion, Simd, ViewMut};
+
+use super::{Args, AttentionRow};
+
+pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
+    let Args { q, rows, share, k_scale, v_scale, cache, out } = args;
+    let head_dim = share.head_dim;
+    let group = share.n_q_heads / share.n_kv_heads;
+    let n_heads = heads_of_tile(group, share.n_kv_heads, exec.n_threads());
+    let n_seen: usize = rows.iter().map(|row| row.n_tokens * (row.start + row.n_tokens)).sum();
+    let grid = Grid {
+        tile_rows: (N_QUERIES_MAX / n_heads).max(1),
+        tile_cols: n_heads * head_dim,
+        work: n_seen * 2 * share.n_q_heads * head_dim,
+    };
+    let window = share.window.unwrap_or(usize::MAX);
+    let score_factor = cache.factor(k_scale) / (head_dim as f32).sqrt();
+    exec.for_each_tile(out, grid, |tile, scratch| {
+        let (cols, mut out) = (tile.col_idx..tile.col_idx + tile.out.n_cols(), tile.out);
+        let tokens = tile.row_idx..tile.row_idx + out.n_rows();
+        let first = rows.partition_point(|row| row.token_idx + row.n_tokens <= tokens.start);
+        for row in rows[first..].iter().take_while(|row| row.token_idx < tokens.end) {
+            let begin = row.token_idx.max(tokens.start);
+            let end = (row.token_idx + row.n_tokens).min(tokens.end);
+            let queries = Queries {
+                q: q.rows(begin..end).columns(cols.clone()),
+                head_dim,
+                start: row.start + begin - row.token_idx,
+                window,
+                score_factor,
+            };
+            let kv_head = cols.start / head_dim / group;
+            let source = Source { simd: exec.simd(), cache, kv_head, row, v_scale };
+            let out = out.reborrow().rows(begin - tokens.start..end - tokens.start);
+            source.attend(queries, &mut scratch.attention, out);
+        }
+    });
+}
+
+/// Query heads of a tile: a divisor of the group, so that a tile has one key/value head; as many
+/// as share it, unless threads would then have nothing to do.
+fn heads_of_tile(group: usize, n_kv_heads: usize, n_threads: usize) -> usize {
+    let is_fine = |n: &usize| {
+        let n_tiles = n_kv_heads * (group / n);
+        group.is_multiple_of(*n) && *n <= N_QUERIES_MAX && (n_tiles >= n_threads || *n <= 4)
+    };
+    (1..=group).rev().find(is_fine).unwrap_or(1)
+}
+
+/// One sequence's keys and values in one head.
+struct Source<'a> {
+    simd: Simd,
+    cache: &'a KvRegion,
+    kv_head: usize,
+    row: &'a AttentionRow<'a>,
+    v_scale: f32,
+}
+
+impl Source<'_> {
+    fn attend(&self, queries: Queries<'_>, scratch: &mut AttentionScratch, mut out: ViewMut<'_>) {
+        let (n_tokens, n_heads) = (queries.q.n_rows(), queries.n_heads());
+        scratch.begin(n_tokens * n_heads, queries.head_dim);
+        let (first, end) = (queries.visible(0).start, queries.visible(n_tokens - 1).end);
+        let mut begin = first;
+        while begin < end {
+            let next = (begin / N_CHUNK_POSITIONS + 1) * N_CHUNK_POSITIONS;
+            let chunk = Chunk { begin, end: next.min(end) };
+            self.widen(chunk, queries.head_dim, scratch);
+            attend(self.simd, chunk, queries, scratch);
+            begin = next;
+        }
+        let factor = self.cache.factor(self.v_scale);
+        for t in 0..n_tokens {
+            for (h, out) in out.row_mut(t).chunks_exact_mut(queries.head_dim).enumerate() {
+                scratch.finish(t * n_heads + h, factor, out);
+            }
+        }
+    }
+
+    fn widen(&self, chunk: Chunk, head_dim: usize, scratch: &mut AttentionScratch) {
+        let page_tokens = self.cache.shape().page_tokens;
+        let dtype = self.cache.stored();
+        let n_bytes = head_dim * dtype.n_bytes();
+        for position in chunk.begin..chunk.end {
+            let (page, offset) = (self.row.pages[position / page_tokens], position % page_tokens);
+            let (key, value) = scratch.place(position, head_dim);
+            let stored = self.cache.keys(self.kv_head, page, offset);
+            widen(self.simd, dtype, &stored[..n_bytes], key);
+            let stored = self.cache.values(self.kv_head, page, offset);
+            widen(self.simd, dtype, &stored[..n_bytes], value);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Causal attention of a step's queries over their sequences' pages.
+
+mod cpu;
+
+use scheduler::PageId;
+use weights::AttentionSpec;
+
+use crate::device::{DeviceError, Exec, KvRegion, View, ViewMut};
+
+/// `out[t][h] = Σ_j softmax_j(q[t][h] · k[j] / sqrt(head_dim)) · v[j]` over the positions j that the
+/// token sees: its own and those before it, as far back as the window goes. Query head h reads
+/// key/value head `h / (n_q_heads / n_kv_heads)`.
+pub struct Args<'a> {
+    /// `[T, n_q_heads * head_dim]`, rotated.
+    pub q: View<'a>,
+    /// Which tokens belong to which sequence: in order, every token once.
+    pub rows: &'a [AttentionRow<'a>],
+    /// This rank's heads, and the window.
+    pub share: &'a AttentionSpec,
+    /// Factor of keys in an FP8 cache.
+    pub k_scale: f32,
+    /// Factor of values in an FP8 cache.
+    pub v_scale: f32,
+    /// This block's pages; those of the step's own tokens are written already.
+    pub cache: &'a KvRegion,
+    /// `[T, n_q_heads * head_dim]`
+    pub out: ViewMut<'a>,
+}
+
+/// One sequence's share of the tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRow<'a> {
+    /// First of its tokens in the step.
+    pub token_idx: usize,
+    /// How many.
+    pub n_tokens: usize,
+    /// Position of the first in its sequence.
+    pub start: usize,
+    /// `pages[i]` holds positions `i * page_tokens ..`. Pages that lie before every token's window
+    /// may belong to others by now: they are not read.
+    pub pages: &'a [PageId],
+}
+
+/// Attends for every token and query head.
+pub fn attention(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
+    args.check();
+    match exec {
+        Exec::Cpu(cpu) => cpu::attention(cpu, args),
+    }
+    Ok(())
+}
+
+impl Args<'_> {
+    fn check(&self) {
+        let AttentionSpec { n_q_heads, n_kv_heads, head_dim, window } = *self.share;
+        assert!(n_q_heads > 0 && n_q_heads.is_multiple_of(n_kv_heads), "{:?}", self.share);
+        assert_ne!(window, Some(0), "a token sees itself");
+        let shape = (self.q.n_rows(), self.q.n_cols());
+        assert_eq!(shape, (self.out.n_rows(), self.out.n_cols()), "q and out are of one shape");
+        assert_eq!(shape.1, n_q_heads * head_dim, "q has every head");
+        let cache = self.cache.shape();
+        assert_eq!((cache.n_kv_heads, cache.head_dim), (n_kv_heads, head_dim), "the cache's heads");
+        let mut token_idx = 0;
+        for row in self.rows {
+            assert_eq!(row.token_idx, token_idx, "rows cover the tokens in order");
+            token_idx += row.n_tokens;
+            let n_positions = row.start + row.n_tokens;
+            let n_pages = row.pages.len();
+            assert!(n_positions <= n_pages * cache.page_tokens, "{n_positions} in {n_pages} pages");
+        }
+        assert_eq!(token_idx, shape.0, "rows cover the tokens");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,17 @@
+//! What a rank computes, one family a folder: arguments and launcher in `mod.rs`, the processor's
+//! version in `cpu.rs`.
+//!
+//! Each launcher checks shapes, then matches once on [`Exec`](crate::device::Exec). No family knows
+//! a model, a step or another family, and none allocates. **Every output row depends on its own
+//! row's data alone, bit for bit**: not on the batch, the tile, the thread or the memory address.
+
+pub mod attention;
+pub mod embed;
+pub mod linear;
+pub mod quantize;
+pub mod rmsnorm;
+pub mod rope_kv;
+pub mod swiglu;
+
+#[cfg(test)]
+mod testing;

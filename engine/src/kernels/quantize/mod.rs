@@ -1,0 +1,38 @@
+//! A projection's input, rounded to e4m3 as its checkpoint was calibrated for.
+
+mod cpu;
+
+use weights::InputScale;
+
+use crate::device::{DeviceError, Exec, ViewMut};
+
+pub(super) use cpu::quantize_row;
+
+/// `x[t] = e4m3(clamp(x[t] / scales[t], ±448))`, kept as f32; with [`InputScale::None`] nothing but
+/// `scales[t] = 1`. NaN stays NaN.
+pub struct Args<'a> {
+    /// `[T, K]`
+    pub x: ViewMut<'a>,
+    /// Where the scales come from.
+    pub input: InputScale,
+    /// `[T]`, written.
+    pub scales: &'a mut [f32],
+}
+
+/// Quantizes in place.
+pub fn quantize(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
+    args.check();
+    match exec {
+        Exec::Cpu(cpu) => cpu::quantize(cpu, args),
+    }
+    Ok(())
+}
+
+impl Args<'_> {
+    fn check(&self) {
+        assert_eq!(self.scales.len(), self.x.n_rows(), "a scale for every token");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Queries and keys turned by their positions, keys and values written to their pages.
+
+mod cpu;
+
+use weights::AttentionSpec;
+
+use crate::device::{DeviceError, Exec, KvLocation, KvRegion, RopeAngles, ViewMut};
+
+/// Rotates halves of every query and key head in place, then writes keys and values to the cache.
+pub struct Args<'a> {
+    /// `[T, (n_q_heads + 2 * n_kv_heads) * head_dim]`: queries, keys, values.
+    pub qkv: ViewMut<'a>,
+    /// Of these T tokens.
+    pub angles: &'a RopeAngles,
+    /// This rank's heads.
+    pub share: &'a AttentionSpec,
+    /// An FP8 cache holds `key / k_scale`.
+    pub k_scale: f32,
+    /// An FP8 cache holds `value / v_scale`.
+    pub v_scale: f32,
+    /// `[T]`: no two alike.
+    pub locations: &'a [KvLocation],
+    /// This block's pages.
+    pub cache: &'a mut KvRegion,
+}
+
+/// Rotates and writes every token.
+pub fn rope_kv(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
+    args.check();
+    match exec {
+        Exec::Cpu(cpu) => cpu::rope_kv(cpu, args),
+    }
+    Ok(())
+}
+
+impl Args<'_> {
+    fn check(&self) {
+        let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = *self.share;
+        let n_tokens = self.qkv.n_rows();
+        assert_eq!(self.qkv.n_cols(), (n_q_heads + 2 * n_kv_heads) * head_dim, "q, k and v");
+        assert_eq!(self.angles.n_tokens(), n_tokens, "angles of every token");
+        assert_eq!(self.angles.n_pairs() * 2, head_dim, "angles of every pair");
+        assert_eq!(self.locations.len(), n_tokens, "a location for every token");
+        let shape = self.cache.shape();
+        assert_eq!((shape.n_kv_heads, shape.head_dim), (n_kv_heads, head_dim), "the cache's heads");
+    }
+}
+
+#[cfg(test)]
+mod tests;

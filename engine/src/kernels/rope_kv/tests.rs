@@ -1,0 +1,1 @@
+//! Against a float64 oracle, and bit against bit.

@@ -1,0 +1,40 @@
+//! The gated activation between the two halves of an FFN, and the quantization that follows it.
+
+mod cpu;
+
+use weights::InputScale;
+
+use crate::device::{DeviceError, Exec, View, ViewMut};
+
+/// `out[t] = quantize(silu(gate[t]) * up[t])`, `silu(x) = x / (1 + exp(-x))`.
+pub struct Args<'a> {
+    /// `[T, 2 * w]`: gate, then up.
+    pub gate_up: View<'a>,
+    /// How the next projection's input is quantized.
+    pub input: InputScale,
+    /// `[T, w]`
+    pub out: ViewMut<'a>,
+    /// `[T]`: what `out` must be multiplied by to be the activations.
+    pub out_scales: &'a mut [f32],
+}
+
+/// Activates every token.
+pub fn swiglu(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
+    args.check();
+    match exec {
+        Exec::Cpu(cpu) => cpu::swiglu(cpu, args),
+    }
+    Ok(())
+}
+
+impl Args<'_> {
+    fn check(&self) {
+        let shape = (self.out.n_rows(), self.out.n_cols());
+        let in_shape = (self.gate_up.n_rows(), self.gate_up.n_cols());
+        assert_eq!(in_shape, (shape.0, 2 * shape.1), "gate_up is [T, 2 w], out is [T, w]");
+        assert_eq!(self.out_scales.len(), shape.0, "out_scales is [T]");
+    }
+}
+
+#[cfg(test)]
+mod tests;

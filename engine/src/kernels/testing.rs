@@ -1,0 +1,1 @@
+//! What the families' tests share: seeded numbers, oracles' helpers, threads.
