@@ -4,7 +4,8 @@
 use scheduler::{GroupIdx, SlotIdx, StepPlan, TokenId};
 
 use crate::cache::PageTables;
-use crate::device::{AttentionRow, KvLocation};
+use crate::device::KvLocation;
+use crate::kernels::attention::AttentionRow;
 
 /// The tokens of a step, row after row.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use scheduler::{GroupLimits, Limits};
 use thiserror::Error;
-use weights::{AttentionSpec, Checkpoint, ModelSpec};
+use weights::{AttentionSpec, Checkpoint, LoadError, ModelSpec};
 
 use crate::blocks::{Scratch, Widths};
 use crate::cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
@@ -56,7 +56,7 @@ pub struct RankMemory {
 }
 
 /// Why the plan does not come out.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Debug, Error)]
 pub enum MemoryError {
     /// A number that must be at least one is zero, or beyond its bound.
     #[error("{what} is {value}, but must be between {min} and {max}")]
@@ -83,18 +83,9 @@ pub enum MemoryError {
         /// What there is.
         kv_bytes: u64,
     },
-    /// A size of the model is no multiple of the ranks.
-    #[error("{what} of block {block_idx} is {value}, which {n_ranks} ranks cannot share evenly")]
-    Uneven {
-        /// The size.
-        what: &'static str,
-        /// The block.
-        block_idx: usize,
-        /// Its value.
-        value: usize,
-        /// The ranks.
-        n_ranks: usize,
-    },
+    /// The ranks cannot share the checkpoint.
+    #[error(transparent)]
+    Load(#[from] LoadError),
 }
 
 impl MemoryPlan {
@@ -105,7 +96,10 @@ impl MemoryPlan {
     pub fn new(checkpoint: &Checkpoint, config: &EngineConfig) -> Result<MemoryPlan, MemoryError> {
         check_ranges(config)?;
         let spec = checkpoint.spec();
-        check_even(spec, config.n_ranks)?;
+        // First, because it refuses what the ranks cannot share.
+        let weights_bytes = (0..config.n_ranks)
+            .map(|rank_idx| Ok(checkpoint.rank_bytes(rank_idx, config.n_ranks)?.total()))
+            .collect::<Result<Vec<u64>, LoadError>>()?;
         let kv_dtype = config.kv_dtype.unwrap_or(match checkpoint.has_kv_scales() {
             true => KvDtype::Fp8,
             false => KvDtype::Bf16,
@@ -117,14 +111,15 @@ impl MemoryPlan {
         let n_local = spec.vocab_size.div_ceil(config.n_ranks);
         let n_collective_floats =
             (n_tokens * spec.hidden_size).max(crate::model::N_LOGIT_ROWS * n_local);
-        let ranks = (0..config.n_ranks).map(|rank_idx| RankMemory {
-            weights_bytes: checkpoint.rank_bytes(rank_idx, config.n_ranks).total(),
-            kv_bytes: pools.bytes_per_rank,
-            workspace_bytes: Scratch::n_bytes(widths, n_tokens)
-                + logits_bytes(spec, config.n_ranks, rank_idx)
-                + if rank_idx == 0 { Sampler::n_bytes(spec.vocab_size) } else { 0 },
-            collective_bytes: collective_bytes(config.n_ranks, n_collective_floats),
-        });
+        let ranks =
+            weights_bytes.into_iter().enumerate().map(|(rank_idx, weights_bytes)| RankMemory {
+                weights_bytes,
+                kv_bytes: pools.bytes_per_rank,
+                workspace_bytes: Scratch::n_bytes(widths, n_tokens)
+                    + logits_bytes(spec, config.n_ranks, rank_idx)
+                    + if rank_idx == 0 { Sampler::n_bytes(spec.vocab_size) } else { 0 },
+                collective_bytes: collective_bytes(config.n_ranks, n_collective_floats),
+            });
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(MemoryPlan {
             n_ranks: config.n_ranks,
@@ -136,7 +131,7 @@ impl MemoryPlan {
             group_pages: pools.pages,
             group_windows: layout.groups.iter().map(|group| group.window).collect(),
             ranks: ranks.collect(),
-            mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes() as u64).sum(),
+            mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes as u64).sum(),
             widths,
             n_collective_floats,
         })
@@ -301,26 +296,4 @@ fn check_ranges(config: &EngineConfig) -> Result<(), MemoryError> {
         within("the number of threads (--threads)", n_threads, 4096)?;
     }
     within("the context (--max-model-len)", config.n_context_tokens.unwrap_or(1), 1 << 24)
-}
-
-fn check_even(spec: &ModelSpec, n_ranks: usize) -> Result<(), MemoryError> {
-    for (block_idx, block) in spec.blocks.iter().enumerate() {
-        let uneven = |what, value| MemoryError::Uneven { what, block_idx, value, n_ranks };
-        if let Some(attention) = block.attention() {
-            if attention.n_q_heads % n_ranks != 0 {
-                return Err(uneven("the number of query heads", attention.n_q_heads));
-            }
-            let (larger, smaller) =
-                (attention.n_kv_heads.max(n_ranks), attention.n_kv_heads.min(n_ranks));
-            if larger % smaller != 0 {
-                return Err(uneven("the number of KV heads", attention.n_kv_heads));
-            }
-        }
-        if let Some(weights::FfnSpec::SwiGlu { width }) = block.ffn
-            && width % n_ranks != 0
-        {
-            return Err(uneven("the FFN width", width));
-        }
-    }
-    Ok(())
 }

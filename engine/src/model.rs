@@ -11,7 +11,8 @@ use crate::blocks::{
     Attention, Block, Ffn, Mixer, Replacement, Scratch, StepCx, SwiGlu, Widths, view, view_mut,
 };
 use crate::cache::{CacheLayout, PAGE_TOKENS, PageTables};
-use crate::device::{AttentionRow, Exec, KvRegion, RopeAngles, RopeFrequencies};
+use crate::device::{Exec, KvRegion, RopeAngles, RopeFrequencies};
+use crate::kernels::attention::AttentionRow;
 use crate::kernels::{embed, linear, rmsnorm};
 use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;

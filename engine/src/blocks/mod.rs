@@ -13,7 +13,8 @@ pub(crate) use linear::Replacement;
 pub(crate) use swiglu::SwiGlu;
 
 use crate::batch::Batch;
-use crate::device::{AttentionRow, Exec, RopeAngles, View, ViewMut};
+use crate::device::{Exec, RopeAngles, View, ViewMut};
+use crate::kernels::attention::AttentionRow;
 use crate::rank::StepError;
 
 /// A block with at least one sub-block.
