@@ -1,0 +1,243 @@
+//! The scheduler's behaviour as transcripts: `*.txt` beside this file.
+//!
+//! A line at the margin is a command, the indented lines below it are all that follows from it. A
+//! line of `#` explains. Requests are numbers, and so are slots (`s`), groups (`g`) and pages.
+//!
+//! ```text
+//! limits slots=2 waiting=4 step=8 context=64 page=4 pages=6,3/5   two groups; 3 pages, window of 5
+//! arrive 0 prompt=5 new=3 stop=7,8 score                          prompt of five tokens
+//! plan                                                            what a step holds
+//! complete 7 -                                                    a sampled token, or none, a row
+//! cancel 0
+//! stats                                                           gauges
+//! ```
+//!
+//! When a transcript differs, the failure prints it as it is now: read it, and if it is right, it is
+//! the new file.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use scheduler::{
+    Effect, Emit, Event, FinishReason, GroupLimits, Limits, PageUpdate, Refusal, Request,
+    RequestId, Scheduler, StepPlan, StepResult, TokenId,
+};
+
+/// A transcript that is being written.
+struct Transcript {
+    scheduler: Option<Scheduler>,
+    plan: Option<StepPlan>,
+    text: String,
+}
+
+#[test]
+fn transcripts_are_as_written() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+    let mut paths: Vec<_> = fs::read_dir(&folder)
+        .expect("the folder exists")
+        .map(|entry| entry.expect("it is readable").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    paths.sort();
+    assert!(paths.len() >= 20, "only {} scenarios found", paths.len());
+    let mut n_different = 0;
+    for path in paths {
+        let expected = fs::read_to_string(&path).expect("a scenario is text");
+        let actual = replay(&expected);
+        if actual != expected {
+            n_different += 1;
+            let same = actual.lines().zip(expected.lines()).take_while(|(a, e)| a == e).count();
+            eprintln!("{}:{}: differs; it is now\n{actual}", path.display(), same + 1);
+        }
+    }
+    assert_eq!(n_different, 0, "scenarios that differ");
+}
+
+#[test]
+fn a_wrong_expectation_is_noticed() {
+    let right = "limits slots=1 waiting=1 step=1 context=4 page=1 pages=4\nplan\n  nothing\n";
+    assert_eq!(replay(right), right);
+    for wrong in
+        [right.replace("nothing", "row 0 s0 0..1 Sample"), right.replace("  nothing\n", "")]
+    {
+        assert_ne!(replay(&wrong), wrong);
+    }
+}
+
+/// Runs a transcript's commands and writes what follows from each.
+fn replay(script: &str) -> String {
+    let mut transcript = Transcript { scheduler: None, plan: None, text: String::new() };
+    for line in script.lines() {
+        if line.starts_with("  ") {
+            continue;
+        }
+        transcript.text += line;
+        transcript.text.push('\n');
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.split_first() {
+            None => {}
+            Some((word, _)) if word.starts_with('#') => {}
+            Some((command, arguments)) => transcript.run(command, arguments),
+        }
+    }
+    transcript.text
+}
+
+impl Transcript {
+    fn run(&mut self, command: &str, arguments: &[&str]) {
+        match command {
+            "limits" => self.scheduler = Some(Scheduler::new(limits(&fields(arguments)))),
+            "arrive" => self.apply(Event::Arrive(request(arguments))),
+            "cancel" => self.apply(Event::Cancel(RequestId(number(arguments[0]) as u64))),
+            "complete" => {
+                let plan = self.plan.take().expect("complete follows plan");
+                let tokens = arguments.iter().map(|&word| token(word)).collect();
+                self.apply(Event::Complete(StepResult { step: plan.step, tokens }));
+                self.scheduler().recycle(plan);
+            }
+            "plan" => self.plan(),
+            "stats" => self.stats(),
+            _ => panic!("unknown command {command:?}"),
+        }
+        self.scheduler().check();
+    }
+
+    fn scheduler(&mut self) -> &mut Scheduler {
+        self.scheduler.as_mut().expect("limits come first")
+    }
+
+    fn say(&mut self, what: std::fmt::Arguments<'_>) {
+        writeln!(self.text, "  {what}").expect("a string takes all");
+    }
+
+    fn apply(&mut self, event: Event) {
+        let mut effects = Vec::new();
+        self.scheduler().apply(event, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Token { request, token, row_idx } => {
+                    self.say(format_args!("token {} {} row {row_idx}", request.0, token.0));
+                }
+                Effect::Finish { request, reason } => match reason {
+                    FinishReason::Stop(token) => {
+                        self.say(format_args!("finish {} stop {}", request.0, token.0));
+                    }
+                    FinishReason::Length => self.say(format_args!("finish {} length", request.0)),
+                    FinishReason::Cancelled => {
+                        self.say(format_args!("finish {} cancelled", request.0));
+                    }
+                },
+                Effect::Refuse { request, refusal } => match refusal {
+                    Refusal::QueueFull => self.say(format_args!("refuse {} queue full", request.0)),
+                    Refusal::EmptyPrompt => self.say(format_args!("refuse {} empty", request.0)),
+                    Refusal::TooLong { n_prompt, n_max } => {
+                        let id = request.0;
+                        self.say(format_args!("refuse {id} too long: {n_prompt} of {n_max}"));
+                    }
+                },
+            }
+        }
+    }
+
+    fn plan(&mut self) {
+        let Some(plan) = self.scheduler().plan() else {
+            return self.say(format_args!("nothing"));
+        };
+        for admission in &plan.admitted {
+            self.say(format_args!("admit {} s{}", admission.request.0, admission.slot.0));
+        }
+        for row in &plan.rows {
+            let (request, slot, end) = (row.request.0, row.slot.0, row.start + row.n_tokens);
+            let emit = match row.emit {
+                Emit::Nothing => "",
+                Emit::Sample => " sample",
+                Emit::Score => " score",
+                Emit::ScoreAndSample => " score sample",
+            };
+            self.say(format_args!("row {request} s{slot} {}..{end}{emit}", row.start));
+            self.check_tokens(&plan, request);
+        }
+        for (table, entries) in tables(&plan.pages) {
+            self.say(format_args!("pages s{} g{}:{entries}", table.0, table.1));
+        }
+        self.plan = Some(plan);
+    }
+
+    /// A row's tokens are those of its request, generated ones included.
+    fn check_tokens(&mut self, plan: &StepPlan, request: u64) {
+        let row = plan.rows.iter().find(|row| row.request.0 == request).expect("it has a row");
+        let tokens = self.scheduler().request_tokens(row.request);
+        let (prompt, generated) = tokens.expect("a planned request lives");
+        let tokens = [prompt, generated].concat();
+        assert_eq!(plan.row_tokens(row), &tokens[row.start..row.start + row.n_tokens]);
+    }
+
+    fn stats(&mut self) {
+        let stats = self.scheduler().stats();
+        let mut pages = String::new();
+        for group in &stats.groups {
+            write!(pages, " pages={}/{}", group.n_pages_used, group.n_pages).expect("it takes all");
+        }
+        let (n_running, n_waiting) = (stats.n_running, stats.n_waiting);
+        let (n_preemptions, n_lost) = (stats.counters.n_preemptions, stats.counters.n_lost_tokens);
+        let lost = format_args!("preemptions={n_preemptions} lost={n_lost}");
+        self.say(format_args!("running={n_running} waiting={n_waiting}{pages} {lost}"));
+    }
+}
+
+/// New page-table entries, by slot and group.
+fn tables(updates: &[PageUpdate]) -> BTreeMap<(u32, u16), String> {
+    let mut tables = BTreeMap::new();
+    for update in updates {
+        let entries: &mut String = tables.entry((update.slot.0, update.group.0)).or_default();
+        write!(entries, " {}={}", update.page_idx, update.page.0).expect("a string takes all");
+    }
+    tables
+}
+
+/// `key=value` words; a bare word has an empty value.
+fn fields<'a>(words: &[&'a str]) -> BTreeMap<&'a str, &'a str> {
+    words.iter().map(|word| word.split_once('=').unwrap_or((word, ""))).collect()
+}
+
+fn number(word: &str) -> usize {
+    word.parse().unwrap_or_else(|_| panic!("{word:?} is not a number"))
+}
+
+fn token(word: &str) -> Option<TokenId> {
+    (word != "-").then(|| TokenId(number(word) as u32))
+}
+
+fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
+    let group = |word: &str| match word.split_once('/') {
+        Some((pages, window)) => {
+            GroupLimits { n_pages: number(pages), window: Some(number(window)) }
+        }
+        None => GroupLimits { n_pages: number(word), window: None },
+    };
+    Limits {
+        n_slots: number(fields["slots"]),
+        n_waiting_max: number(fields["waiting"]),
+        n_tokens_per_step: number(fields["step"]),
+        n_context_tokens: number(fields["context"]),
+        page_tokens: number(fields["page"]),
+        groups: fields.get("pages").map_or(Vec::new(), |all| all.split(',').map(group).collect()),
+    }
+}
+
+fn request(words: &[&str]) -> Request {
+    let fields = fields(&words[1..]);
+    let id = number(words[0]);
+    // Tokens that tell request and position.
+    let prompt = (0..number(fields["prompt"])).map(|at| TokenId((1000 * (id + 1) + at) as u32));
+    let stops = fields.get("stop").map_or(Vec::new(), |stops| stops.split(',').collect());
+    Request {
+        id: RequestId(id as u64),
+        prompt: prompt.collect(),
+        n_new_max: number(fields["new"]),
+        stop_tokens: stops.into_iter().filter_map(token).collect(),
+        scores_prompt: fields.contains_key("score"),
+    }
+}
