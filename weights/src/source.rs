@@ -1,7 +1,18 @@
 //! Where a checkpoint's bytes come from: a mapped file, or bytes that are part of the program.
+//!
+//! The only file of the crate with `unsafe`: the call that maps a file.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::{fmt, path};
+
+use crate::error::LoadError;
+
+/// Bytes of a file that is read whole (everything but shards) at most.
+const SIDE_FILE_BYTES_MAX: u64 = 256 << 20;
 
 /// Read-only bytes, cheap to clone.
 #[derive(Clone)]
@@ -25,5 +36,131 @@ impl Bytes {
 impl fmt::Debug for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bytes({})", self.as_slice().len())
+    }
+}
+
+/// A set of named files.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A directory.
+    Dir(PathBuf),
+    /// Files that are part of the program.
+    Embedded { name: String, files: &'static [(&'static str, &'static [u8])] },
+}
+
+impl Source {
+    /// The file's path, for messages.
+    pub(crate) fn path(&self, file: &str) -> String {
+        match self {
+            Source::Dir(dir) => dir.join(file).display().to_string(),
+            Source::Embedded { name, .. } => format!("{name}/{file}"),
+        }
+    }
+
+    /// The whole's name, for messages.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Source::Dir(dir) => dir.display().to_string(),
+            Source::Embedded { name, .. } => name.clone(),
+        }
+    }
+
+    /// The content of a small file, `None` if there is no such file.
+    pub(crate) fn read(&self, file: &str) -> Result<Option<Cow<'_, [u8]>>, LoadError> {
+        self.check_name(file)?;
+        let dir = match self {
+            Source::Embedded { .. } => return Ok(self.embedded(file).map(Cow::Borrowed)),
+            Source::Dir(dir) => dir,
+        };
+        let path = dir.join(file);
+        let n_bytes = match fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(LoadError::Read { path: self.path(file), source }),
+        };
+        if n_bytes > SIDE_FILE_BYTES_MAX {
+            let n_bytes_max = SIDE_FILE_BYTES_MAX;
+            return Err(LoadError::TooLarge { path: self.path(file), n_bytes, n_bytes_max });
+        }
+        let content = fs::read(&path);
+        let content =
+            content.map_err(|source| LoadError::Read { path: self.path(file), source })?;
+        Ok(Some(Cow::Owned(content)))
+    }
+
+    /// A file's bytes without reading them, `None` if there is no such file.
+    pub(crate) fn map(&self, file: &str) -> Result<Option<Bytes>, LoadError> {
+        self.check_name(file)?;
+        let dir = match self {
+            Source::Embedded { .. } => return Ok(self.embedded(file).map(Bytes::Static)),
+            Source::Dir(dir) => dir,
+        };
+        let opened = match File::open(dir.join(file)) {
+            Ok(opened) => opened,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(LoadError::Read { path: self.path(file), source }),
+        };
+        // SAFETY: the mapping is read-only and nothing in this program writes to the file. That
+        // nobody else truncates or rewrites a checkpoint while it is served is for the operator to
+        // uphold, as it is for every program that maps its weights.
+        let map = unsafe { memmap2::Mmap::map(&opened) };
+        let map = map.map_err(|source| LoadError::Read { path: self.path(file), source })?;
+        Ok(Some(Bytes::Mapped(Arc::new(map))))
+    }
+
+    /// Names of all files, sorted.
+    pub(crate) fn file_names(&self) -> Result<Vec<String>, LoadError> {
+        let mut names = match self {
+            Source::Embedded { files, .. } => {
+                files.iter().map(|(name, _)| (*name).to_owned()).collect()
+            }
+            Source::Dir(dir) => {
+                let failed = |source| LoadError::Read { path: self.name(), source };
+                let entries = fs::read_dir(dir).map_err(failed)?;
+                let mut names = Vec::new();
+                for entry in entries {
+                    names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+                }
+                names
+            }
+        };
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn embedded(&self, file: &str) -> Option<&'static [u8]> {
+        match self {
+            Source::Dir(_) => None,
+            Source::Embedded { files, .. } => {
+                files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
+            }
+        }
+    }
+
+    fn check_name(&self, file: &str) -> Result<(), LoadError> {
+        let mut components = path::Path::new(file).components();
+        let is_plain = matches!(components.next(), Some(path::Component::Normal(_)))
+            && components.next().is_none()
+            && !file.ends_with('/');
+        if is_plain {
+            return Ok(());
+        }
+        Err(LoadError::FileName { path: self.name(), name: file.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_names_are_opened() {
+        let source = Source::Embedded { name: "m".to_owned(), files: &[("a.json", b"{}")] };
+        assert_eq!(source.read("a.json").unwrap().unwrap().as_ref(), b"{}");
+        assert!(source.read("b.json").unwrap().is_none());
+        for name in ["", ".", "..", "/a.json", "../a.json", "x/a.json", "a.json/", "./a.json"] {
+            let error = source.read(name).unwrap_err().to_string();
+            assert!(error.contains("not a plain file name"), "{name}: {error}");
+        }
     }
 }

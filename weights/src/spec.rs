@@ -1,4 +1,6 @@
 //! What a checkpoint says the model is: sizes of the whole, then a list of blocks with their own.
+//!
+//! Plain data: it knows neither the strings it was parsed from nor any tensor.
 
 use std::fmt;
 
@@ -95,7 +97,38 @@ pub enum RopeScaling {
     },
 }
 
+/// What one rank caches for one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheSpec {
+    /// Nothing: the block has no attention.
+    None,
+    /// Every token.
+    Full {
+        /// Key and value elements of a token.
+        n_elements_per_token: usize,
+    },
+    /// The last `window` tokens.
+    Window {
+        /// Key and value elements of a token.
+        n_elements_per_token: usize,
+        /// Tokens that a query sees, itself included.
+        window: usize,
+    },
+}
+
 impl BlockSpec {
+    /// What each of `n_ranks` ranks caches. With more ranks than key/value heads, a head is cached
+    /// by several.
+    pub fn cache(&self, n_ranks: usize) -> CacheSpec {
+        let Some(attention) = self.attention() else { return CacheSpec::None };
+        let n_kv_heads = attention.n_kv_heads.div_ceil(n_ranks);
+        let n_elements_per_token = 2 * n_kv_heads * attention.head_dim;
+        match attention.window {
+            None => CacheSpec::Full { n_elements_per_token },
+            Some(window) => CacheSpec::Window { n_elements_per_token, window },
+        }
+    }
+
     /// Neither sub-block is present: the block does nothing and holds nothing.
     pub fn is_empty(&self) -> bool {
         self.mixer.is_none() && self.ffn.is_none()
@@ -120,7 +153,12 @@ impl AttentionSpec {
 impl fmt::Display for BlockSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.mixer {
-            Some(MixerSpec::Attention(a)) => write!(f, "attention {}q/{}kv", a.n_q_heads, a.n_kv_heads)?,
+            Some(MixerSpec::Attention(attention)) => {
+                write!(f, "attention {}q/{}kv", attention.n_q_heads, attention.n_kv_heads)?;
+                if let Some(window) = attention.window {
+                    write!(f, " window {window}")?;
+                }
+            }
             Some(MixerSpec::Linear) => write!(f, "linear")?,
             None => write!(f, "-")?,
         }

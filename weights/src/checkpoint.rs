@@ -1,0 +1,120 @@
+//! A checkpoint, opened and checked: what the model is, and its tensors in mapped files.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::catalog::{Catalog, TensorInfo};
+use crate::error::{ConfigError, LoadError};
+use crate::json::parse_strict;
+use crate::quantization::Quantization;
+use crate::resolve::{StoredModel, is_wanted, resolve};
+use crate::source::Source;
+use crate::spec::ModelSpec;
+
+/// A checkpoint whose tensors are all known to be there, in shape, and what the model needs.
+///
+/// Cloning shares it. Weights stay in the mapped files until they are touched; their values are
+/// not scanned, so an FP8 weight that is NaN is found only by what it computes.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    spec: ModelSpec,
+    quantization: Quantization,
+    model: StoredModel,
+}
+
+impl Checkpoint {
+    /// Opens a directory with `config.json` and safetensors shards.
+    ///
+    /// # Errors
+    /// If anything about configuration, quantization, shards or tensors is not as it must be.
+    pub fn open(dir: &Path) -> Result<Checkpoint, LoadError> {
+        Checkpoint::from_source(Source::Dir(dir.to_owned()))
+    }
+
+    /// The same from files that are part of the program; `name` stands in messages.
+    ///
+    /// # Errors
+    /// As [`open`](Checkpoint::open).
+    pub fn embedded(
+        name: &str,
+        files: &'static [(&'static str, &'static [u8])],
+    ) -> Result<Checkpoint, LoadError> {
+        Checkpoint::from_source(Source::Embedded { name: name.to_owned(), files })
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.inner.spec
+    }
+
+    /// How its projections are quantized.
+    pub fn quantization(&self) -> &Quantization {
+        &self.inner.quantization
+    }
+
+    /// Whether the checkpoint brings factors for an FP8 cache.
+    pub fn has_kv_scales(&self) -> bool {
+        self.inner.model.blocks.iter().any(|block| block.kv_scales.is_some())
+    }
+
+    /// A file that lies beside the shards, such as `tokenizer.json`; `None` if there is none.
+    ///
+    /// # Errors
+    /// If `name` is not a plain file name, or the file is beyond 256 MiB or cannot be read.
+    pub fn file(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, LoadError> {
+        self.inner.source.read(name)
+    }
+
+    /// The tensors in use, by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.inner.model.tensors.iter()
+    }
+
+    pub(crate) fn model(&self) -> &StoredModel {
+        &self.inner.model
+    }
+
+    fn from_source(source: Source) -> Result<Checkpoint, LoadError> {
+        let Some(root) = read_json(&source, "config.json")? else {
+            let file = "config.json".to_owned();
+            return Err(LoadError::FileMissing { dir: source.name(), file });
+        };
+        let quantization = read_quantization(&source, &root)?;
+        let spec = ModelSpec::from_config_value(root).map_err(in_file(&source, "config.json"))?;
+        let catalog = Catalog::open(&source, |name| is_wanted(&spec, name))?;
+        let model = resolve(&spec, &quantization, catalog)?;
+        Ok(Checkpoint { inner: Arc::new(Inner { source, spec, quantization, model }) })
+    }
+}
+
+/// `config.json` speaks first; ModelOpt's own file where it is silent.
+fn read_quantization(source: &Source, config: &Value) -> Result<Quantization, LoadError> {
+    let declared = Quantization::from_config(config).map_err(in_file(source, "config.json"))?;
+    if let Some(quantization) = declared {
+        return Ok(quantization);
+    }
+    const FILE: &str = "hf_quant_config.json";
+    match read_json(source, FILE)? {
+        None => Ok(Quantization::none()),
+        Some(root) => Quantization::from_hf_quant_config(&root).map_err(in_file(source, FILE)),
+    }
+}
+
+fn read_json(source: &Source, file: &str) -> Result<Option<Value>, LoadError> {
+    let Some(text) = source.read(file)? else { return Ok(None) };
+    let parsed = parse_strict(&text).map_err(ConfigError::Json);
+    parsed.map(Some).map_err(in_file(source, file))
+}
+
+fn in_file<'a>(source: &'a Source, file: &'a str) -> impl Fn(ConfigError) -> LoadError + 'a {
+    |error| LoadError::Config { path: source.path(file), source: error }
+}

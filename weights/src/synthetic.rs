@@ -1,0 +1,150 @@
+//! Checkpoints of any shape with random weights, written as published ones are.
+//!
+//! Values depend on the seed and the tensor's name alone, not on shards or on the format: one seed
+//! gives the same weights in every format, but for rounding. Memory is bounded by a few tables and
+//! one row.
+
+mod config_json;
+mod shards;
+mod tokenizer;
+mod values;
+
+use std::fs;
+use std::path::Path;
+
+use crate::error::{LoadError, Uneven};
+use crate::loaded::Dtype;
+use crate::parameters::ParameterSpec;
+use crate::rank::RankBytes;
+use crate::spec::ModelSpec;
+
+use shards::{PlannedTensor, Shard};
+
+/// How the weights are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyntheticFormat {
+    /// Everything in F32.
+    F32,
+    /// Everything in F16.
+    F16,
+    /// Everything in BF16.
+    Bf16,
+    /// Projections in e4m3 with static per-tensor scales, scales for an FP8 cache, the rest BF16.
+    ModelOptFp8,
+    /// Projections in e4m3 with per-row scales and per-token inputs, the rest BF16.
+    Fp8Dynamic,
+}
+
+impl SyntheticFormat {
+    /// Element type of norms, embedding and head.
+    pub fn dense_dtype(self) -> Dtype {
+        match self {
+            SyntheticFormat::F32 => Dtype::F32,
+            SyntheticFormat::F16 => Dtype::F16,
+            _ => Dtype::Bf16,
+        }
+    }
+
+    /// Projections inside blocks are FP8; embedding and head never are.
+    pub fn is_fp8(self) -> bool {
+        matches!(self, SyntheticFormat::ModelOptFp8 | SyntheticFormat::Fp8Dynamic)
+    }
+}
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct SyntheticConfig {
+    /// The model.
+    pub spec: ModelSpec,
+    /// How its weights are stored.
+    pub format: SyntheticFormat,
+    /// Shards at most: a tensor is never cut, so that a huge one may take the place of several.
+    pub n_shards: usize,
+    /// Decides all values.
+    pub seed: u64,
+}
+
+impl SyntheticConfig {
+    /// Bytes of one rank's share of such a checkpoint, which need not have been written.
+    ///
+    /// # Errors
+    /// If `n_ranks` ranks cannot share a parameter evenly.
+    ///
+    /// # Panics
+    /// If `rank_idx` is not below `n_ranks`.
+    pub fn rank_bytes(&self, rank_idx: usize, n_ranks: usize) -> Result<RankBytes, Uneven> {
+        let mut bytes = RankBytes::default();
+        for parameter in self.spec.parameters() {
+            let dtype = shards::dtype_of(&parameter, self.format);
+            bytes += RankBytes::of_parameter(&parameter, dtype, rank_idx, n_ranks)?;
+            bytes.scales += self.scale_bytes(&parameter, rank_idx, n_ranks)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes of the shards' tensors.
+    pub fn n_bytes(&self) -> u64 {
+        shards::plan_tensors(self).iter().map(PlannedTensor::n_bytes).sum()
+    }
+
+    fn scale_bytes(
+        &self,
+        parameter: &ParameterSpec,
+        rank_idx: usize,
+        n_ranks: usize,
+    ) -> Result<u64, Uneven> {
+        let n_scales = match self.format {
+            _ if shards::dtype_of(parameter, self.format) != Dtype::F8E4m3 => 0,
+            SyntheticFormat::Fp8Dynamic => parameter.slice(rank_idx, n_ranks)?.rows.len(),
+            _ => shards::n_modelopt_scales(parameter),
+        };
+        Ok(n_scales as u64 * Dtype::F32.n_bytes() as u64)
+    }
+}
+
+/// Writes a checkpoint into `dir`, which is made if need be: configuration, shards and their index,
+/// and a byte-level tokenizer with a chat template if the vocabulary has room for it (300 entries).
+/// `progress` is told the bytes written and their total.
+///
+/// # Errors
+/// If `dir` already holds a checkpoint, or a file cannot be written.
+///
+/// # Panics
+/// If `n_shards` is 0.
+pub fn write_synthetic(
+    dir: &Path,
+    config: &SyntheticConfig,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), LoadError> {
+    assert!(config.n_shards > 0, "at least one shard");
+    let failed = |source| LoadError::Write { path: dir.display().to_string(), source };
+    fs::create_dir_all(dir).map_err(failed)?;
+    if fs::exists(dir.join("config.json")).map_err(failed)? {
+        return Err(LoadError::NotEmpty { dir: dir.display().to_string() });
+    }
+    let shards = Shard::plan(config);
+    let mut writer = shards::Writer::new(config, &shards, progress);
+    for shard in &shards {
+        writer.write(dir, shard)?;
+    }
+    if shards.len() > 1 {
+        write_text(dir, shards::INDEX_FILE, &shards::index_json(&shards))?;
+    }
+    for (name, text) in tokenizer::files(&config.spec) {
+        write_text(dir, name, &text)?;
+    }
+    if config.format == SyntheticFormat::ModelOptFp8 {
+        write_text(dir, "hf_quant_config.json", &config_json::hf_quant_config())?;
+    }
+    // Last, so that a directory with a config.json is a whole checkpoint.
+    write_text(dir, "config.json", &config_json::config(&config.spec, config.format))
+}
+
+fn write_text(dir: &Path, name: &str, text: &str) -> Result<(), LoadError> {
+    let path = dir.join(name);
+    let failed = |source| LoadError::Write { path: path.display().to_string(), source };
+    fs::write(&path, text).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests;
