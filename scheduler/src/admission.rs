@@ -48,3 +48,84 @@ pub(crate) fn has_room(newcomer: &Sequence, roster: &Roster, pools: &Pools) -> b
     };
     pools.groups().all(has_room_in)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GroupLimits, RequestId, TokenId};
+
+    fn limits() -> Limits {
+        Limits {
+            n_slots: 2,
+            n_waiting_max: 1,
+            n_tokens_per_step: 8,
+            n_context_tokens: 24,
+            page_tokens: 4,
+            groups: vec![
+                GroupLimits { n_pages: 6, window: None },
+                GroupLimits { n_pages: 4, window: Some(5) },
+            ],
+        }
+    }
+
+    fn request(n_prompt: usize, n_new_max: usize) -> Request {
+        Request {
+            id: RequestId(0),
+            prompt: vec![TokenId(1); n_prompt].into(),
+            n_new_max,
+            stop_tokens: [].into(),
+            scores_prompt: false,
+        }
+    }
+
+    /// A roster where the first of `requests` runs and the others wait.
+    fn first_runs(requests: &[Request]) -> Roster {
+        let mut roster = Roster::new(&limits());
+        for (id, request) in (0..).map(RequestId).zip(requests) {
+            roster.arrive(Request { id, ..request.clone() }, &limits());
+        }
+        roster.admit();
+        roster
+    }
+
+    #[test]
+    fn what_could_never_run_is_refused_before_the_queue_is_looked_at() {
+        let full = first_runs(&[request(1, 1), request(2, 1), request(3, 1)]);
+        let refusal = |request| refusal(&request, &limits(), &full);
+        assert_eq!(refusal(request(0, 1)), Some(Refusal::EmptyPrompt));
+        assert_eq!(refusal(request(24, 1)), Some(Refusal::TooLong { n_prompt: 24, n_max: 23 }));
+        assert_eq!(refusal(request(25, 0)), Some(Refusal::TooLong { n_prompt: 25, n_max: 24 }));
+        assert_eq!(refusal(request(23, usize::MAX)), Some(Refusal::QueueFull));
+        assert_eq!(refusal(request(24, 0)), Some(Refusal::QueueFull));
+    }
+
+    #[test]
+    fn the_longest_prompt_has_room_alone() {
+        let mut roster = Roster::new(&limits());
+        roster.arrive(request(24, 0), &limits());
+        let newcomer = roster.next_waiting().expect("it waits");
+        assert!(has_room(newcomer, &roster, &Pools::new(&limits())));
+    }
+
+    #[test]
+    fn room_is_what_those_that_run_leave() {
+        // The first wants two pages of six, and one to grow; the window's group never decides.
+        for (n_prompt, n_new_max, expected) in
+            [(12, 0, true), (13, 0, false), (8, 9, true), (9, 9, false), (9, 3, true)]
+        {
+            let roster = first_runs(&[request(8, 9), request(n_prompt, n_new_max)]);
+            let newcomer = roster.next_waiting().expect("the second waits");
+            let has_room = has_room(newcomer, &roster, &Pools::new(&limits()));
+            assert_eq!(has_room, expected, "prompt of {n_prompt}, {n_new_max} to generate");
+        }
+    }
+
+    #[test]
+    fn pages_that_are_held_are_not_promised_twice() {
+        let roster = first_runs(&[request(8, 9), request(8, 9)]);
+        let mut pools = Pools::new(&limits());
+        pools.reserve(roster.running()[0], 8, &mut Vec::new());
+        let newcomer = roster.next_waiting().expect("the second waits");
+        assert!(has_room(newcomer, &roster, &pools));
+    }
+}

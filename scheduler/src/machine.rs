@@ -235,6 +235,7 @@ impl Scheduler {
             let sequence = self.roster.sequence(slot);
             plan.admitted.push(Admission { request: sequence.id(), slot });
             let n_tokens = self.pools.n_affordable(slot, 0, budget.offer(sequence));
+            assert!(n_tokens > 0, "{:?} was admitted for nothing", sequence.id());
             self.grant(slot, n_tokens, budget, plan);
         }
     }
@@ -274,3 +275,6 @@ impl Scheduler {
         self.flights.push_back(Flight { step: plan.step, rows });
     }
 }
+
+#[cfg(test)]
+mod tests;

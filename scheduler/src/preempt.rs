@@ -38,3 +38,77 @@ pub(crate) fn make_room(
         counters.n_lost_tokens += n_lost as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GroupLimits, Limits, Request, RequestId, TokenId};
+
+    /// Three sequences that hold three of nine pages each, and three that wait.
+    fn full() -> (Roster, Pools, Limits) {
+        let limits = Limits {
+            n_slots: 3,
+            n_waiting_max: 3,
+            n_tokens_per_step: 8,
+            n_context_tokens: 36,
+            page_tokens: 4,
+            groups: vec![GroupLimits { n_pages: 9, window: None }],
+        };
+        let (mut roster, mut pools) = (Roster::new(&limits), Pools::new(&limits));
+        for id in 0..6 {
+            let request = Request {
+                id: RequestId(id),
+                prompt: vec![TokenId(1); 36].into(),
+                n_new_max: 0,
+                stop_tokens: [].into(),
+                scores_prompt: true,
+            };
+            roster.arrive(request, &limits);
+        }
+        while let Some(slot) = roster.admit() {
+            compute(slot, 12, &mut roster, &mut pools);
+        }
+        (roster, pools, limits)
+    }
+
+    fn compute(slot: SlotIdx, n_tokens: usize, roster: &mut Roster, pools: &mut Pools) {
+        let sequence = roster.sequence_mut(slot);
+        let start = sequence.n_planned();
+        pools.reserve(slot, start + n_tokens, &mut Vec::new());
+        let emit = sequence.plan(n_tokens, &mut Vec::new());
+        let request = sequence.id();
+        sequence.land(&crate::Row { request, slot, start, n_tokens, token_idx: 0, emit });
+    }
+
+    #[test]
+    fn the_youngest_pays_for_the_first_token_only() {
+        let (mut roster, mut pools, limits) = full();
+        let mut counters = Counters::default();
+        let oldest = roster.running()[0];
+        let n_tokens = make_room(oldest, 24, &mut roster, &mut pools, &mut counters);
+        assert_eq!(n_tokens, 12, "the three pages of the youngest, and no more");
+        assert_eq!((counters.n_preemptions, counters.n_lost_tokens), (1, 12));
+        assert_eq!(roster.running().len(), 2);
+        assert_eq!(roster.next_waiting().map(|next| next.id()), Some(RequestId(2)));
+        roster.check(&limits);
+        pools.check(|slot| roster.span(slot));
+    }
+
+    #[test]
+    fn the_youngest_takes_from_nobody() {
+        let (mut roster, mut pools, _) = full();
+        let mut counters = Counters::default();
+        let youngest = roster.running()[2];
+        assert_eq!(make_room(youngest, 1, &mut roster, &mut pools, &mut counters), 0);
+        assert_eq!(counters.n_preemptions, 0);
+    }
+
+    #[test]
+    fn who_wants_nothing_takes_nothing() {
+        let (mut roster, mut pools, _) = full();
+        let mut counters = Counters::default();
+        let oldest = roster.running()[0];
+        assert_eq!(make_room(oldest, 0, &mut roster, &mut pools, &mut counters), 0);
+        assert_eq!(counters.n_preemptions, 0);
+    }
+}
