@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn no_wake_up_is_lost() {
-        const N_TURNS: u32 = 20_000;
+        const N_TURNS: u32 = 4_000;
         for patience in PATIENCES {
             // Two threads that hand a turn to each other: one lost wake-up and both wait for ever.
             let turn = AtomicU32::new(0);

@@ -4,17 +4,17 @@ use std::fmt;
 
 /// A rule that is broken somewhere.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finding {
-    pub path: String,
+pub(crate) struct Finding {
+    pub(crate) path: String,
     /// Counted from 1, as editors do.
-    pub line: usize,
-    pub problem: String,
-    pub remedy: String,
+    pub(crate) line: usize,
+    pub(crate) problem: String,
+    pub(crate) remedy: String,
 }
 
 impl Finding {
     /// About the line at `line_idx`, counted from 0.
-    pub fn at(path: &str, line_idx: usize, problem: String, remedy: &str) -> Finding {
+    pub(crate) fn at(path: &str, line_idx: usize, problem: String, remedy: &str) -> Finding {
         Finding { path: path.to_owned(), line: line_idx + 1, problem, remedy: remedy.to_owned() }
     }
 }

@@ -30,7 +30,7 @@ const KERNEL_FILES: &[&str] = &["mod.rs", "cpu.rs"];
 
 /// Dependencies of a crate of the product that it may not have. `manifest` is the text of its
 /// Cargo.toml.
-pub fn dependencies(crate_name: &str, manifest: &str) -> Vec<Finding> {
+pub(crate) fn dependencies(crate_name: &str, manifest: &str) -> Vec<Finding> {
     let Some((_, ours)) = DEPENDENCIES.iter().find(|(name, _)| *name == crate_name) else {
         return Vec::new();
     };
@@ -75,7 +75,7 @@ fn dependency_lines(manifest: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 /// Kernels' folders that lack one of their files.
-pub fn kernel_folders<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<Finding> {
+pub(crate) fn kernel_folders<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<Finding> {
     let mut folders: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for path in paths {
         let inner = path.strip_prefix("engine/src/kernels/");
@@ -95,7 +95,7 @@ pub fn kernel_folders<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<Finding> 
 }
 
 /// Paths that exist on somebody's machine only.
-pub fn machine_paths(path: &str, text: &str) -> Vec<Finding> {
+pub(crate) fn machine_paths(path: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (line_idx, line) in text.lines().enumerate() {
         for root in ["work", "root", "home"] {

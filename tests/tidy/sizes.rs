@@ -9,27 +9,27 @@ const N_FILE_LINES_MAX: usize = 400;
 
 /// Something that is longer than it may be, and how long.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Excess {
-    pub path: String,
+pub(crate) struct Excess {
+    pub(crate) path: String,
     /// The function; `None` for the file.
-    pub function: Option<String>,
-    pub line_idx: usize,
-    pub n_lines: usize,
+    pub(crate) function: Option<String>,
+    pub(crate) line_idx: usize,
+    pub(crate) n_lines: usize,
 }
 
 /// What is over its limit for now. The numbers may be lowered, never raised, and nothing may be
 /// added: split what grows instead.
-pub struct Exception {
-    pub path: &'static str,
+pub(crate) struct Exception {
+    pub(crate) path: &'static str,
     /// The function; `None` for the file.
-    pub function: Option<&'static str>,
-    pub n_lines: usize,
+    pub(crate) function: Option<&'static str>,
+    pub(crate) n_lines: usize,
 }
 
-pub const EXCEPTIONS: &[Exception] = &[];
+pub(crate) const EXCEPTIONS: &[Exception] = &[];
 
 /// Lines that are too wide. The lines within a text, and links, are as wide as they are.
-pub fn columns(source: &Source) -> Vec<Finding> {
+pub(crate) fn columns(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (line_idx, line) in source.text.lines().enumerate() {
         let n_columns = line.chars().count();
@@ -44,7 +44,7 @@ pub fn columns(source: &Source) -> Vec<Finding> {
 }
 
 /// A file that does not say what it is for.
-pub fn purpose(source: &Source) -> Vec<Finding> {
+pub(crate) fn purpose(source: &Source) -> Vec<Finding> {
     let first = source.text.lines().position(|line| !line.trim().is_empty());
     let first_idx = first.unwrap_or(0);
     if source.text.lines().nth(first_idx).is_some_and(|line| line.starts_with("//!")) {
@@ -55,7 +55,7 @@ pub fn purpose(source: &Source) -> Vec<Finding> {
 }
 
 /// The file and its functions, as far as they are too long.
-pub fn excesses(source: &Source) -> Vec<Excess> {
+pub(crate) fn excesses(source: &Source) -> Vec<Excess> {
     let mut found = Vec::new();
     let mut add = |function: Option<String>, line_idx, n_lines| {
         found.push(Excess { path: source.path.clone(), function, line_idx, n_lines });
@@ -80,7 +80,7 @@ fn is_unit_tests(path: &str) -> bool {
 }
 
 /// What is too long and not excepted, and exceptions that are no longer what they say.
-pub fn ratchet(excesses: &[Excess], exceptions: &[Exception]) -> Vec<Finding> {
+pub(crate) fn ratchet(excesses: &[Excess], exceptions: &[Exception]) -> Vec<Finding> {
     let excepts = |exception: &Exception, excess: &Excess| {
         exception.path == excess.path && exception.function == excess.function.as_deref()
     };

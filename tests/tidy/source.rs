@@ -6,29 +6,29 @@
 use std::ops::Range;
 
 /// A file of the workspace.
-pub struct Source {
+pub(crate) struct Source {
     /// From the root of the repository, with forward slashes.
-    pub path: String,
-    pub text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
     /// The text with comments and the insides of literals blanked, of the same shape.
-    pub code: Vec<String>,
+    pub(crate) code: Vec<String>,
     /// The text with everything but comments blanked.
-    pub comments: Vec<String>,
-    pub literals: Vec<Literal>,
+    pub(crate) comments: Vec<String>,
+    pub(crate) literals: Vec<Literal>,
 }
 
 /// A string literal.
-pub struct Literal {
+pub(crate) struct Literal {
     /// Counted from 0.
-    pub line_idx: usize,
-    pub text: String,
+    pub(crate) line_idx: usize,
+    pub(crate) text: String,
 }
 
 /// A function with a body.
-pub struct Function {
-    pub name: String,
+pub(crate) struct Function {
+    pub(crate) name: String,
     /// From `fn` to the closing brace.
-    pub lines: Range<usize>,
+    pub(crate) lines: Range<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -39,7 +39,7 @@ enum Class {
 }
 
 impl Source {
-    pub fn new(path: &str, text: &str) -> Source {
+    pub(crate) fn new(path: &str, text: &str) -> Source {
         let classes = classify(text.as_bytes());
         let only = |kept: Class| {
             let bytes = text.bytes().zip(&classes);
@@ -57,19 +57,19 @@ impl Source {
     }
 
     /// Lines whose code has `word` as a word of its own.
-    pub fn lines_with_word(&self, word: &str) -> impl Iterator<Item = usize> {
+    pub(crate) fn lines_with_word(&self, word: &str) -> impl Iterator<Item = usize> {
         let has = move |line: &String| word_positions(line, word).next().is_some();
         self.code.iter().enumerate().filter(move |(_, line)| has(line)).map(|(idx, _)| idx)
     }
 
     /// Lines whose code has `text`, which starts and ends wherever it likes.
-    pub fn lines_with(&self, text: &str) -> impl Iterator<Item = usize> {
+    pub(crate) fn lines_with(&self, text: &str) -> impl Iterator<Item = usize> {
         let lines = self.code.iter().enumerate();
         lines.filter(move |(_, line)| line.contains(text)).map(|(idx, _)| idx)
     }
 
     /// Every function with a body, in the order of their first lines.
-    pub fn functions(&self) -> Vec<Function> {
+    pub(crate) fn functions(&self) -> Vec<Function> {
         let mut functions = Vec::new();
         for (line_idx, line) in self.code.iter().enumerate() {
             for at in word_positions(line, "fn") {
@@ -87,7 +87,7 @@ impl Source {
     }
 
     /// Lines of the modules that exist only in tests.
-    pub fn test_lines(&self) -> Vec<Range<usize>> {
+    pub(crate) fn test_lines(&self) -> Vec<Range<usize>> {
         let mut found = Vec::new();
         for line_idx in self.lines_with("#[cfg(test)]") {
             let next = self.code.get(line_idx + 1).map_or("", |line| line.trim());
@@ -126,7 +126,7 @@ impl Source {
 }
 
 /// Where `word` stands in `line` with nothing of a word around it.
-pub fn word_positions<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+pub(crate) fn word_positions<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     line.match_indices(word).map(|(at, _)| at).filter(move |&at| {
         let before = line[..at].chars().next_back();
         let after = line[at + word.len()..].chars().next();
@@ -292,10 +292,12 @@ mod tests {
 
     #[test]
     fn test_modules_are_found() {
-        let source = Source::new("a.rs", "a\n#[cfg(test)]\nmod tests {\n  {}\n}\nb");
-        assert_eq!(source.test_lines(), [1..5]);
-        let source = Source::new("a.rs", "a\n#[cfg(test)]\nmod tests;\nb {}");
-        assert_eq!(source.test_lines(), [1..3]);
+        for (text, expected) in [
+            ("a\n#[cfg(test)]\nmod tests {\n  {}\n}\nb", 1..5),
+            ("a\n#[cfg(test)]\nmod tests;\nb {}", 1..3),
+        ] {
+            assert_eq!(Source::new("a.rs", text).test_lines(), vec![expected]);
+        }
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn may_be_unsafe(path: &str) -> bool {
 }
 
 /// Words in files where they do not belong.
-pub fn banned(source: &Source) -> Vec<Finding> {
+pub(crate) fn banned(source: &Source) -> Vec<Finding> {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| source.path.starts_with(prefix));
     let mut findings = Vec::new();
     for ban in BANS.iter().filter(|ban| starts(ban.scope) && !starts(ban.allowed)) {
@@ -93,7 +93,7 @@ pub fn banned(source: &Source) -> Vec<Finding> {
 }
 
 /// `unsafe` in a file that is not there for it, or that does not say why it is sound.
-pub fn unsafe_code(source: &Source) -> Vec<Finding> {
+pub(crate) fn unsafe_code(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
     for line_idx in source.lines_with_word("unsafe") {
         let mut add = |problem: &str, remedy: &str| {
@@ -139,7 +139,7 @@ fn says_why_safe(source: &Source, line_idx: usize) -> bool {
 }
 
 /// Names of metrics outside the one file that holds them all, and names of ours without a unit.
-pub fn metric_names(source: &Source) -> Vec<Finding> {
+pub(crate) fn metric_names(source: &Source) -> Vec<Finding> {
     const HOME: &str = "server/src/metrics.rs";
     // Tests name what they look for.
     let may_name = source.path == HOME || source.path.starts_with("tests/");

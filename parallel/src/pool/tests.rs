@@ -207,6 +207,25 @@ fn a_rank_that_hangs_while_it_is_built_fails_the_spawn() {
     drop(closed);
 }
 
+#[test]
+fn a_failed_spawn_leaves_a_hanging_rank_behind() {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock();
+    let passed = Arc::clone(&gate);
+    let started = Instant::now();
+    let spawned = RankPool::spawn(config(3, 8), move |seat| match seat.rank.idx() {
+        0 => Err(Failure::OutOfPages),
+        1 => {
+            drop(passed.lock());
+            Ok(Scripted { seat })
+        }
+        _ => Ok(Scripted { seat }),
+    });
+    assert_eq!(spawned.err().expect("rank 0 is not built").to_string(), "rank 0: out of pages");
+    assert!(started.elapsed() < PATIENT / 2, "{:?}", started.elapsed());
+    drop(closed);
+}
+
 /// Lives on one thread only, and may panic when it goes.
 struct Local {
     home: thread::ThreadId,
