@@ -54,6 +54,17 @@ impl Communicator {
         }
     }
 
+    /// Replaces each position by the greatest of all ranks; NaN on any rank stays NaN.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_sum`].
+    pub fn all_reduce_max(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        match self {
+            Communicator::Solo => Ok(()),
+            Communicator::Host(host) => host.all_reduce_max(data),
+        }
+    }
+
     /// Shows every rank's slice to `visit`, in rank order, this rank's among them. Lengths may
     /// differ between ranks.
     ///

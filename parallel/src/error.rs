@@ -18,6 +18,11 @@ pub enum Call {
         /// Length of its slice.
         n_floats: usize,
     },
+    /// It took the greatest of `n_floats`.
+    AllReduceMax {
+        /// Length of its slice.
+        n_floats: usize,
+    },
     /// It gathered, with `n_floats` of its own.
     AllGather {
         /// Length of its slice.
@@ -125,6 +130,7 @@ impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Call::AllReduceSum { n_floats } => write!(f, "all_reduce_sum of {n_floats} floats"),
+            Call::AllReduceMax { n_floats } => write!(f, "all_reduce_max of {n_floats} floats"),
             Call::AllGather { n_floats } => write!(f, "all_gather of {n_floats} floats"),
             Call::Return => write!(f, "return from the command"),
         }

@@ -89,6 +89,24 @@ impl HostCommunicator {
         Ok(())
     }
 
+    /// See [`crate::Communicator::all_reduce_max`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn all_reduce_max(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let phase = self.publish(Call::AllReduceMax { n_floats: data.len() }, data)?;
+        for peer in self.world().ranks() {
+            let published = self.buffers.published(peer, phase).read();
+            for (greatest, &theirs) in data.iter_mut().zip(&*published) {
+                // `f32::max` would hide a NaN.
+                if theirs > *greatest || theirs.is_nan() {
+                    *greatest = theirs;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// See [`crate::Communicator::all_gather`].
     ///
     /// # Errors

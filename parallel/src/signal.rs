@@ -143,6 +143,32 @@ mod tests {
     }
 
     #[test]
+    fn a_wake_up_between_the_last_look_and_sleep_is_not_lost() {
+        let patience = Duration::from_secs(20);
+        let signal = Signal::new(Patience { n_spins: 0, n_yields: 0 });
+        let (is_set, n_looks) = (AtomicU32::new(0), AtomicU32::new(0));
+        let started = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while n_looks.load(Ordering::Acquire) < 2 {
+                    thread::yield_now();
+                }
+                is_set.store(1, Ordering::Release);
+                signal.notify();
+            });
+            signal.wait_until(Some(started + patience), || {
+                let was_set = is_set.load(Ordering::Acquire) == 1;
+                // The second look is the one before sleep: let the other thread come between.
+                if n_looks.fetch_add(1, Ordering::AcqRel) == 1 {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                was_set
+            });
+        });
+        assert!(started.elapsed() < patience, "slept through the wake-up");
+    }
+
+    #[test]
     fn a_wait_ends_at_its_deadline() {
         for patience in PATIENCES {
             let signal = Signal::new(patience);
