@@ -1,1 +1,6 @@
 //! HTTP in, tokens out: the only async crate, and the only one that knows HTTP and JSON.
+
+pub mod http;
+pub mod metrics;
+pub mod text;
+mod total;

@@ -1,0 +1,111 @@
+//! Bodies: reading a request's within its bounds, and writing an answer as it comes into being.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{HeaderMap, header};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+
+use super::error::ApiError;
+use super::limits::HttpLimits;
+
+/// Reads a whole body.
+///
+/// # Errors
+/// The body is compressed, longer than its bound, late, or broke off.
+pub async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limits: &HttpLimits,
+) -> Result<Vec<u8>, ApiError> {
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
+        && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
+    {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+        return Err(ApiError::BodyEncoded { encoding });
+    }
+    let seconds = limits.body_timeout.as_secs();
+    let reading = read_within(body, limits.n_body_bytes_max);
+    match tokio::time::timeout(limits.body_timeout, reading).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(Broken::TooLarge { n_bytes })) => {
+            Err(ApiError::BodyTooLarge { n_bytes, n_bytes_max: limits.n_body_bytes_max })
+        }
+        Ok(Err(Broken::Off)) | Err(_) => Err(ApiError::BodyIncomplete { seconds }),
+    }
+}
+
+enum Broken {
+    TooLarge { n_bytes: usize },
+    Off,
+}
+
+async fn read_within(mut body: Body, n_bytes_max: usize) -> Result<Vec<u8>, Broken> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > n_bytes_max {
+        return Err(Broken::TooLarge { n_bytes: announced });
+    }
+    let mut bytes = Vec::with_capacity(announced);
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(data) = frame.map_err(|_| Broken::Off)?.into_data() else { continue };
+        let n_bytes = bytes.len() + data.len();
+        if n_bytes > n_bytes_max {
+            return Err(Broken::TooLarge { n_bytes });
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+/// The writing end of a body that comes into being while it is sent.
+pub struct Chunks {
+    sender: mpsc::Sender<Bytes>,
+}
+
+/// The client is gone.
+#[derive(Debug)]
+pub struct ClientGone;
+
+/// A body whose chunks are sent as they are written, at most `n_chunks_max` ahead of the client.
+pub fn chunked(n_chunks_max: usize) -> (Chunks, Body) {
+    let (sender, receiver) = mpsc::channel(n_chunks_max);
+    (Chunks { sender }, Body::new(ChunkedBody { receiver }))
+}
+
+/// A body of known bytes, but sent chunked: without `Content-Length`.
+pub fn one_chunk(bytes: Vec<u8>) -> Body {
+    let (chunks, body) = chunked(1);
+    chunks.sender.try_send(bytes.into()).expect("an empty channel takes one chunk");
+    body
+}
+
+impl Chunks {
+    /// Writes a chunk; waits while the client reads slower than it could.
+    pub async fn write(&self, chunk: impl Into<Bytes>) -> Result<(), ClientGone> {
+        self.sender.send(chunk.into()).await.map_err(|_| ClientGone)
+    }
+
+    /// Comes back when the client is gone.
+    pub async fn gone(&self) {
+        self.sender.closed().await;
+    }
+}
+
+struct ChunkedBody {
+    receiver: mpsc::Receiver<Bytes>,
+}
+
+impl HttpBody for ChunkedBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.receiver.poll_recv(cx).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}

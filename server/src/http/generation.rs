@@ -1,0 +1,281 @@
+//! The generations of one HTTP request: submitted together, read as one sequence of pieces.
+//!
+//! Between the engine's thread and the request's task lies a channel with room for all that the
+//! engine may yet say, so that a slow reader never holds up a step. Dropping [`Generations`]
+//! cancels what still runs. It knows no JSON.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{EndReason, Finish, Output, ReaderGone, Request, Ticket, TokenId, TokenScore};
+use tokio::sync::mpsc;
+
+use super::answer::{AnswerText, TextRules};
+use super::error::ApiError;
+use super::observe::Record;
+use super::state::App;
+use crate::metrics::{Ended, GenerationSummary};
+
+/// One generation to be submitted. Every field was checked.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// For the engine.
+    pub request: Request,
+    /// For its answer's text.
+    pub rules: Arc<TextRules>,
+}
+
+/// What one output of the engine adds to one answer.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// The answer, counted as the jobs were.
+    pub choice_idx: usize,
+    /// Scores of a run of prompt tokens; comes before any token.
+    pub prompt_scores: Vec<TokenScore>,
+    /// Text that may be shown now.
+    pub text: String,
+    /// The token, if it was one.
+    pub token: Option<TokenId>,
+    /// Its score, if asked for.
+    pub score: Option<TokenScore>,
+    /// The answer is over.
+    pub end: Option<End>,
+}
+
+/// How an answer ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At a stop string.
+    StopString(String),
+    /// At a stop token.
+    StopToken(TokenId),
+    /// At the bound on new tokens, or the context's end.
+    Length,
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// Scores of the prompt's tokens from the second on, if asked for.
+    pub prompt_scores: Vec<TokenScore>,
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<TokenId>,
+    /// Their scores, if asked for.
+    pub scores: Vec<TokenScore>,
+    /// How it ended.
+    pub end: Option<End>,
+}
+
+/// Generations under way.
+pub struct Generations {
+    app: App,
+    record: Arc<Record>,
+    outputs: mpsc::Receiver<Stamped>,
+    choices: Vec<Choice>,
+    n_open: usize,
+}
+
+/// An output, with its choice and the moment when the engine delivered it.
+struct Stamped {
+    choice_idx: usize,
+    at: Instant,
+    output: Output,
+}
+
+/// One generation under way.
+struct Choice {
+    /// Gone once it has ended.
+    ticket: Option<Ticket>,
+    text: AnswerText,
+    n_prompt: usize,
+    n_generated: usize,
+    submitted: Instant,
+    last_token: Option<Instant>,
+}
+
+impl End {
+    /// OpenAI's and Triton's word for it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            End::StopString(_) | End::StopToken(_) => "stop",
+            End::Length => "length",
+        }
+    }
+}
+
+impl Answer {
+    /// Adds a piece.
+    pub fn absorb(&mut self, delta: Delta) {
+        self.prompt_scores.extend(delta.prompt_scores);
+        self.text.push_str(&delta.text);
+        self.tokens.extend(delta.token);
+        self.scores.extend(delta.score);
+        self.end = self.end.take().or(delta.end);
+    }
+}
+
+impl Generations {
+    /// Submits all jobs, or none.
+    ///
+    /// # Errors
+    /// What the engine says of the first one that it refuses.
+    pub fn submit(
+        app: &App,
+        record: &Arc<Record>,
+        jobs: Vec<Job>,
+    ) -> Result<Generations, ApiError> {
+        let capacity: usize = jobs.iter().map(n_outputs_max).sum();
+        let (sender, outputs) = mpsc::channel(capacity);
+        let mut generations = Generations {
+            app: Arc::clone(app),
+            record: Arc::clone(record),
+            outputs,
+            choices: Vec::with_capacity(jobs.len()),
+            n_open: 0,
+        };
+        for (choice_idx, job) in jobs.into_iter().enumerate() {
+            let n_prompt = job.request.prompt.len();
+            let sender = sender.clone();
+            let deliver = move |output| {
+                let stamped = Stamped { choice_idx, at: Instant::now(), output };
+                sender.try_send(stamped).map_err(|_| ReaderGone)
+            };
+            let ticket = app.engine.submit(job.request, Box::new(deliver))?;
+            record.add_prompt(n_prompt);
+            generations.n_open += 1;
+            generations.choices.push(Choice {
+                ticket: Some(ticket),
+                text: AnswerText::new(&app.text, job.rules),
+                n_prompt,
+                n_generated: 0,
+                submitted: Instant::now(),
+                last_token: None,
+            });
+        }
+        Ok(generations)
+    }
+
+    /// The next piece of any answer; `None` once all have ended. May be dropped half-way without
+    /// losing anything.
+    ///
+    /// # Errors
+    /// The engine failed or stopped. Then all answers are void.
+    pub async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+        while self.n_open > 0 {
+            let Some(stamped) = self.outputs.recv().await else {
+                return Err(self.failed());
+            };
+            if self.choices[stamped.choice_idx].ticket.is_some() {
+                return self.take(stamped).map(Some);
+            }
+            // What the engine said before it heard that a stop string had ended the answer.
+        }
+        Ok(None)
+    }
+
+    /// Waits for all answers, in the order of the jobs.
+    ///
+    /// # Errors
+    /// As for [`Generations::next`].
+    pub async fn collect(mut self) -> Result<Vec<Answer>, ApiError> {
+        let mut answers = vec![Answer::default(); self.choices.len()];
+        while let Some(delta) = self.next().await? {
+            answers[delta.choice_idx].absorb(delta);
+        }
+        Ok(answers)
+    }
+
+    fn take(&mut self, stamped: Stamped) -> Result<Delta, ApiError> {
+        let Stamped { choice_idx, at, output } = stamped;
+        let delta = Delta { choice_idx, ..Delta::default() };
+        match output {
+            Output::PromptScores(prompt_scores) => Ok(Delta { prompt_scores, ..delta }),
+            Output::Token { token, score } => {
+                self.count_token(choice_idx, at);
+                let piece = self.choices[choice_idx].text.push(token);
+                let end = piece.stop.map(End::StopString);
+                if end.is_some() {
+                    self.end(choice_idx, Ended::Stop, None);
+                }
+                Ok(Delta { text: piece.text, token: Some(token), score, end, ..delta })
+            }
+            Output::Finish(finish) => {
+                let (text, end) = self.finish(choice_idx, &finish)?;
+                Ok(Delta { text, end: Some(end), ..delta })
+            }
+        }
+    }
+
+    fn count_token(&mut self, choice_idx: usize, at: Instant) {
+        let choice = &mut self.choices[choice_idx];
+        let metrics = &self.app.metrics;
+        choice.n_generated += 1;
+        match choice.last_token.replace(at) {
+            None => metrics.first_token(at.saturating_duration_since(choice.submitted)),
+            Some(last) => metrics.token_gap(at.saturating_duration_since(last)),
+        }
+        self.record.add_token();
+    }
+
+    fn finish(&mut self, choice_idx: usize, finish: &Finish) -> Result<(String, End), ApiError> {
+        let end = match finish.reason {
+            EndReason::Stop(token) => End::StopToken(token),
+            EndReason::Length => End::Length,
+            EndReason::Cancelled => return Err(ApiError::ShuttingDown),
+            EndReason::EngineFailed => {
+                self.end(choice_idx, Ended::Failed, Some(finish));
+                return Err(self.failed());
+            }
+        };
+        let piece = self.choices[choice_idx].text.finish();
+        // The last characters may complete a stop string after all.
+        let end = piece.stop.map_or(end, End::StopString);
+        let ended = if end == End::Length { Ended::Length } else { Ended::Stop };
+        self.end(choice_idx, ended, Some(finish));
+        Ok((piece.text, end))
+    }
+
+    fn end(&mut self, choice_idx: usize, ended: Ended, finish: Option<&Finish>) {
+        let choice = &mut self.choices[choice_idx];
+        // Dropping it cancels what is still to come, if anything is.
+        if choice.ticket.take().is_none() {
+            return;
+        }
+        self.n_open -= 1;
+        let timing = finish.map(|finish| &finish.timing);
+        self.app.metrics.generation(GenerationSummary {
+            ended,
+            n_prompt: choice.n_prompt,
+            n_generated: choice.n_generated,
+            total: choice.submitted.elapsed(),
+            queued: timing.and_then(|timing| {
+                Some(timing.admitted?.saturating_duration_since(timing.arrived))
+            }),
+        });
+    }
+
+    fn failed(&self) -> ApiError {
+        match self.app.engine.ready() {
+            Err(refusal) => refusal.into(),
+            // The engine runs on; this request alone met numbers that are none.
+            Ok(()) => ApiError::EngineFailed { cause: "no finite logits for this prompt".into() },
+        }
+    }
+}
+
+impl Drop for Generations {
+    fn drop(&mut self) {
+        for choice_idx in 0..self.choices.len() {
+            self.end(choice_idx, Ended::Abandoned, None);
+        }
+    }
+}
+
+/// Messages that the engine sends for a job at most: each token, the prompt's scores in as many
+/// runs as there are tokens, the end.
+fn n_outputs_max(job: &Job) -> usize {
+    let n_scored = job.request.n_prompt_logprobs.map_or(0, |_| job.request.prompt.len());
+    job.request.n_new_max + n_scored + 1
+}

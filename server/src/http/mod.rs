@@ -1,0 +1,30 @@
+//! HTTP in, tokens out. One endpoint a file; what they share lies beside them.
+//!
+//! The way of a request: [`server`] accepts its connection, [`observe`] gives it an id and
+//! [`router`] finds its endpoint in [`openai`] or [`triton`], which reads it with [`fields`] into
+//! the checked values of [`request`]. [`generation`] submits them to the engine and turns tokens
+//! into text with [`answer`]; the endpoint writes that down, whole or through [`sse`].
+
+pub mod answer;
+pub mod auth;
+pub mod body;
+pub mod error;
+pub mod fields;
+pub mod generation;
+pub mod limits;
+pub mod observe;
+pub mod openai;
+pub mod request;
+pub mod router;
+pub mod server;
+pub mod shutdown;
+pub mod sse;
+pub mod state;
+pub mod triton;
+
+pub use auth::ApiKey;
+pub use error::ApiError;
+pub use limits::HttpLimits;
+pub use server::{Outcome, Server};
+pub use shutdown::{Phase, Shutdown};
+pub use state::{App, AppState, ServeConfig};

@@ -1,0 +1,138 @@
+//! What is known of one HTTP request: its id, its span, its line in the log, its place in the
+//! metrics. It knows no protocol.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use tracing::Instrument;
+
+use super::shutdown::Passage;
+use super::state::App;
+
+/// Carries the request's id, both ways.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A caller's id is taken over up to this length.
+const N_ID_BYTES_MAX: usize = 128;
+
+/// What an error response leaves behind for the metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorLabel(pub &'static str);
+
+/// One request, filled in as it proceeds. Whoever lets go of it last ends the request: then its
+/// line is logged.
+#[derive(Debug)]
+pub struct Record {
+    /// The caller's id, or one of ours.
+    pub id: String,
+    route: String,
+    began: Instant,
+    status: AtomicU16,
+    n_prompt: AtomicUsize,
+    n_generated: AtomicUsize,
+    first_token: OnceLock<Duration>,
+    app: App,
+    passage: Option<Passage>,
+}
+
+/// Wraps every route: id, span, metrics, and the line at the end.
+pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let route = match request.extensions().get::<MatchedPath>() {
+        Some(path) => path.as_str().to_owned(),
+        None => "unmatched".to_owned(),
+    };
+    let id = given_id(request.headers()).unwrap_or_else(|| format!("{:016x}", random()));
+    let header = HeaderValue::from_str(&id).expect("an id of ours, or one that came in a header");
+    let span = tracing::info_span!("request", id, route);
+    let record = Arc::new(Record::new(app, id, route));
+    request.extensions_mut().insert(Arc::clone(&record));
+    let mut response = next.run(request).instrument(span).await;
+    record.answered(&response);
+    response.headers_mut().insert(REQUEST_ID, header);
+    response
+}
+
+/// Sixty-four bits that differ from call to call and from run to run.
+pub fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+impl Record {
+    fn new(app: App, id: String, route: String) -> Record {
+        let passage = Some(app.in_flight.enter());
+        app.metrics.http_in_flight(app.in_flight.n());
+        Record {
+            id,
+            route,
+            began: Instant::now(),
+            status: AtomicU16::new(0),
+            n_prompt: AtomicUsize::new(0),
+            n_generated: AtomicUsize::new(0),
+            first_token: OnceLock::new(),
+            app,
+            passage,
+        }
+    }
+
+    /// A prompt of that many tokens was submitted.
+    pub fn add_prompt(&self, n_tokens: usize) {
+        self.n_prompt.fetch_add(n_tokens, Ordering::Relaxed);
+    }
+
+    /// A token was generated.
+    pub fn add_token(&self) {
+        self.n_generated.fetch_add(1, Ordering::Relaxed);
+        let _ = self.first_token.set(self.began.elapsed());
+    }
+
+    fn answered(&self, response: &Response) {
+        let status = response.status().as_u16();
+        self.status.store(status, Ordering::Relaxed);
+        self.app.metrics.http_request(&self.route, status);
+        if let Some(ErrorLabel(label)) = response.extensions().get() {
+            self.app.metrics.http_error(label);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.passage = None;
+        self.app.metrics.http_in_flight(self.app.in_flight.n());
+        let status = match *self.status.get_mut() {
+            // The client left before there was anything to answer.
+            0 => 499,
+            status => status,
+        };
+        let (n_prompt, n_generated) = (*self.n_prompt.get_mut(), *self.n_generated.get_mut());
+        let ttft_ms = self.first_token.get().map(|&after| after.as_secs_f64() * 1e3);
+        let total_ms = self.began.elapsed().as_secs_f64() * 1e3;
+        // Probes would drown the rest.
+        if n_prompt == 0 && status < 400 {
+            tracing::debug!(id = self.id, route = self.route, status, total_ms, "request");
+            return;
+        }
+        tracing::info!(
+            id = self.id,
+            route = self.route,
+            status,
+            n_prompt,
+            n_generated,
+            ttft_ms,
+            total_ms,
+            "request"
+        );
+    }
+}
+
+fn given_id(headers: &HeaderMap) -> Option<String> {
+    let id = headers.get(REQUEST_ID)?.to_str().ok()?;
+    (!id.is_empty() && id.len() <= N_ID_BYTES_MAX).then(|| id.to_owned())
+}

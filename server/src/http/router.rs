@@ -1,0 +1,59 @@
+//! Which path leads where.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use serde_json::json;
+
+use super::error::ApiError;
+use super::observe::observe;
+use super::state::App;
+use super::{openai, triton};
+use crate::metrics;
+
+/// All routes.
+pub fn router(app: &App) -> Router {
+    let common = Router::new()
+        .route("/health", get(health))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics_text))
+        .method_not_allowed_fallback(|| async { openai::Refusal(ApiError::WrongMethod) });
+    Router::new()
+        .merge(common)
+        .merge(openai::router(app))
+        .merge(triton::router(app))
+        .fallback(unknown_path)
+        .layer(from_fn_with_state(Arc::clone(app), observe))
+        .with_state(Arc::clone(app))
+}
+
+/// For load balancers that know vLLM's word for it.
+async fn health(State(app): State<App>) -> Response {
+    match app.ready() {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(error) => openai::Refusal(error).into_response(),
+    }
+}
+
+async fn version() -> Json<serde_json::Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn metrics_text(State(app): State<App>) -> impl IntoResponse {
+    let text = app.metrics.render(&app.engine.stats(), app.engine.info());
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
+}
+
+async fn unknown_path(request: Request) -> Response {
+    if request.uri().path().starts_with("/v2") {
+        triton::Refusal::from(ApiError::UnknownPath).into_response()
+    } else {
+        openai::Refusal(ApiError::UnknownPath).into_response()
+    }
+}

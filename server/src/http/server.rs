@@ -1,0 +1,189 @@
+//! The listener, its connections, and the order in which everything ends. It knows no routes.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{interval, sleep};
+
+use super::error::ApiError;
+use super::router::router;
+use super::shutdown::Phase;
+use super::state::App;
+
+/// How often the engine is asked whether it still runs: its failure ends the program.
+const ENGINE_WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What last bytes get to leave once every answer is complete.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pause after the system refused a connection, as when it is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A server that listens.
+pub struct Server {
+    listener: TcpListener,
+    app: App,
+}
+
+/// How serving ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every request was answered.
+    Drained,
+    /// The deadline passed first.
+    DeadlinePassed {
+        /// Requests that were cut off.
+        n_cut: usize,
+    },
+    /// A second signal came.
+    Forced,
+    /// The engine failed.
+    EngineFailed {
+        /// The first failure, in words.
+        cause: String,
+    },
+}
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// Claims an address without listening yet: clients are refused until then. Port 0 takes any free
+/// one.
+///
+/// # Errors
+/// The host is unknown, or the address is taken or not ours.
+pub async fn claim(host: &str, port: u16) -> io::Result<TcpSocket> {
+    let mut refused = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in lookup_host((host, port)).await? {
+        match claim_address(address) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
+fn claim_address(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A server that was just stopped leaves its port in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+impl Server {
+    /// Listens on a claimed address. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// Somebody else listens there.
+    pub fn listen(socket: TcpSocket, app: App) -> io::Result<Server> {
+        Ok(Server { listener: socket.listen(BACKLOG)?, app })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the shutdown is complete or the engine fails. While it drains, the port stays
+    /// open: health checks learn that it is not ready any more, new work is refused.
+    pub async fn run(self) -> Outcome {
+        let connections = GracefulShutdown::new();
+        let outcome = tokio::select! {
+            never = self.accept(&connections) => match never {},
+            outcome = self.ended() => outcome,
+        };
+        let Server { listener, app } = self;
+        drop(listener);
+        tokio::select! {
+            () = connections.shutdown() => {}
+            () = sleep(FLUSH_TIMEOUT) => {}
+            () = app.shutdown.reached(Phase::Forced) => {}
+        }
+        outcome
+    }
+
+    async fn accept(&self, connections: &GracefulShutdown) -> Infallible {
+        let limits = &self.app.config.limits;
+        let seats = Arc::new(Semaphore::new(limits.n_connections_max));
+        let router = router(&self.app);
+        loop {
+            let seat = Arc::clone(&seats).acquire_owned().await.expect("never closed");
+            match self.listener.accept().await {
+                Ok((stream, _)) => self.serve(stream, router.clone(), connections, seat),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        router: Router,
+        connections: &GracefulShutdown,
+        seat: OwnedSemaphorePermit,
+    ) {
+        let limits = &self.app.config.limits;
+        // A token is worth a packet of its own. Where this fails, the connection is gone already.
+        let _ = stream.set_nodelay(true);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head_timeout)
+            .max_headers(limits.n_headers_max)
+            .max_buf_size(limits.n_head_bytes_max)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection");
+            }
+            drop(seat);
+        });
+    }
+
+    async fn ended(&self) -> Outcome {
+        let app = &self.app;
+        tokio::select! {
+            () = app.shutdown.reached(Phase::Draining) => {}
+            cause = self.engine_failed() => return Outcome::EngineFailed { cause },
+        }
+        app.engine.drain();
+        tracing::info!(n_requests = app.in_flight.n(), "draining");
+        tokio::select! {
+            () = app.in_flight.none_left() => Outcome::Drained,
+            () = app.shutdown.reached(Phase::Forced) => Outcome::Forced,
+            () = sleep(app.config.limits.drain_timeout) => {
+                Outcome::DeadlinePassed { n_cut: app.in_flight.n() }
+            }
+        }
+    }
+
+    async fn engine_failed(&self) -> String {
+        let mut ticks = interval(ENGINE_WATCH_INTERVAL);
+        loop {
+            ticks.tick().await;
+            if let Err(ApiError::EngineFailed { cause }) = self.app.ready() {
+                return cause;
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What all requests share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use engine::{EngineHandle, TokenId};
+use tokio::sync::Semaphore;
+
+use super::auth::ApiKey;
+use super::error::ApiError;
+use super::limits::HttpLimits;
+use super::shutdown::{InFlight, Phase, Shutdown};
+use crate::metrics::Metrics;
+use crate::text::TextModel;
+
+/// Triton's clients for TensorRT-LLM ask for this name, whatever the model is called.
+pub const ENSEMBLE: &str = "ensemble";
+
+/// What the operator decides about serving.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Names that requests may use; at least one. The first one is shown in answers and metrics.
+    pub names: Vec<String>,
+    /// The key that callers must show, if any.
+    pub api_key: Option<ApiKey>,
+    /// Bounds.
+    pub limits: HttpLimits,
+}
+
+/// Shared by all requests, as `Arc`.
+pub type App = Arc<AppState>;
+
+/// What all requests share.
+pub struct AppState {
+    /// Runs them.
+    pub engine: EngineHandle,
+    /// Knows their language.
+    pub text: Arc<TextModel>,
+    /// What the operator decided.
+    pub config: ServeConfig,
+    /// Counts them.
+    pub metrics: Metrics,
+    /// Ends them.
+    pub shutdown: Shutdown,
+    /// Those whose answers are not complete.
+    pub in_flight: InFlight,
+    /// When serving began, in seconds since 1970.
+    pub created: u64,
+    /// Bytes of the vocabulary's longest token; at least one.
+    pub n_token_bytes_max: usize,
+    tokenizers: Arc<Semaphore>,
+}
+
+impl AppState {
+    /// For an engine and its checkpoint's text model.
+    ///
+    /// # Panics
+    /// The configuration has no name or a limit that serves nobody.
+    pub fn new(engine: EngineHandle, text: Arc<TextModel>, config: ServeConfig) -> App {
+        config.limits.check();
+        let name = config.names.first().expect("a model has a name");
+        let vocabulary = (0..engine.info().vocab_size as u32).map(TokenId);
+        let n_token_bytes = vocabulary.map(|token| text.token_bytes(token).len()).max();
+        Arc::new(AppState {
+            metrics: Metrics::new(name),
+            shutdown: Shutdown::new(),
+            in_flight: InFlight::new(),
+            created: now_unix_s(),
+            n_token_bytes_max: n_token_bytes.unwrap_or(0).max(1),
+            tokenizers: Arc::new(Semaphore::new(config.limits.n_tokenizer_threads)),
+            engine,
+            text,
+            config,
+        })
+    }
+
+    /// The model's first name.
+    pub fn name(&self) -> &str {
+        &self.config.names[0]
+    }
+
+    /// Whether the model answers to a name.
+    pub fn is_served(&self, name: &str) -> bool {
+        self.config.names.iter().any(|served| served == name)
+    }
+
+    /// `Ok` while requests are taken, else why they are not.
+    pub fn ready(&self) -> Result<(), ApiError> {
+        if self.shutdown.phase() > Phase::Serving {
+            return Err(ApiError::ShuttingDown);
+        }
+        Ok(self.engine.ready()?)
+    }
+
+    /// Seconds since 1970, for answers that say when they were made.
+    pub fn created_now(&self) -> u64 {
+        now_unix_s()
+    }
+
+    /// Does work that takes a processor for a while, away from the threads that serve sockets.
+    /// At most `n_tokenizer_threads` such pieces run at once.
+    ///
+    /// # Errors
+    /// The work's own, or [`ApiError::Internal`] where it panics.
+    pub async fn off_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&AppState) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let semaphore = Arc::clone(&self.tokenizers);
+        let permit = semaphore.acquire_owned().await.expect("the semaphore is never closed");
+        let app = Arc::clone(self);
+        let working = tokio::task::spawn_blocking(move || {
+            // Held until the work is done, even when the client is gone by then.
+            let _permit = permit;
+            work(&app)
+        });
+        working.await.unwrap_or_else(|panic| {
+            tracing::error!(%panic, "preparing a request failed");
+            Err(ApiError::Internal)
+        })
+    }
+}
+
+impl fmt::Debug for AppState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppState").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
