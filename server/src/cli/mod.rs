@@ -1,0 +1,121 @@
+//! The program's commands, one a file: each takes its typed part of the settings and speaks to the
+//! person at the terminal. No command knows another.
+
+pub mod chat;
+pub mod inspect;
+pub mod serve;
+pub mod synth;
+mod table;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use engine::{MemoryError, SubmitError};
+use thiserror::Error;
+use weights::{ConfigError, LoadError, ModelSpec, Uneven, presets};
+
+use crate::boot::StartError;
+use crate::config::{Command, Settings};
+use crate::text::TextError;
+
+/// Why a command failed: one line that names the thing and the remedy.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// The model does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Neither a preset nor a file.
+    #[error("{name} is neither a file nor a preset; the presets are {presets}")]
+    NoSuchConfig {
+        /// What was given.
+        name: String,
+        /// The presets' names.
+        presets: String,
+    },
+    /// A configuration that describes no model.
+    #[error("{path}: {source}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        source: ConfigError,
+    },
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Ranks cannot share the model.
+    #[error("{0}: choose another --tp")]
+    Uneven(#[from] Uneven),
+    /// It does not fit.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The prompt cannot be made.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The engine refuses the request.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The engine failed while it answered.
+    #[error("the engine failed while it answered: run again with --log info")]
+    EngineFailed,
+    /// Serving failed.
+    #[error("{0:#}")]
+    Serve(#[from] anyhow::Error),
+    /// A file, a socket or the terminal.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// Does what the settings say.
+///
+/// # Errors
+/// Why it could not be done.
+pub fn run(settings: Settings) -> Result<(), CliError> {
+    match settings.command {
+        Command::Serve(command) => Ok(serve::run(&command)?),
+        Command::Chat(command) => chat::run(command, settings.has_colour),
+        Command::Inspect(command) => inspect::run(&command, settings.has_colour),
+        Command::Synth(command) => synth::run(&command),
+    }
+}
+
+/// A model by its configuration file or its preset's name; a file goes first.
+fn model_spec(name: &str) -> Result<ModelSpec, CliError> {
+    let path = Path::new(name);
+    if path.is_file() {
+        let text = std::fs::read_to_string(path).map_err(io_error(name))?;
+        let failed = |source| CliError::Config { path: path.to_owned(), source };
+        return ModelSpec::from_config_json(&text).map_err(failed);
+    }
+    presets::preset(name).ok_or_else(|| CliError::NoSuchConfig {
+        name: name.to_owned(),
+        presets: presets::preset_names().collect::<Vec<_>>().join(", "),
+    })
+}
+
+fn io_error(what: &str) -> impl FnOnce(io::Error) -> CliError {
+    |source| CliError::Io { what: what.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_found_by_preset_or_file_and_else_the_presets_are_named() {
+        assert_eq!(model_spec("tiny").expect("a preset"), presets::preset("tiny").expect("tiny"));
+        let message = model_spec("tinny").expect_err("unknown").to_string();
+        assert!(message.starts_with("tinny is neither a file nor a preset"), "{message}");
+        assert!(message.contains("tiny, bench-0.6b"), "{message}");
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/config.json");
+        assert!(model_spec(demo).is_ok());
+        let not_a_config = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let message = model_spec(not_a_config).expect_err("TOML").to_string();
+        assert!(message.contains("Cargo.toml: not a valid configuration"), "{message}");
+    }
+}

@@ -1,0 +1,212 @@
+//! Everything that the operator decides, read once: the command line and the environment become
+//! typed parts. No other module reads either.
+
+mod arguments;
+mod size;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Parser;
+use engine::{DeviceKind, EngineConfig, KvDtype};
+use weights::synthetic::SyntheticFormat;
+
+use crate::text::Thinking;
+use arguments::{Arguments, CommandArguments};
+
+pub use size::{ByteSize, SizeError};
+
+/// What one run of the program is to do, and how it speaks.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where logs go and how much.
+    pub log: LogSettings,
+    /// Standard output is a terminal that may show colours.
+    pub has_colour: bool,
+    /// The thing to do.
+    pub command: Command,
+}
+
+/// The program's log, always on standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// A filter as `tracing` reads it: `info`, or `warn,server=debug`.
+    pub filter: String,
+    /// One JSON object a line instead of text.
+    pub is_json: bool,
+}
+
+/// The thing to do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Serve a model over HTTP.
+    Serve(ServeCommand),
+    /// Talk to a model in the terminal.
+    Chat(ChatCommand),
+    /// Show what a model is and what it would take.
+    Inspect(InspectCommand),
+    /// Write a synthetic checkpoint.
+    Synth(SynthCommand),
+}
+
+/// A model that can run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The model that is part of the program.
+    Demo,
+    /// A checkpoint's directory.
+    Directory(PathBuf),
+}
+
+/// `lnserve serve`.
+#[derive(Clone, Debug)]
+pub struct ServeCommand {
+    /// What to serve.
+    pub model: ModelSource,
+    /// Address to listen on.
+    pub host: String,
+    /// TCP port; 0 takes a free one.
+    pub port: u16,
+    /// Names that requests may use for the model; none takes the model's own.
+    pub served_model_names: Vec<String>,
+    /// Key that callers must show.
+    pub api_key: Option<String>,
+    /// The engine.
+    pub engine: EngineConfig,
+}
+
+/// `lnserve chat`.
+#[derive(Clone, Debug)]
+pub struct ChatCommand {
+    /// What to talk to.
+    pub model: ModelSource,
+    /// One question; `None` reads questions from standard input.
+    pub prompt: Option<String>,
+    /// The system message.
+    pub system: Option<String>,
+    /// Reasoning; `None` leaves it to the model's chat template.
+    pub thinking: Option<Thinking>,
+    /// Overrides the recommended sampling.
+    pub sampling: ChatSampling,
+    /// The engine.
+    pub engine: EngineConfig,
+}
+
+/// What the operator says about sampling; the rest is as recommended for the model family.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatSampling {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: Option<f32>,
+    /// Nucleus.
+    pub top_p: Option<f32>,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Tokens of an answer at most; `None` takes what the context holds.
+    pub n_new_max: Option<usize>,
+}
+
+/// `lnserve inspect`.
+#[derive(Clone, Debug)]
+pub struct InspectCommand {
+    /// A directory, `demo`, a preset's name or a configuration file.
+    pub model: String,
+    /// Weight format that sizes are computed for where there are no weights.
+    pub format: SyntheticFormat,
+    /// The engine that the memory plan is made for.
+    pub engine: EngineConfig,
+}
+
+/// `lnserve synth`.
+#[derive(Clone, Debug)]
+pub struct SynthCommand {
+    /// A preset's name or a configuration file.
+    pub config: String,
+    /// Where to write.
+    pub out: PathBuf,
+    /// Weight format.
+    pub format: SyntheticFormat,
+    /// Shards at most.
+    pub n_shards: usize,
+    /// Decides all values.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// Reads this process's command line and environment. Prints help, or what is wrong, and exits
+    /// (with 2) where there is nothing to do.
+    pub fn read() -> Settings {
+        let arguments = std::env::args_os().collect();
+        let mut settings = Settings::parse(arguments).unwrap_or_else(|error| error.exit());
+        if let Some(filter) = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty())
+            && !settings.names_log_filter()
+        {
+            settings.log.filter = filter;
+        }
+        let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        settings.has_colour = wants_colour && std::io::stdout().is_terminal();
+        settings
+    }
+
+    /// Parses a command line, the program's name first. No command is `serve demo`.
+    ///
+    /// # Errors
+    /// Usage errors, and `--help` and `--version`, as `clap` has them.
+    pub fn parse(mut command_line: Vec<OsString>) -> Result<Settings, clap::Error> {
+        let mut arguments = Arguments::try_parse_from(&command_line)?;
+        if arguments.command.is_none() {
+            command_line.push("serve".into());
+            arguments = Arguments::try_parse_from(&command_line)?;
+        }
+        let Arguments { command, log, log_format } = arguments;
+        let command = match command.expect("`serve` was put in") {
+            CommandArguments::Serve(serve) => Command::Serve(serve.into()),
+            CommandArguments::Chat(chat) => Command::Chat(chat.into()),
+            CommandArguments::Inspect(inspect) => Command::Inspect(inspect.into()),
+            CommandArguments::Synth(synth) => Command::Synth(synth.into()),
+        };
+        let is_json = log_format == arguments::LogFormat::Json;
+        let filter = log.unwrap_or_else(|| command.default_log_filter().to_owned());
+        Ok(Settings { log: LogSettings { filter, is_json }, has_colour: false, command })
+    }
+
+    /// Whether the filter is other than the command's own.
+    fn names_log_filter(&self) -> bool {
+        self.log.filter != self.command.default_log_filter()
+    }
+}
+
+impl Command {
+    /// A server tells of its life; the others speak to a person.
+    fn default_log_filter(&self) -> &'static str {
+        match self {
+            Command::Serve(_) => "info",
+            Command::Chat(_) | Command::Inspect(_) | Command::Synth(_) => "warn",
+        }
+    }
+}
+
+impl ModelSource {
+    /// `demo`, or a path.
+    pub fn new(model: &str) -> ModelSource {
+        match model {
+            "demo" => ModelSource::Demo,
+            path => ModelSource::Directory(PathBuf::from(path)),
+        }
+    }
+
+    /// What the model is called where the operator does not say: `demo`, or the directory's name.
+    pub fn name(&self) -> String {
+        match self {
+            ModelSource::Demo => "demo".to_owned(),
+            ModelSource::Directory(path) => {
+                let absolute = path.canonicalize().unwrap_or_else(|_| path.clone());
+                let name = absolute.file_name().map(|name| name.to_string_lossy().into_owned());
+                name.unwrap_or_else(|| path.display().to_string())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Defaults, every option, and what is refused.
+
+use super::*;
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    let words = std::iter::once("lnserve").chain(line.split_whitespace());
+    Settings::parse(words.map(OsString::from).collect()).map(|settings| settings.command)
+}
+
+fn refusal(line: &str) -> String {
+    let error = parse(line).expect_err(line);
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+fn serve(line: &str) -> ServeCommand {
+    match parse(line).expect(line) {
+        Command::Serve(command) => command,
+        other => panic!("{line} is {other:?}"),
+    }
+}
+
+#[test]
+fn no_arguments_serve_the_demo_model() {
+    for line in ["", "serve", "serve demo"] {
+        let command = serve(line);
+        assert_eq!(command.model, ModelSource::Demo);
+        assert_eq!((command.host.as_str(), command.port), ("127.0.0.1", 8000));
+        assert!(command.served_model_names.is_empty());
+        let engine = command.engine;
+        assert_eq!((engine.device, engine.n_ranks, engine.n_threads), (DeviceKind::Cpu, 1, None));
+        assert_eq!((engine.n_slots, engine.n_waiting_max), (64, 512));
+        assert_eq!((engine.n_tokens_per_step, engine.n_context_tokens), (512, None));
+        assert_eq!((engine.kv_dtype, engine.kv_bytes), (None, None));
+    }
+}
+
+#[test]
+fn every_option_of_serve_arrives() {
+    let command = serve(
+        "serve some/dir --host 0.0.0.0 --port 9 --device cpu --tp 8 --max-seqs 3 --max-waiting 0 \
+         --max-tokens-per-step 64 --max-model-len 1000 --kv-dtype fp8 --kv-memory 1.5GiB \
+         --served-model-name a --served-model-name b --api-key secret --threads 16",
+    );
+    assert_eq!(command.model, ModelSource::Directory(PathBuf::from("some/dir")));
+    assert_eq!((command.host.as_str(), command.port), ("0.0.0.0", 9));
+    assert_eq!(command.served_model_names, ["a", "b"]);
+    assert_eq!(command.api_key.as_deref(), Some("secret"));
+    let engine = command.engine;
+    assert_eq!((engine.n_ranks, engine.n_threads), (8, Some(16)));
+    assert_eq!((engine.n_slots, engine.n_waiting_max), (3, 0));
+    assert_eq!((engine.n_tokens_per_step, engine.n_context_tokens), (64, Some(1000)));
+    assert_eq!((engine.kv_dtype, engine.kv_bytes), (Some(KvDtype::Fp8), Some(3 << 29)));
+}
+
+#[test]
+fn kv_types_are_named_as_documented() {
+    let cases = [
+        ("auto", None),
+        ("bf16", Some(KvDtype::Bf16)),
+        ("fp8", Some(KvDtype::Fp8)),
+        ("f32", Some(KvDtype::F32)),
+    ];
+    for (name, kv_dtype) in cases {
+        assert_eq!(serve(&format!("serve --kv-dtype {name}")).engine.kv_dtype, kv_dtype);
+    }
+}
+
+#[test]
+fn chat_runs_one_sequence() {
+    let Ok(Command::Chat(command)) = parse("chat --thinking off --prompt hi --max-tokens 9") else {
+        panic!("not chat");
+    };
+    assert_eq!(command.model, ModelSource::Demo);
+    assert_eq!(command.thinking, Some(Thinking::Off));
+    assert_eq!(command.prompt.as_deref(), Some("hi"));
+    assert_eq!(command.sampling.n_new_max, Some(9));
+    assert_eq!((command.engine.n_slots, command.engine.n_waiting_max), (1, 1));
+}
+
+#[test]
+fn inspect_and_synth_take_what_they_need() {
+    let Ok(Command::Inspect(command)) = parse("inspect ultra-253b --tp 8") else {
+        panic!("not inspect");
+    };
+    assert_eq!((command.model.as_str(), command.engine.n_ranks), ("ultra-253b", 8));
+    let formats = [
+        ("bf16", SyntheticFormat::Bf16),
+        ("modelopt-fp8", SyntheticFormat::ModelOptFp8),
+        ("fp8-dynamic", SyntheticFormat::Fp8Dynamic),
+        ("f32", SyntheticFormat::F32),
+        ("f16", SyntheticFormat::F16),
+    ];
+    for (name, format) in formats {
+        let line = format!("synth --config tiny --out d --format {name} --shards 3 --seed 7");
+        let Ok(Command::Synth(command)) = parse(&line) else { panic!("not synth") };
+        assert_eq!((command.config.as_str(), command.out), ("tiny", PathBuf::from("d")));
+        assert_eq!((command.format, command.n_shards, command.seed), (format, 3, 7));
+    }
+}
+
+#[test]
+fn wrong_usage_names_the_option_and_the_remedy() {
+    let cases: [(&str, &[&str]); 9] = [
+        ("serve --kv-memory 2gigs", &["--kv-memory", "unknown unit \"gigs\"", "GiB"]),
+        ("serve --kv-memory lots", &["--kv-memory", "512MiB"]),
+        ("serve --kv-dtype int4", &["--kv-dtype", "[possible values: auto, bf16, fp8, f32]"]),
+        ("serve --device tpu", &["--device", "cpu"]),
+        ("serve --tp 0", &["--tp", "at least 1"]),
+        ("serve --port 70000", &["--port", "65535"]),
+        ("chat --thinking maybe", &["--thinking", "on, off"]),
+        ("synth --out d", &["--config"]),
+        ("serv", &["serve"]),
+    ];
+    for (line, expected) in cases {
+        let message = refusal(line);
+        for words in expected {
+            assert!(message.contains(words), "{line} says: {message}");
+        }
+    }
+}
+
+#[test]
+fn help_mentions_every_option_and_its_default() {
+    let help = |line: &str| {
+        let error = parse(line).expect_err("help");
+        assert_eq!(error.exit_code(), 0);
+        error.to_string()
+    };
+    let every_command = ["--log", "--log-format", "--help"];
+    let engine = [
+        "--device",
+        "--tp",
+        "--threads",
+        "--max-model-len",
+        "--max-tokens-per-step",
+        "--kv-dtype",
+        "--kv-memory",
+    ];
+    let serve = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8000",
+        "--api-key",
+        "LNSERVE_API_KEY",
+        "--served-model-name",
+        "--max-seqs",
+        "64",
+        "--max-waiting",
+        "512",
+        "curl",
+        "demo",
+    ];
+    let chat = ["--prompt", "--thinking", "--system", "--temperature", "--top-p", "--seed"];
+    let synth = ["--config", "--out", "--format", "fp8-dynamic", "--shards", "--seed", "tiny"];
+    let cases: [(&str, &[&[&str]]); 5] = [
+        ("--help", &[&["serve", "chat", "inspect", "synth", "Examples", "Exit status"]]),
+        ("serve --help", &[&engine, &serve, &every_command]),
+        ("chat --help", &[&engine, &chat, &["Ctrl-C"]]),
+        ("inspect --help", &[&engine, &["ultra-253b", "--max-seqs"]]),
+        ("synth --help", &[&synth]),
+    ];
+    for (line, groups) in cases {
+        let text = help(line);
+        for words in groups.iter().flat_map(|group| group.iter()) {
+            assert!(text.contains(words), "{words} is not in\n{text}");
+        }
+        for preset in weights::presets::preset_names().filter(|_| line.starts_with("synth")) {
+            assert!(text.contains(preset), "{preset} is not in\n{text}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_in_the_environment_is_not_shown_by_help() {
+    let text = parse("serve --help").expect_err("help").to_string();
+    assert!(text.contains("[env: LNSERVE_API_KEY]"), "{text}");
+}
+
+#[test]
+fn servers_log_more_than_tools() {
+    let filter = |line: &str| {
+        let words = std::iter::once("lnserve").chain(line.split_whitespace());
+        let settings = Settings::parse(words.map(OsString::from).collect()).expect(line);
+        (settings.log.filter, settings.log.is_json)
+    };
+    assert_eq!(filter("serve"), ("info".to_owned(), false));
+    assert_eq!(filter("inspect demo"), ("warn".to_owned(), false));
+    assert_eq!(filter("chat --log debug --log-format json"), ("debug".to_owned(), true));
+}
+
+#[test]
+fn a_model_is_called_after_its_directory() {
+    assert_eq!(ModelSource::new("demo").name(), "demo");
+    assert_eq!(ModelSource::new("./demo").name(), "demo");
+    assert_eq!(ModelSource::new("/no/such/ultra-fp8/").name(), "ultra-fp8");
+}
