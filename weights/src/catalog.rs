@@ -69,9 +69,9 @@ impl Catalog {
             let Some(bytes) = source.map(&shard)? else {
                 return Err(LoadError::FileMissing { dir: source.name(), file: shard });
             };
-            let entries = parse_header(bytes.as_slice()).map_err(|header| LoadError::Header {
+            let entries = parse_header(bytes.as_slice()).map_err(|error| LoadError::Header {
                 path: source.path(&shard),
-                source: header,
+                source: Box::new(error),
             })?;
             let shard: Arc<str> = shard.into();
             for entry in entries.into_iter().filter(|entry| is_wanted(&entry.name)) {

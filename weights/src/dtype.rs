@@ -161,7 +161,7 @@ mod tests {
         let mut n_checked = 0;
         for high in 0..=0xf_ffffu32 {
             let exponent = (high >> 11) & 0xff;
-            // Outside these exponents the answer is a zero or the largest value; every 97th will do.
+            // Outside these exponents the answer is a zero or the largest: every 97th will do.
             if !(110..=140).contains(&exponent) && high % 97 != 0 {
                 continue;
             }

@@ -130,7 +130,7 @@ pub enum LoadError {
         /// The shard.
         path: String,
         /// What is wrong in it.
-        source: HeaderError,
+        source: Box<HeaderError>,
     },
     /// The index points to a shard that does not hold the tensor.
     #[error("{index} puts `{tensor}` into {shard}, which does not hold it")]

@@ -78,7 +78,7 @@ pub enum HeaderError {
     },
     /// Two tensors share bytes, or bytes lie between tensors that belong to none.
     #[error(
-        "tensor `{tensor}` begins at byte {found} of the data, but the one before ends at {expected}"
+        "tensor `{tensor}` begins at byte {found} of the data, the one before ends at {expected}"
     )]
     NotContiguous {
         /// The later tensor.
@@ -88,10 +88,21 @@ pub enum HeaderError {
         /// Where it begins.
         found: u64,
     },
-    /// The tensors end before or after the file does.
+    /// A tensor ends behind the end of the file.
     #[error(
-        "tensors take {expected} bytes, but the file has {found} after the header: is it truncated?"
+        "tensor `{tensor}` has offsets {offsets}, but the file has {n_bytes} bytes of data: is it \
+         truncated?"
     )]
+    BeyondFile {
+        /// The tensor.
+        tensor: String,
+        /// What the header says.
+        offsets: String,
+        /// Bytes behind the header.
+        n_bytes: u64,
+    },
+    /// Bytes that belong to no tensor follow the last one.
+    #[error("tensors take {expected} bytes, but the file has {found} after the header")]
     DataLength {
         /// Bytes that the header describes.
         expected: u64,
@@ -117,38 +128,49 @@ pub(crate) fn parse_header(file: &[u8]) -> Result<Vec<HeaderEntry>, HeaderError>
     let (header, n_data_bytes) = header_bytes(file)?;
     let data_begin = file.len() as u64 - n_data_bytes;
     let Value::Object(object) = parse_strict(header)? else {
-        return Err(serde::de::Error::custom("not an object")).map_err(HeaderError::Json);
+        return Err(HeaderError::Json(serde::de::Error::custom("not an object")));
     };
-    let mut stored = Vec::with_capacity(object.len());
+    let mut entries = Vec::with_capacity(object.len());
     for (name, entry) in object {
         if name == "__metadata__" {
             continue;
         }
         let info: StoredInfo = serde_json::from_value(entry)
             .map_err(|source| HeaderError::Entry { tensor: name.clone(), source })?;
-        stored.push((name, info));
-    }
-    stored.sort_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
-
-    let mut entries = Vec::with_capacity(stored.len());
-    let mut end = 0;
-    for (name, info) in stored {
         let n_bytes = checked_bytes(&name, &info)?;
-        let begin = info.data_offsets.0 as u64;
-        if begin != end {
-            return Err(HeaderError::NotContiguous { tensor: name, expected: end, found: begin });
-        }
-        end += n_bytes;
+        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         if end > n_data_bytes {
-            return Err(HeaderError::DataLength { expected: end, found: n_data_bytes });
+            let offsets = span(&(begin..end));
+            return Err(HeaderError::BeyondFile { tensor: name, offsets, n_bytes: n_data_bytes });
         }
         let offset = (data_begin + begin) as usize;
         entries.push(HeaderEntry { name, dtype: info.dtype, shape: info.shape, offset, n_bytes });
     }
+    // An empty tensor lies before the one that begins where it ends.
+    entries.sort_by_key(|entry| (entry.offset, entry.n_bytes));
+    check_contiguous(&entries, data_begin, n_data_bytes)?;
+    Ok(entries)
+}
+
+/// Every byte of the data belongs to exactly one tensor.
+fn check_contiguous(
+    entries: &[HeaderEntry],
+    data_begin: u64,
+    n_data_bytes: u64,
+) -> Result<(), HeaderError> {
+    let mut end = 0;
+    for entry in entries {
+        let begin = entry.offset as u64 - data_begin;
+        if begin != end {
+            let tensor = entry.name.clone();
+            return Err(HeaderError::NotContiguous { tensor, expected: end, found: begin });
+        }
+        end += entry.n_bytes;
+    }
     if end != n_data_bytes {
         return Err(HeaderError::DataLength { expected: end, found: n_data_bytes });
     }
-    Ok(entries)
+    Ok(())
 }
 
 /// The header's JSON, and how many bytes follow it.
@@ -240,7 +262,7 @@ mod tests {
         check(&entry("[2,2]", "[0,6]"), 6, "needs 8 bytes, but its offsets 0..6");
         check(&entry("[2,2]", "[8,0]"), 8, "offsets 8..0");
         check(&entry("[2,2]", "[2,10]"), 10, "begins at byte 2");
-        check(&entry("[2,2]", "[0,8]"), 7, "take 8 bytes, but the file has 7");
+        check(&entry("[2,2]", "[0,8]"), 7, "has offsets 0..8, but the file has 7 bytes of data");
         check(&entry("[2,2]", "[0,8]"), 9, "take 8 bytes, but the file has 9");
         check(&entry("[4294967296,4294967296]", "[0,8]"), 8, "overflows 64 bits");
         check(&entry("[2,-2]", "[0,8]"), 8, "entry for `t`");
@@ -250,7 +272,7 @@ mod tests {
     fn tensors_that_share_bytes_are_refused() {
         let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
             "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
-        check(header, 12, "`b` begins at byte 4 of the data, but the one before ends at 8");
+        check(header, 12, "`b` begins at byte 4 of the data, the one before ends at 8");
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Dtype {
 }
 
 /// A rank's slice of a stored matrix `[n_rows, n_cols]`: every row is contiguous, rows are
-/// `row_stride` bytes apart. Elements may lie at any byte address: readers must not assume alignment.
+/// `row_stride` bytes apart. Elements may lie at any byte address: no reader may assume alignment.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     /// The mapped (or embedded) bytes that hold the tensor.
@@ -143,6 +143,10 @@ pub struct ReplacementWeights {
 
 /// The first sub-block, loaded.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has a hundred of them, nearly all attention"
+)]
 pub enum MixerWeights {
     /// Grouped-query attention.
     Attention(AttentionWeights),

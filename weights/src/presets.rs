@@ -13,12 +13,12 @@ pub fn preset_names() -> impl Iterator<Item = &'static str> {
 
 /// The model of that name.
 ///
-/// - `tiny`: 154 thousand parameters; all four combinations of sub-blocks, two group sizes, both
+/// - `tiny`: 223,552 parameters; all four combinations of sub-blocks, two group sizes, both
 ///   linear replacements, a window, and a vocabulary that two ranks cannot share evenly. Eight
 ///   ranks can share it.
-/// - `bench-0.6b`: 595.6 million parameters (67.1 each for embedding and head, 390.1 in FFNs, 71.3
-///   in attention); two group sizes, six FFN widths, two empty blocks, a block without FFN and two
-///   without attention.
+/// - `bench-0.6b`: 606.1 million parameters (67.1 each in embedding and head, 390.1 in FFNs, 81.8
+///   in attention); two group sizes, five FFN widths, two empty blocks, one block without FFN and
+///   two without attention.
 /// - `ultra-253b`, `super-49b`, `nano-8b`: NVIDIA's Llama-Nemotron models as published.
 pub fn preset(name: &str) -> Option<ModelSpec> {
     PRESETS.iter().find(|preset| preset.name == name).map(Preset::expand)
@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(n_linear(&spec), 249_196_183_552);
         assert_eq!(spec.n_parameters(), 253_401_268_224);
         assert_eq!((kv_elements(&spec, 1), kv_elements(&spec, 8)), (131_072, 16_384));
-        // One tensor each: embedding, head, final norm; a norm and four projections; a norm and three.
+        // Embedding, head and final norm; a norm with four projections; a norm with three.
         assert_eq!(spec.parameters().len(), 3 + 5 * 64 + 4 * 81);
         let fused: Vec<(usize, usize)> = spec
             .blocks
@@ -220,7 +220,7 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(fused, [(121, 399_360), (130, 425_984), (139, 343_040), (145, 301_056)]);
+        assert_eq!(fused, [(125, 399_360), (134, 425_984), (143, 343_040), (149, 301_056)]);
         spec.check_sharding(8).unwrap();
     }
 
@@ -250,9 +250,9 @@ mod tests {
         tiny.check_sharding(8).unwrap();
         let bench = preset("bench-0.6b").unwrap();
         bench.check_sharding(8).unwrap();
-        assert_eq!(tiny.n_parameters(), 0);
-        assert_eq!(bench.n_parameters(), 0);
-        assert_eq!(n_linear(&bench), 0);
+        assert_eq!(tiny.n_parameters(), 223_552);
+        assert_eq!(bench.n_parameters(), 606_113_792);
+        assert_eq!(n_linear(&bench), 390_070_272 + 81_788_928);
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub(crate) struct StoredModel {
 /// Whether a tensor of this name can matter to the model: old checkpoints carry RoPE's frequencies,
 /// and models with tied embeddings sometimes a second copy of them.
 pub(crate) fn is_wanted(spec: &ModelSpec, name: &str) -> bool {
-    !name.ends_with(".rotary_emb.inv_freq") && !(spec.ties_embeddings && name == "lm_head.weight")
+    let is_second_copy = spec.ties_embeddings && name == "lm_head.weight";
+    !is_second_copy && !name.ends_with(".rotary_emb.inv_freq")
 }
 
 /// Matches all parameters of `spec` with the tensors of `catalog`.

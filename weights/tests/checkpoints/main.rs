@@ -1,0 +1,8 @@
+//! Whole checkpoints: opened, cut into ranks' slices, and refused.
+
+#![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
+
+mod common;
+mod golden;
+mod malformed;
+mod sharding;
