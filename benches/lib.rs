@@ -1,1 +1,72 @@
-//! Shared by the benches: shapes, timing, one JSON object a line.
+//! What the benches share: one report format, and where synthetic checkpoints live.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use weights::Checkpoint;
+use weights::presets::preset;
+use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
+
+/// Prints measurements: a table for people, or with `--json` one object a line.
+pub struct Report {
+    bench: &'static str,
+    is_json: bool,
+}
+
+impl Report {
+    /// Reads `--json` from the command line.
+    pub fn new(bench: &'static str) -> Report {
+        Report { bench, is_json: std::env::args().any(|argument| argument == "--json") }
+    }
+
+    /// One measurement.
+    pub fn row(&self, case: &str, value: f64, unit: &str) {
+        if self.is_json {
+            let bench = self.bench;
+            println!(
+                "{{\"bench\": \"{bench}\", \"case\": \"{case}\", \"value\": {value}, \
+                 \"unit\": \"{unit}\"}}"
+            );
+        } else {
+            println!("{:44} {value:>14.3} {unit}", case);
+        }
+    }
+
+    /// Something for people only.
+    pub fn note(&self, text: &str) {
+        if !self.is_json {
+            println!("{text}");
+        }
+    }
+}
+
+/// A synthetic checkpoint of a preset, written once and kept beside the build.
+///
+/// # Errors
+/// Whatever writing or opening it says.
+pub fn synthetic(name: &str, format: SyntheticFormat) -> anyhow::Result<Arc<Checkpoint>> {
+    let spec = preset(name).ok_or_else(|| anyhow::anyhow!("there is no preset {name}"))?;
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/synthetic")
+        .join(format!("{name}-{format:?}"));
+    if !dir.join("complete").exists() {
+        let config = SyntheticConfig { spec, format, n_shards: 2, seed: 1 };
+        write_synthetic(&dir, &config, &mut |_, _| {})?;
+        std::fs::write(dir.join("complete"), [])?;
+    }
+    Ok(Arc::new(Checkpoint::open(&dir)?))
+}
+
+/// Seconds of the median of `n` runs.
+pub fn median_seconds(n: usize, mut run: impl FnMut()) -> f64 {
+    let mut seconds: Vec<f64> = (0..n)
+        .map(|_| {
+            let began = Instant::now();
+            run();
+            began.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[n / 2]
+}

@@ -67,7 +67,11 @@ fn engine(fault: Fault) -> Engine {
         world: World::new(2),
         n_floats_max: 1,
         build_deadline: Duration::from_secs(10),
-        deadline: Duration::from_millis(500),
+        // Long enough for a backtrace on a busy machine, unless the fault is to be late.
+        deadline: match fault {
+            Fault::Hang => Duration::from_millis(500),
+            _ => Duration::from_secs(60),
+        },
     };
     let build = move |seat| Ok::<_, Planted>(Counting { seat, fault, n_steps: 0 });
     let pool = RankPool::spawn(config, build).expect("the ranks start");
@@ -132,8 +136,9 @@ fn a_failing_rank_ends_every_request_once_and_names_itself() {
         (Fault::Hang, "500ms"),
     ] {
         let engine = engine(fault);
-        let submitted: Vec<_> =
-            (0..5).map(|idx| submit(&engine, request(idx * 10, 50)).expect("it is taken")).collect();
+        let submitted: Vec<_> = (0..5)
+            .map(|idx| submit(&engine, request(idx * 10, 50)).expect("it is taken"))
+            .collect();
         for (_ticket, receiver) in &submitted {
             assert_eq!(drain(receiver).1, EndReason::EngineFailed, "{fault:?}");
         }

@@ -140,7 +140,8 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
         .iter()
         .map(|request| {
             let (sender, receiver) = mpsc::channel();
-            let deliver = Box::new(move |output| sender.send(output).map_err(|_| engine::ReaderGone));
+            let deliver =
+                Box::new(move |output| sender.send(output).map_err(|_| engine::ReaderGone));
             let ticket = engine.handle().submit(request.clone(), deliver).expect("it is taken");
             (ticket, receiver)
         })
@@ -199,7 +200,7 @@ fn answers_are_bit_equal_alone_and_under_preemption() {
         engine.shutdown();
         // Room for little more than one sequence: somebody is always sent back.
         let memory = Probe::new(Arc::clone(&checkpoint), &roomy).expect("it boots");
-        let kv_bytes = memory.memory().ranks[0].kv_bytes / 5;
+        let kv_bytes = memory.memory().ranks[0].kv_bytes * 3 / 10;
         drop(memory);
         let cramped =
             EngineConfig { kv_bytes: Some(kv_bytes), n_tokens_per_step: 24, ..roomy.clone() };

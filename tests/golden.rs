@@ -1,6 +1,7 @@
 //! Logits and greedy tokens against a float64 forward pass written by other hands in another
 //! language (`tests/golden/`), for every block combination and weight format.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,33 +10,43 @@ use harness::plans::{Planner, Span};
 use safetensors::SafeTensors;
 use weights::Checkpoint;
 
-/// What a case is held to: greatest absolute difference of any logit.
+/// A checkpoint, a cache, and what they are held to.
 struct Case {
     name: &'static str,
     kv_dtype: KvDtype,
-    bound: f32,
+    bound: Bound,
 }
 
-/// Unquantized checkpoints with an exact cache: only float32 rounding is between us and the oracle.
-/// Logits have a standard deviation of about 3.
+/// How far a logit may be from the oracle's. Logits have a standard deviation of about 3.
+#[derive(Clone, Copy, PartialEq)]
+enum Bound {
+    /// Float32 rounding is all that is between us and the oracle: 1e-4.
+    Exact,
+    /// Float32 rounding, which can move an input of an FP8 projection across a rounding boundary of
+    /// e4m3, where it jumps by a sixteenth to an eighth of itself. Half of the positions must agree
+    /// as if exact; all must stay within what such jumps do to the oracle itself (`noise_flip`,
+    /// measured on it by summing in other orders; see `tests/golden/README.md`).
+    Flips,
+    /// Keys and values are rounded to BF16, the oracle's are not. Rounding every activation to BF16
+    /// moves the oracle's own logits by `noise_bf16`; keys and values are some of them.
+    Bf16Cache,
+}
+
 const EXACT: f32 = 1e-4;
 
-/// FP8 activations: float32 rounding moves a few inputs across a rounding boundary of e4m3, and
-/// each that moves changes by a step of 1/16 to 1/8 of itself. See the noise table of
-/// `tests/golden/README.md`, measured on the oracle itself by summing in another order.
-const FLIPS: f32 = 0.15;
-
 const CASES: &[Case] = &[
-    Case { name: "f32-combos", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "f32-first-last-empty", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "f32-linear-window", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "f32-puzzletron", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "llama-tied-bf16", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "bf16-combos", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "f16-combos", kv_dtype: KvDtype::F32, bound: EXACT },
-    Case { name: "modelopt-fp8", kv_dtype: KvDtype::Fp8, bound: FLIPS },
-    Case { name: "modelopt-fp8-config", kv_dtype: KvDtype::F32, bound: FLIPS },
-    Case { name: "fp8-dynamic", kv_dtype: KvDtype::F32, bound: FLIPS },
+    Case { name: "f32-combos", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "f32-first-last-empty", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "f32-linear-window", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "f32-puzzletron", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "llama-tied-bf16", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "llama-tied-bf16", kv_dtype: KvDtype::Bf16, bound: Bound::Bf16Cache },
+    Case { name: "bf16-combos", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "bf16-combos", kv_dtype: KvDtype::Bf16, bound: Bound::Bf16Cache },
+    Case { name: "f16-combos", kv_dtype: KvDtype::F32, bound: Bound::Exact },
+    Case { name: "modelopt-fp8", kv_dtype: KvDtype::Fp8, bound: Bound::Flips },
+    Case { name: "modelopt-fp8-config", kv_dtype: KvDtype::F32, bound: Bound::Flips },
+    Case { name: "fp8-dynamic", kv_dtype: KvDtype::F32, bound: Bound::Flips },
 ];
 
 struct Golden {
@@ -45,13 +56,16 @@ struct Golden {
     logits: Vec<f32>,
     greedy: Vec<TokenId>,
     greedy_gap: Vec<f32>,
+    metadata: HashMap<String, String>,
 }
 
 impl Golden {
     fn read(name: &str) -> Golden {
         let dir = golden_dir().join(name);
-        let bytes = std::fs::read(dir.join("golden.safetensors")).expect("golden data is committed");
+        let bytes =
+            std::fs::read(dir.join("golden.safetensors")).expect("golden data is committed");
         let tensors = SafeTensors::deserialize(&bytes).expect("golden data is well formed");
+        let (_, header) = SafeTensors::read_metadata(&bytes).expect("golden data is well formed");
         let tensor = |name| tensors.tensor(name).expect("golden data is complete");
         Golden {
             checkpoint: Arc::new(Checkpoint::open(&dir).expect("the checkpoint is valid")),
@@ -59,6 +73,17 @@ impl Golden {
             logits: floats(tensor("logits").data()),
             greedy: token_ids(tensor("greedy").data()),
             greedy_gap: floats(tensor("greedy_gap").data()),
+            metadata: header.metadata().clone().expect("the oracle's own noise is recorded"),
+        }
+    }
+
+    /// The greatest difference that `bound` allows anywhere.
+    fn bound(&self, bound: Bound) -> f32 {
+        let noise = |key: &str| -> f32 { self.metadata[key].parse().expect("a number") };
+        match bound {
+            Bound::Exact => EXACT,
+            Bound::Flips => noise("noise_flip"),
+            Bound::Bf16Cache => noise("noise_bf16"),
         }
     }
 
@@ -102,14 +127,14 @@ fn distance(ours: &[f32], theirs: &[f32]) -> f32 {
     })
 }
 
-/// Whole-sequence logits in one step.
-fn prefill_distance(golden: &Golden, probe: &mut Probe) -> f32 {
+/// Whole-sequence logits in one step: each position's greatest difference.
+fn prefill_distances(golden: &Golden, probe: &mut Probe) -> Vec<f32> {
     let mut planner = Planner::new(probe.memory());
     let span = Span { slot: 1, start: 0, tokens: &golden.tokens };
     let probed = probe.run(planner.plan(&[span])).expect("the ranks run");
     assert_eq!(probed.len(), golden.tokens.len(), "every position emits");
     let theirs = golden.logits.chunks_exact(golden.vocab_size());
-    probed.iter().zip(theirs).map(|(ours, theirs)| distance(&ours.logits, theirs)).fold(0.0, f32::max)
+    probed.iter().zip(theirs).map(|(ours, theirs)| distance(&ours.logits, theirs)).collect()
 }
 
 /// Decodes after the first 12 tokens; stops where the oracle's own choice is within `bound`.
@@ -123,7 +148,7 @@ fn check_greedy(case: &Case, golden: &Golden, probe: &mut Probe) -> usize {
         let logits = &probed.last().expect("it emits").logits;
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         let token = TokenId(best.expect("a vocabulary") as u32);
-        if golden.greedy_gap[idx] <= 2.0 * case.bound && token != expected {
+        if golden.greedy_gap[idx] <= 2.0 * golden.bound(case.bound) && token != expected {
             return idx;
         }
         assert_eq!(token, expected, "{}: greedy token {idx}", case.name);
@@ -142,10 +167,15 @@ fn logits_agree_with_the_float64_oracle_on_every_number_of_ranks() {
             let mut probe =
                 Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case.kv_dtype))
                     .unwrap_or_else(|error| panic!("{} on {n_ranks} ranks: {error}", case.name));
-            let distance = prefill_distance(&golden, &mut probe);
-            println!("{:22} tp {n_ranks}: max |Δlogit| {distance:.2e}", case.name);
-            if distance > case.bound {
-                failures.push(format!("{} tp {n_ranks}: {distance}", case.name));
+            let mut distances = prefill_distances(&golden, &mut probe);
+            distances.sort_by(f32::total_cmp);
+            let median = distances[distances.len() / 2];
+            let greatest = *distances.last().expect("positions");
+            let what = format!("{}, {:?} cache, tp {n_ranks}", case.name, case.kv_dtype);
+            println!("{what:40} |Δlogit| median {median:.1e}, greatest {greatest:.1e}");
+            let is_exact_mostly = median <= EXACT || case.bound == Bound::Bf16Cache;
+            if greatest > golden.bound(case.bound) || !is_exact_mostly {
+                failures.push(format!("{what}: median {median}, greatest {greatest}"));
             }
         }
     }
@@ -178,5 +208,6 @@ fn every_committed_case_is_checked() {
     found.sort();
     let mut listed: Vec<&str> = CASES.iter().map(|case| case.name).collect();
     listed.sort_unstable();
+    listed.dedup();
     assert_eq!(found, listed);
 }

@@ -261,9 +261,10 @@ where
             n_generated: live.n_generated,
             timing,
         };
+        // First, so that whoever has read the end finds room for one more.
+        self.shared.n_live.fetch_sub(1, Ordering::Relaxed);
         // A reader that is gone needs no end.
         let _ = (live.deliver)(Output::Finish(finish));
-        self.shared.n_live.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Takes what has arrived; sleeps while there is nothing to do. False when it is time to stop.

@@ -97,6 +97,11 @@ impl HostCommunicator {
         let phase = self.publish(Call::AllReduceMax { n_floats: data.len() }, data)?;
         for peer in self.world().ranks() {
             let published = self.buffers.published(peer, phase).read();
+            if peer.idx() == 0 {
+                // Not this rank's own: of two zeros, or two NaNs, all ranks keep the same one.
+                data.copy_from_slice(&published);
+                continue;
+            }
             for (greatest, &theirs) in data.iter_mut().zip(&*published) {
                 // `f32::max` would hide a NaN.
                 if theirs > *greatest || theirs.is_nan() {

@@ -4,7 +4,7 @@ use engine::{MemoryPlan, TokenId};
 use scheduler::{Admission, Emit, GroupIdx, PageId, PageUpdate, RequestId, Row, SlotIdx};
 use scheduler::{StepId, StepPlan};
 
-/// Tokens `start .. start + tokens.len()` of the sequence in `slot`; all its positions emit.
+/// Tokens `start .. start + tokens.len()` of the sequence in `slot`.
 #[derive(Clone, Debug)]
 pub struct Span<'a> {
     /// The sequence.
@@ -48,7 +48,14 @@ impl Planner {
         self.n_pages[slot] = 0;
     }
 
-    /// One step with the given rows.
+    /// One step with the given rows, of which only the last positions emit.
+    pub fn last_only(&mut self, spans: &[Span<'_>]) -> StepPlan {
+        let mut plan = self.plan(spans);
+        plan.rows.iter_mut().for_each(|row| row.emit = Emit::Sample);
+        plan
+    }
+
+    /// One step with the given rows, of which every position emits.
     pub fn plan(&mut self, spans: &[Span<'_>]) -> StepPlan {
         let mut plan = StepPlan {
             step: StepId(self.n_steps),

@@ -3,7 +3,7 @@
 use scheduler::GroupIdx;
 use weights::AttentionWeights;
 
-use super::{StepCx, view, view_mut};
+use super::{StepCx, quantize_cut, view, view_mut};
 use crate::device::KvRegion;
 use crate::kernels::{attention, linear, quantize, rmsnorm, rope_kv};
 use crate::rank::StepError;
@@ -23,8 +23,9 @@ impl Attention {
         let (hidden_size, width) = (cx.scratch.hidden_size, self.q_width());
         let scales = &mut cx.scratch.scales[..n_tokens];
         let mut attended = view_mut(&mut cx.scratch.inner, n_tokens, width);
-        quantize::quantize(
+        quantize_cut(
             cx.exec,
+            cx.communicator,
             quantize::Args { x: attended.reborrow(), input: self.weights.o.input, scales },
         )?;
         linear::linear(

@@ -3,7 +3,7 @@
 
 use weights::{InputScale, ReplacementWeights};
 
-use super::{StepCx, view, view_mut};
+use super::{StepCx, quantize_cut, view, view_mut};
 use crate::kernels::{linear, quantize, rmsnorm};
 use crate::rank::StepError;
 
@@ -31,10 +31,11 @@ impl Replacement {
                 out_scales: scales,
             },
         )?;
-        // Only this rank's columns: a per-token scale covers what this rank multiplies.
+        // Only this rank's columns.
         let mut x = normed.columns(columns);
-        quantize::quantize(
+        quantize_cut(
             cx.exec,
+            cx.communicator,
             quantize::Args { x: x.reborrow(), input: projection.input, scales },
         )?;
         linear::linear(

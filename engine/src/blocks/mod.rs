@@ -7,6 +7,7 @@ mod linear;
 mod swiglu;
 
 use parallel::Communicator;
+use weights::InputScale;
 
 pub(crate) use attention::Attention;
 pub(crate) use linear::Replacement;
@@ -15,6 +16,7 @@ pub(crate) use swiglu::SwiGlu;
 use crate::batch::Batch;
 use crate::device::{Exec, RopeAngles, View, ViewMut};
 use crate::kernels::attention::AttentionRow;
+use crate::kernels::quantize;
 use crate::rank::StepError;
 
 /// A block with at least one sub-block.
@@ -100,6 +102,31 @@ impl StepCx<'_> {
         }
         Ok(())
     }
+}
+
+/// Quantizes the input of a projection that is cut by columns: `x` holds this rank's.
+///
+/// A per-token scale comes from the whole row, so ranks exchange their magnitudes: then every
+/// number of ranks rounds alike, and the model's answers do not depend on how it is sharded.
+pub(crate) fn quantize_cut(
+    exec: &mut Exec,
+    communicator: &mut Communicator,
+    args: quantize::Args<'_>,
+) -> Result<(), StepError> {
+    let quantize::Args { mut x, input, scales } = args;
+    if !needs_exchange(input, communicator) {
+        return Ok(quantize::quantize(exec, quantize::Args { x, input, scales })?);
+    }
+    let local = quantize::MagnitudeArgs { x: x.as_view(), magnitudes: scales };
+    quantize::magnitudes(exec, local)?;
+    communicator.all_reduce_max(scales)?;
+    let known = quantize::KnownArgs { x: x.reborrow(), magnitudes: scales };
+    Ok(quantize::quantize_known(exec, known)?)
+}
+
+/// Whether a projection that is cut by columns needs to know the other ranks' magnitudes.
+pub(crate) fn needs_exchange(input: InputScale, communicator: &Communicator) -> bool {
+    input == InputScale::PerToken && communicator.world().n_ranks() > 1
 }
 
 impl Scratch {

@@ -1,9 +1,9 @@
 //! The feed-forward network of one block on one rank: this rank's slice of its width.
 
-use weights::SwiGluWeights;
+use weights::{InputScale, SwiGluWeights};
 
-use super::{StepCx, view, view_mut};
-use crate::kernels::{linear, rmsnorm, swiglu};
+use super::{StepCx, needs_exchange, quantize_cut, view, view_mut};
+use crate::kernels::{linear, quantize, rmsnorm, swiglu};
 use crate::rank::StepError;
 
 /// `h += down(silu(gate(x)) * up(x))` with `x = rmsnorm(h)` (Shazeer, arXiv 2002.05202).
@@ -39,15 +39,21 @@ impl SwiGlu {
             )?;
         }
         let mut gated = view_mut(&mut cx.scratch.inner, n_tokens, width);
+        let input = self.weights.down.input;
+        let exchanges = needs_exchange(input, cx.communicator);
         swiglu::swiglu(
             cx.exec,
             swiglu::Args {
                 gate_up: gate_up.as_view(),
-                input: self.weights.down.input,
+                input: if exchanges { InputScale::None } else { input },
                 out: gated.reborrow(),
                 out_scales: scales,
             },
         )?;
+        if exchanges {
+            let args = quantize::Args { x: gated.reborrow(), input, scales };
+            quantize_cut(cx.exec, cx.communicator, args)?;
+        }
         linear::linear(
             cx.exec,
             linear::Args {

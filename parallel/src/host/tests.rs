@@ -103,6 +103,25 @@ fn what_is_no_number_passes_through() {
     }
 }
 
+#[test]
+fn the_greatest_is_found_and_what_is_no_number_stays() {
+    let mut pool = scripted(config(3, 5));
+    let replies = pool.broadcast(script(|seat| {
+        let mut data = match seat.rank.idx() {
+            0 => [1.0, f32::NAN, -3.0, 0.0, -0.0],
+            1 => [5.0, 2.0, -2.0, 0.0, 0.0],
+            _ => [2.0, 7.0, -4.0, f32::NAN, 0.0],
+        };
+        seat.communicator.all_reduce_max(&mut data)?;
+        Ok(data.to_vec())
+    }));
+    for reply in replies.expect("nothing fails") {
+        assert_eq!((reply[0], reply[2]), (5.0, -2.0));
+        assert!(reply[1].is_nan() && reply[3].is_nan(), "{reply:?}");
+        assert_eq!(reply[4].to_bits(), (-0f32).to_bits(), "all ranks keep the first rank's zero");
+    }
+}
+
 /// One random collective, the same on all ranks, checked on the spot.
 fn random_collective(seat: &mut Seat, turn: u64) -> Result<(), CollectiveError> {
     let mut random = Random(SEED.wrapping_mul(1 << 32) ^ turn);
@@ -111,13 +130,13 @@ fn random_collective(seat: &mut Seat, turn: u64) -> Result<(), CollectiveError> 
         0 => 2000 + random.below(1000),
         _ => random.below(70),
     };
-    let gathers = random.below(3) == 0;
+    let kind = random.below(4);
     // Ranks come late at random, each at its own collectives.
     if Random(turn ^ ((seat.rank.idx() as u64) << 40)).below(8) == 0 {
         std::thread::yield_now();
     }
     let mut data = slice(turn, seat.rank.idx(), n_floats);
-    if gathers {
+    if kind == 0 {
         data.truncate(n_floats.saturating_sub(seat.rank.idx()));
         let mut n_seen = 0;
         seat.communicator.all_gather(&data, &mut |rank, floats| {
@@ -126,6 +145,14 @@ fn random_collective(seat: &mut Seat, turn: u64) -> Result<(), CollectiveError> 
             n_seen += 1;
         })?;
         assert_eq!(n_seen, n_ranks);
+    } else if kind == 1 {
+        seat.communicator.all_reduce_max(&mut data)?;
+        let mut expected = slice(turn, 0, n_floats);
+        for rank_idx in 1..n_ranks {
+            let theirs = slice(turn, rank_idx, n_floats);
+            expected.iter_mut().zip(theirs).for_each(|(a, b)| *a = if b > *a { b } else { *a });
+        }
+        assert!(bits(&data) == bits(&expected), "seed {SEED}, collective {turn}");
     } else {
         seat.communicator.all_reduce_sum(&mut data)?;
         let expected = serial_sum(turn, n_floats, 0..n_ranks);

@@ -1,0 +1,84 @@
+//! Tokens a second of the whole model, and the memory that it takes against what was planned.
+//!
+//! `cargo bench --bench step [-- --json]`
+
+use std::sync::Arc;
+
+use benches::{Report, median_seconds, synthetic};
+use engine::{DeviceKind, EngineConfig, Probe, TokenId};
+use harness::plans::{Planner, Span};
+use weights::Checkpoint;
+use weights::synthetic::SyntheticFormat;
+
+const N_PREFILL: usize = 512;
+const N_CONTEXT: usize = 1024;
+/// Positions in each sequence before a decode step is timed.
+const N_BEFORE: usize = 128;
+const BATCHES: [usize; 3] = [1, 8, 32];
+
+fn main() -> anyhow::Result<()> {
+    let report = Report::new("step");
+    for format in [SyntheticFormat::ModelOptFp8, SyntheticFormat::Bf16] {
+        let checkpoint = synthetic("bench-0.6b", format)?;
+        measure(&report, &checkpoint, &format!("{format:?}"))?;
+    }
+    Ok(())
+}
+
+fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyhow::Result<()> {
+    let config = EngineConfig {
+        device: DeviceKind::Cpu,
+        n_ranks: 1,
+        n_threads: None,
+        n_slots: 32,
+        n_waiting_max: 1,
+        n_tokens_per_step: N_PREFILL,
+        n_context_tokens: Some(N_CONTEXT),
+        kv_dtype: None,
+        kv_bytes: None,
+    };
+    let rss_before = anonymous_bytes()?;
+    let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;
+    let vocab_size = checkpoint.spec().vocab_size;
+    let tokens: Vec<TokenId> =
+        (0..N_PREFILL).map(|idx| TokenId((idx * 7919 % vocab_size) as u32)).collect();
+    let seconds = median_seconds(5, || {
+        let plan = Planner::new(probe.memory()).last_only(&[Span { slot: 0, start: 0, tokens: &tokens }]);
+        probe.run(plan).expect("the ranks run");
+    });
+    report.row(&format!("{format} prefill {N_PREFILL}"), N_PREFILL as f64 / seconds, "tokens/s");
+    for n_rows in BATCHES {
+        let tokens_per_second = decode(&mut probe, &tokens, n_rows);
+        report.row(&format!("{format} decode batch={n_rows}"), tokens_per_second, "tokens/s");
+    }
+    let planned = probe.memory().total_bytes() - probe.memory().mapped_bytes;
+    let taken = anonymous_bytes()? - rss_before;
+    report.row(&format!("{format} weights, mapped"), probe.memory().mapped_bytes as f64, "bytes");
+    report.row(&format!("{format} KV and workspace, planned"), planned as f64, "bytes");
+    report.row(&format!("{format} KV and workspace, resident"), taken as f64, "bytes");
+    Ok(())
+}
+
+fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize) -> f64 {
+    let mut planner = Planner::new(probe.memory());
+    for slot in 0..n_rows {
+        let span = Span { slot, start: 0, tokens: &tokens[..N_BEFORE] };
+        probe.run(planner.last_only(&[span])).expect("the ranks run");
+    }
+    let mut start = N_BEFORE;
+    let seconds = median_seconds(16, || {
+        let spans: Vec<Span<'_>> =
+            (0..n_rows).map(|slot| Span { slot, start, tokens: &tokens[..1] }).collect();
+        probe.run(planner.last_only(&spans)).expect("the ranks run");
+        start += 1;
+    });
+    n_rows as f64 / seconds
+}
+
+/// Resident memory that is this process's own: what is mapped from files does not count.
+fn anonymous_bytes() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).unwrap_or("0");
+    Ok(kib.parse::<u64>()? * 1024)
+}

@@ -1,0 +1,127 @@
+//! A server in this process: the demo model behind a real socket, on a port of its own.
+
+use std::time::{Duration, Instant};
+
+use engine::{DeviceKind, Engine, EngineConfig};
+use server::boot::{self, Booted};
+use server::config::ModelSource;
+use server::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, server};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::http::Client;
+
+/// What a test wants of its server.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Generations that run at once.
+    pub n_slots: usize,
+    /// Generations that wait.
+    pub n_waiting_max: usize,
+    /// Tokens of prompt and answer.
+    pub n_context_tokens: usize,
+    /// Key that callers must show.
+    pub api_key: Option<String>,
+    /// Bounds.
+    pub limits: HttpLimits,
+}
+
+/// A running server. Dropping it stops it.
+pub struct TestServer {
+    /// Speaks to it.
+    pub client: Client,
+    /// What it shares among requests.
+    pub app: App,
+    engine: Option<Engine>,
+    runtime: Option<Runtime>,
+    serving: Option<JoinHandle<Outcome>>,
+}
+
+impl ServerSettings {
+    /// Room for whatever a test does.
+    pub fn roomy() -> ServerSettings {
+        ServerSettings {
+            n_slots: 16,
+            n_waiting_max: 240,
+            n_context_tokens: 256,
+            api_key: None,
+            limits: HttpLimits::STANDARD,
+        }
+    }
+}
+
+impl TestServer {
+    /// The demo model, named `demo` and `test/model`.
+    pub fn start(settings: ServerSettings) -> TestServer {
+        let config = EngineConfig {
+            device: DeviceKind::Cpu,
+            n_ranks: 1,
+            n_threads: Some(1),
+            n_slots: settings.n_slots,
+            n_waiting_max: settings.n_waiting_max,
+            n_tokens_per_step: 128,
+            n_context_tokens: Some(settings.n_context_tokens),
+            kv_dtype: None,
+            kv_bytes: None,
+        };
+        let Booted { engine, text } =
+            boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");
+        let serve_config = ServeConfig {
+            names: vec!["demo".into(), "test/model".into()],
+            api_key: settings.api_key.map(ApiKey::new),
+            limits: settings.limits,
+        };
+        let app = AppState::new(engine.handle(), text, serve_config);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .expect("a runtime starts");
+        let listening = {
+            let app = app.clone();
+            async { Server::listen(server::claim("127.0.0.1", 0).await?, app) }
+        };
+        let server = runtime.block_on(listening).expect("a port is free");
+        let client = Client::new(server.address().expect("it listens"));
+        let serving = Some(runtime.spawn(server.run()));
+        TestServer { client, app, engine: Some(engine), runtime: Some(runtime), serving }
+    }
+
+    /// Waits for serving to end, which something else must have begun.
+    pub fn outcome(&mut self) -> Outcome {
+        let serving = self.serving.take().expect("asked once");
+        let runtime = self.runtime.as_ref().expect("runs until dropped");
+        runtime.block_on(serving).expect("serving does not panic")
+    }
+
+    /// Stops the engine under the server's feet: what runs is cancelled.
+    pub fn stop_engine(&mut self) {
+        self.engine.take().expect("stopped once").shutdown();
+    }
+
+    /// Waits until the engine has nothing left and holds no page.
+    ///
+    /// # Panics
+    /// It still does after a minute.
+    pub fn expect_idle(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let (n_live, stats) = (self.app.engine.n_live(), self.app.engine.stats());
+            if n_live == 0 && stats.n_pages_used == 0 && stats.n_running + stats.n_waiting == 0 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not idle: {n_live} live, {stats:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.app.shutdown.begin();
+        self.app.shutdown.begin();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+        }
+    }
+}
