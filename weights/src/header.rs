@@ -280,4 +280,43 @@ mod tests {
         let entry = r#"{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#;
         check(&format!(r#"{{"a":{entry},"a":{entry}}}"#), 4, "duplicate key `a`");
     }
+
+    /// Whatever the bytes say, the answer is entries within the file or an error.
+    #[test]
+    fn no_bytes_make_it_panic_or_reach_outside() {
+        let header = r#"{"__metadata__":{"format":"pt"},
+            "a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+            "b":{"dtype":"BF16","shape":[3,1],"data_offsets":[8,14]},
+            "c":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[14,16]}}"#;
+        let sound = file(header, 16);
+        let replacements = b"0123456789-.,:{}[]\"ae\xff";
+        let seed = 0x5eed;
+        println!("seed {seed:#x}");
+        let mut state: u64 = seed;
+        let mut draw = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize % n
+        };
+        let (mut n_sound, mut n_refused) = (0, 0);
+        for _ in 0..50_000 {
+            let mut bytes = sound.clone();
+            for _ in 0..=draw(2) {
+                let at = draw(bytes.len());
+                bytes[at] = replacements[draw(replacements.len())];
+            }
+            if draw(4) == 0 {
+                bytes.truncate(draw(bytes.len() + 1));
+            }
+            match parse_header(&bytes) {
+                Err(_) => n_refused += 1,
+                Ok(entries) => {
+                    n_sound += 1;
+                    for entry in entries {
+                        assert!(entry.offset as u64 + entry.n_bytes <= bytes.len() as u64);
+                    }
+                }
+            }
+        }
+        assert!(n_sound > 1000 && n_refused > 10_000, "{n_sound} sound, {n_refused} refused");
+    }
 }

@@ -290,3 +290,56 @@ fn a_key_twice_or_broken_json_is_refused() {
     let message = ModelSpec::from_config_json(&text[1..]).unwrap_err().to_string();
     assert!(message.contains("not a valid configuration"), "{message}");
 }
+
+/// Every place of the configuration, with every kind of value: parsed or refused, never a panic,
+/// and what is parsed has sizes that one can compute with.
+#[test]
+fn no_value_of_any_field_makes_it_panic() {
+    let mut paths = Vec::new();
+    collect_paths("", &nemotron_nas(), &mut paths);
+    let values = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(3),
+        json!(u64::MAX),
+        json!(1 << 24),
+        json!(1e308),
+        json!(1e-308),
+        json!("x"),
+        json!([]),
+        json!([1]),
+        json!({}),
+    ];
+    let mut n_parsed = 0;
+    for path in &paths {
+        for value in &values {
+            let mut root = nemotron_nas();
+            *root.pointer_mut(path).unwrap() = value.clone();
+            if let Ok(spec) = parse(&root) {
+                n_parsed += 1;
+                assert!(spec.n_parameters() < 1 << 55, "{path} {value}");
+                assert!(spec.norm_eps.is_finite() && spec.rope.theta.is_finite(), "{path} {value}");
+            }
+        }
+    }
+    assert!(n_parsed > paths.len(), "{n_parsed} of {} paths", paths.len());
+}
+
+fn collect_paths(path: &str, value: &Value, paths: &mut Vec<String>) {
+    paths.push(path.to_owned());
+    match value {
+        Value::Object(fields) => {
+            fields.iter().for_each(|(name, field)| {
+                collect_paths(&format!("{path}/{name}"), field, paths);
+            });
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, item)| {
+                collect_paths(&format!("{path}/{i}"), item, paths);
+            });
+        }
+        _ => {}
+    }
+}
