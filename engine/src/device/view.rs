@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(view.row(0), [7.0, 8.0]);
         assert_eq!(view.row(2), [17.0, 18.0]);
         assert_eq!(view.rows(3..3).n_rows(), 0);
-        assert_eq!(view.columns(2..2).row(2), []);
+        assert!(view.columns(2..2).row(2).is_empty());
     }
 
     #[test]

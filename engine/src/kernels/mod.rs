@@ -14,4 +14,4 @@ pub mod rope_kv;
 pub mod swiglu;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

@@ -1,1 +1,170 @@
-//! Primitives at every level against their definitions.
+//! Every primitive at every level against its definition.
+
+use half::{bf16, f16};
+use weights::Dtype;
+
+use super::lanes::Lanes;
+use super::{Simd, SimdLevel, portable};
+use crate::kernels::testing::{Rng, e4m3_nearest, e4m3_value, levels};
+
+fn simds() -> impl Iterator<Item = Simd> {
+    levels().filter_map(Simd::new)
+}
+
+fn widened(simd: Simd, dtype: Dtype, stored: &[u8]) -> Vec<f32> {
+    let mut out = vec![f32::INFINITY; stored.len() / dtype.n_bytes()];
+    super::widen(simd, dtype, stored, &mut out);
+    out.iter().map(|x| x * super::widened_factor(dtype)).collect()
+}
+
+#[test]
+fn this_machine_is_tested_at_its_best_level() {
+    assert_eq!(Some(Simd::detect().level()), levels().last());
+    assert_eq!(levels().next(), Some(SimdLevel::Portable));
+}
+
+#[test]
+fn every_e4m3_code_widens_exactly() {
+    let codes: Vec<u8> = (0..=255).collect();
+    for simd in simds() {
+        for (code, x) in widened(simd, Dtype::F8E4m3, &codes).into_iter().enumerate() {
+            let expected = e4m3_value(code as u8);
+            let is_same = f64::from(x) == expected || (x.is_nan() && expected.is_nan());
+            assert!(is_same, "{simd:?}: code {code:#x} is {x}, not {expected}");
+            assert_eq!(x.is_sign_negative(), code >= 128, "{simd:?}: code {code:#x}");
+        }
+    }
+}
+
+#[test]
+fn every_code_of_two_bytes_widens_exactly() {
+    let stored: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for simd in simds() {
+        let halves = widened(simd, Dtype::F16, &stored);
+        let brains = widened(simd, Dtype::Bf16, &stored);
+        for code in 0..=u16::MAX {
+            let pairs = [
+                (halves[usize::from(code)], f16::from_bits(code).to_f32()),
+                (brains[usize::from(code)], bf16::from_bits(code).to_f32()),
+            ];
+            for (x, expected) in pairs {
+                let is_same =
+                    x.to_bits() == expected.to_bits() || (x.is_nan() && expected.is_nan());
+                assert!(is_same, "{simd:?}: code {code:#x} is {x}, not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_any_length_and_address_widen() {
+    let mut rng = Rng::new(20);
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4m3] {
+        let bytes: Vec<u8> = (0..200).map(|_| rng.next_u64() as u8).collect();
+        for (n, offset) in (0..40).flat_map(|n| [(n, 0), (n, 1), (n, 3)]) {
+            let stored = &bytes[offset..offset + n * dtype.n_bytes()];
+            let plain = widened(simds().next().expect("a level"), dtype, stored);
+            for simd in simds() {
+                let out = widened(simd, dtype, stored);
+                let pairs = out.iter().zip(&plain);
+                let is_same = |(a, b): (&f32, &f32)| a == b || (a.is_nan() && b.is_nan());
+                assert!(pairs.clone().all(is_same) && out.len() == n, "{simd:?} {dtype:?} {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn e4m3_is_rounded_to_the_nearest_and_ties_to_even() {
+    let codes = || 0..=126u8;
+    let values = codes().map(|code| e4m3_value(code) as f32);
+    let midpoints =
+        codes().zip(1..=126u8).map(|(a, b)| (e4m3_value(a) + e4m3_value(b)) as f32 / 2.0);
+    let mut x: Vec<f32> = values.chain(midpoints).collect();
+    x.extend([448.0, 463.9, 464.0, 480.0, 1e9, f32::MAX, f32::INFINITY, f32::MIN_POSITIVE, 1e-45]);
+    x.extend(x.clone().iter().flat_map(|x| [x.next_up(), x.next_down()]));
+    let mut rng = Rng::new(21);
+    x.extend((0..20_000).map(|_| f32::from_bits(rng.next_u64() as u32)));
+    x.extend(x.clone().iter().map(|x| -x));
+    x.push(f32::NAN);
+    for simd in simds() {
+        // A power of two, and one that a multiplication by its inverse would get wrong.
+        for scale in [1.0, 0.0625, 0.1, 3.0] {
+            let mut rounded = x.clone();
+            super::quantize_e4m3(simd, &mut rounded, scale);
+            let mut stored = vec![0; x.len()];
+            super::encode_e4m3(simd, &x, scale, &mut stored);
+            for ((x, y), code) in x.iter().zip(rounded).zip(stored) {
+                let expected = e4m3_nearest(f64::from(x / scale));
+                if x.is_nan() {
+                    assert!(y.is_nan() && e4m3_value(code).is_nan(), "{simd:?}: {x} is {y}");
+                    continue;
+                }
+                assert_eq!(code, expected, "{simd:?}: {x:e} / {scale}");
+                assert_eq!(f64::from(y), e4m3_value(expected), "{simd:?}: {x:e} / {scale}");
+                assert_eq!(y.is_sign_negative(), x.is_sign_negative(), "{simd:?}: {x:e}");
+            }
+        }
+    }
+}
+
+/// `exp` at a level, through a primitive that shows it. Where `exp(-x)` overflows, a last 4e-37 is lost.
+#[test]
+fn silu_is_within_a_few_units_everywhere() {
+    let x: Vec<f32> = (-104_000..104_000).map(|i| i as f32 / 1000.0).collect();
+    let ones = vec![1.0; x.len()];
+    for simd in simds() {
+        let mut out = vec![f32::NAN; x.len()];
+        super::silu_times(simd, &x, &ones, &mut out);
+        for (&x, y) in x.iter().zip(out) {
+            let exact = f64::from(x) / (1.0 + (-f64::from(x)).exp());
+            let bound = 5.0 * f64::from(f32::EPSILON) * exact.abs() + 4e-37;
+            assert!(
+                (f64::from(y) - exact).abs() <= bound,
+                "{simd:?}: silu({x}) = {y}, not {exact}"
+            );
+        }
+    }
+}
+
+#[test]
+fn exponentials_keep_their_bound_and_their_ends() {
+    let s = portable::Portable;
+    let of = |x: f32| super::math::exp(s, s.splat(x))[0];
+    for i in -87_000..88_000 {
+        let x = i as f32 / 1000.0;
+        let exact = f64::from(x).exp();
+        let units = (f64::from(of(x)) / exact - 1.0).abs() / f64::from(f32::EPSILON);
+        assert!(units <= 3.0, "exp({x}) is off by {units} units");
+    }
+    assert_eq!((of(0.0), of(f32::NEG_INFINITY), of(-1000.0)), (1.0, 0.0, 0.0));
+    assert_eq!((of(89.0), of(f32::INFINITY)), (f32::INFINITY, f32::INFINITY));
+    assert!(of(f32::NAN).is_nan() && of(-100.0) > 0.0);
+}
+
+#[test]
+fn reductions_do_not_depend_on_level_or_address() {
+    let mut rng = Rng::new(22);
+    let x = rng.numbers(700);
+    for (begin, n) in (0..50).map(|i| (i % 7, i * i / 4)) {
+        let row = &x[begin..begin + n];
+        let exact: f64 = row.iter().map(|&x| f64::from(x).powi(2)).sum();
+        let greatest = row.iter().fold(0.0, |g: f32, x| g.max(x.abs()));
+        let mut moved = vec![0.0; n + 9];
+        moved[9..].copy_from_slice(row);
+        let mut sums = Vec::new();
+        for simd in simds() {
+            let sum = super::sum_of_squares(simd, row);
+            assert!((f64::from(sum) - exact).abs() <= 1e-5 * exact, "{simd:?} {n}");
+            assert_eq!(super::sum_of_squares(simd, &moved[9..]), sum, "{simd:?} {n}");
+            assert_eq!(super::max_magnitude(simd, row), greatest, "{simd:?} {n}");
+            sums.push(sum);
+        }
+        assert!(sums[1..].windows(2).all(|pair| pair[0] == pair[1]), "AVX2 and AVX-512: {sums:?}");
+    }
+    for simd in simds() {
+        let row = [3.0, f32::NAN, -5.0, f32::NAN];
+        assert!(super::sum_of_squares(simd, &row).is_nan());
+        assert_eq!(super::max_magnitude(simd, &row), 5.0);
+    }
+}

@@ -1,1 +1,175 @@
-//! Against a float64 oracle, and bit against bit.
+//! Products against float64 under the bound of [`Args`], and bit against bit across shapes.
+
+use std::sync::Arc;
+
+use weights::{Dtype, InputScale, LinearWeights, WeightScale};
+
+use super::{Args, linear};
+use crate::device::{Exec, View, ViewMut};
+use crate::kernels::testing::{
+    ROUNDING, Rng, StoredMatrix, assert_close, assert_same_bits, everywhere, levels, on_exec,
+};
+
+const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4m3];
+
+/// N, K, T.
+const SHAPES: [(usize, usize, usize); 16] = [
+    (1, 1, 1),
+    (1, 15, 2),
+    (3, 16, 1),
+    (5, 17, 3),
+    (1, 672, 1),
+    (5, 672, 7),
+    (3, 33, 8),
+    (31, 17, 9),
+    (33, 15, 12),
+    (67, 672, 4),
+    (64, 530, 33),
+    (35, 1100, 16),
+    (130, 1030, 1),
+    (300, 513, 6),
+    (290, 130, 97),
+    (1, 700, 200),
+];
+
+struct Case {
+    weights: LinearWeights,
+    stored: StoredMatrix,
+    x: Vec<f32>,
+    x_scales: Vec<f32>,
+}
+
+impl Case {
+    fn new(rng: &mut Rng, dtype: Dtype, (n, k, t): (usize, usize, usize)) -> Case {
+        let stored = StoredMatrix::new(dtype, k, &rng.numbers(n * k));
+        let scale = match n % 3 {
+            0 => WeightScale::One,
+            1 => WeightScale::PerTensor(0.37),
+            _ => WeightScale::PerRow(Arc::from(rng.numbers(n))),
+        };
+        let input = InputScale::PerToken;
+        let weights = LinearWeights { matrix: stored.matrix.clone(), scale, input };
+        Case { weights, stored, x: rng.numbers(t * k), x_scales: rng.numbers(t) }
+    }
+
+    fn run(&self, exec: &mut Exec) -> Vec<f32> {
+        let n_tokens = self.x_scales.len();
+        let x = View::new(&self.x, n_tokens, self.weights.matrix.n_cols);
+        self.run_on(exec, x, &self.x_scales)
+    }
+
+    fn run_on(&self, exec: &mut Exec, x: View<'_>, x_scales: &[f32]) -> Vec<f32> {
+        let n_rows = self.weights.matrix.n_rows;
+        let mut out = vec![f32::NAN; x.n_rows() * n_rows];
+        let view = ViewMut::new(&mut out, x.n_rows(), n_rows);
+        let args = Args { x, x_scales, weights: &self.weights, out: view };
+        linear(exec, args).expect("it runs");
+        out
+    }
+
+    fn expected(&self) -> Vec<(f64, f64)> {
+        let k = self.weights.matrix.n_cols;
+        let tokens = self.x.chunks_exact(k).zip(&self.x_scales);
+        let row = |(x, &x_scale): (&[f32], &f32)| {
+            let rows = self.stored.values.chunks_exact(k).enumerate();
+            let product = |(n, w): (usize, &[f64])| {
+                let scale = f64::from(x_scale)
+                    * match &self.weights.scale {
+                        WeightScale::One => 1.0,
+                        WeightScale::PerTensor(scale) => f64::from(*scale),
+                        WeightScale::PerRow(scales) => f64::from(scales[n]),
+                    };
+                let terms = x.iter().zip(w).map(|(&x, w)| f64::from(x) * w);
+                let magnitude: f64 = terms.clone().map(f64::abs).sum();
+                let bound = super::n_roundings(k) * ROUNDING * magnitude * scale.abs();
+                (terms.sum::<f64>() * scale, bound + 1e-40)
+            };
+            rows.map(product).collect::<Vec<_>>()
+        };
+        tokens.flat_map(row).collect()
+    }
+}
+
+#[test]
+fn products_are_within_the_bound() {
+    let mut rng = Rng::new(8);
+    for dtype in DTYPES {
+        for shape in SHAPES {
+            let case = Case::new(&mut rng, dtype, shape);
+            let what = format!("{dtype:?} (n, k, t) = {shape:?}");
+            let expected = case.expected();
+            for (level, out) in everywhere(&what, |exec| case.run(exec)) {
+                assert_close(&out, &expected, &format!("{what}, {level:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_token_alone_has_the_same_bits() {
+    let mut rng = Rng::new(9);
+    for dtype in DTYPES {
+        // Enough rows and tokens for several tiles, and for threads to share them.
+        for (n, k, t) in [(70, 1045, 33), (37, 672, 100), (130, 530, 7), (33, 17, 13)] {
+            let case = Case::new(&mut rng, dtype, (n, k, t));
+            let what = format!("{dtype:?} {:?}", (n, k, t));
+            // The same tokens in the middle of a wider, oddly placed matrix.
+            let pad = 3;
+            let mut wide = vec![f32::NAN; (t + 2) * (k + 2 * pad)];
+            for (i, row) in case.x.chunks_exact(k).enumerate() {
+                wide[(i + 1) * (k + 2 * pad) + pad..][..k].copy_from_slice(row);
+            }
+            let wide = View::new(&wide, t + 2, k + 2 * pad).columns(pad..pad + k).rows(1..t + 1);
+            for (level, out) in everywhere(&what, |exec| case.run(exec)) {
+                let what = format!("{what}, {level:?}");
+                let moved = on_exec(2, level, |exec| case.run_on(exec, wide, &case.x_scales));
+                assert_same_bits(&moved, &out, &format!("{what}, moved"));
+                on_exec(1, level, |exec| {
+                    for i in 0..t {
+                        let alone =
+                            case.run_on(exec, wide.rows(i..i + 1), &case.x_scales[i..i + 1]);
+                        assert_same_bits(&out[i * n..(i + 1) * n], &alone, &what);
+                    }
+                    // Cut in two anywhere.
+                    let cut = t / 3;
+                    let mut parts = case.run_on(exec, wide.rows(0..cut), &case.x_scales[..cut]);
+                    parts.extend(case.run_on(exec, wide.rows(cut..t), &case.x_scales[cut..]));
+                    assert_same_bits(&parts, &out, &what);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn nan_reaches_its_own_outputs_and_no_other() {
+    for dtype in DTYPES {
+        for t in [1, 3, 16] {
+            let mut rng = Rng::new(10);
+            let (n, k) = (9, 35);
+            for (bad_row, bad_col) in [(0, 0), (4, 20), (8, 34)] {
+                let mut numbers = rng.numbers(n * k);
+                numbers[bad_row * k + bad_col] = f32::NAN;
+                let mut case = Case::new(&mut rng, dtype, (n, k, t));
+                case.stored = StoredMatrix::new(dtype, k, &numbers);
+                case.weights.matrix = case.stored.matrix.clone();
+                case.x[(t / 2) * k + bad_col] = f32::NAN;
+                for level in levels() {
+                    let out = on_exec(1, level, |exec| case.run(exec));
+                    for (i, y) in out.iter().enumerate() {
+                        let is_bad = i / n == t / 2 || i % n == bad_row;
+                        assert_eq!(y.is_nan(), is_bad, "{dtype:?} {level:?} element {i}: {y}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_tokens_are_no_work() {
+    let case = Case::new(&mut Rng::new(11), Dtype::Bf16, (4, 20, 0));
+    for level in levels() {
+        assert!(on_exec(2, level, |exec| case.run(exec)).is_empty());
+    }
+}

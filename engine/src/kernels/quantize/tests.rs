@@ -29,13 +29,13 @@ fn expected(x: &[f32], n_cols: usize, input: InputScale) -> Vec<f32> {
             if greatest == 0.0 { 1.0 } else { greatest / 448.0 }
         }
     };
-    let value = |x: f32, scale: f32| match input {
+    let value = move |x: f32, scale: f32| match input {
         InputScale::None => x,
         _ => e4m3_value(e4m3_nearest(f64::from(x / scale))) as f32,
     };
-    let rows = || x.chunks_exact(n_cols);
-    let values = rows().flat_map(|row| row.iter().map(|&x| value(x, scale_of(row))));
-    values.chain(rows().map(scale_of)).collect()
+    let rows = x.chunks_exact(n_cols).map(|row| (row, scale_of(row)));
+    let values = rows.clone().flat_map(|(row, scale)| row.iter().map(move |&x| value(x, scale)));
+    values.chain(rows.map(|(_, scale)| scale)).collect()
 }
 
 #[test]
@@ -52,8 +52,8 @@ fn every_row_is_rounded_as_defined() {
             }
             for input in [InputScale::None, InputScale::Static(0.0173), InputScale::PerToken] {
                 let what = format!("[{n_rows}, {n_cols}] {input:?}");
+                let expected = expected(&x, n_cols, input);
                 for (level, out) in everywhere(&what, |exec| run(exec, &x, n_cols, input)) {
-                    let expected = expected(&x, n_cols, input);
                     assert_same_bits(&out, &expected, &format!("{what}, {level:?}"));
                 }
             }
