@@ -1,5 +1,9 @@
 //! HTTP in, tokens out: the only async crate, and the only one that knows HTTP and JSON.
 
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod demo;
 pub mod http;
 pub mod metrics;
 pub mod text;
