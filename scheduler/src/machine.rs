@@ -98,13 +98,10 @@ impl Scheduler {
         }
         let mut plan = self.scratch.plan.take().unwrap_or_else(StepPlan::empty);
         plan.step = StepId(self.counters.n_steps);
-        let n_preempted_before = self.counters.n_preemptions;
         let running = self.roster.running().iter().map(|&slot| self.roster.sequence(slot));
         let mut budget = Budget::new(self.limits.n_tokens_per_step, running);
         self.grant_running(&mut budget, &mut plan);
-        if self.counters.n_preemptions == n_preempted_before {
-            self.admit_waiting(&mut budget, &mut plan);
-        }
+        self.admit_waiting(&mut budget, &mut plan);
         self.write_rows(&mut plan);
         Some(plan)
     }
@@ -224,8 +221,9 @@ impl Scheduler {
         }
     }
 
-    /// Admits from the head of the queue while there are slots, pages and tokens. Not in a step
-    /// that preempts: the victim would take back at once what it just gave.
+    /// Admits from the head of the queue while there are slots, pages and tokens. Nobody, where
+    /// somebody was preempted: the last victim is at the head, it needs no less than it gave, and a
+    /// page of that is taken.
     fn admit_waiting(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
         while let Some(newcomer) = self.roster.next_waiting() {
             if budget.is_spent() || !admission::has_room(newcomer, &self.roster, &self.pools) {

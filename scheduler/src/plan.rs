@@ -16,7 +16,7 @@ pub struct StepPlan {
     pub admitted: Vec<Admission>,
     /// Page-table entries to set before the rows run, in order.
     pub pages: Vec<PageUpdate>,
-    /// Rows, at most one a slot.
+    /// Rows, at most one a slot; those that decode come first, each group by age.
     pub rows: Vec<Row>,
     /// Input tokens of all rows, back to back in row order.
     pub tokens: Vec<TokenId>,

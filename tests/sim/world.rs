@@ -199,6 +199,7 @@ impl World {
         let n_admitted = plan.admitted.len();
         let n_preempted = (stats.counters.n_preemptions - before.counters.n_preemptions) as usize;
         assert_eq!(stats.n_running + n_preempted, before.n_running + n_admitted, "wrong: running");
+        assert!(n_preempted == 0 || n_admitted == 0, "wrong: a victim returns at once");
         self.sights.n_sat_out += u64::from(plan.rows.len() < stats.n_running);
         self.check_plan(&plan);
         let tokens = self.rank.run(&plan);
