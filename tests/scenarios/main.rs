@@ -12,8 +12,8 @@
 //! stats                                                           gauges
 //! ```
 //!
-//! When a transcript differs, the failure prints it as it is now: read it, and if it is right, it is
-//! the new file.
+//! When a transcript differs, the failure prints it as it is now: read it, and if it is right, it
+//! is the new file.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
