@@ -51,6 +51,10 @@ pub fn synthetic(name: &str, format: SyntheticFormat) -> anyhow::Result<Arc<Chec
         .join("../target/synthetic")
         .join(format!("{name}-{format:?}"));
     if !dir.join("complete").exists() {
+        if dir.exists() {
+            // Half written, by a run that was stopped.
+            std::fs::remove_dir_all(&dir)?;
+        }
         let config = SyntheticConfig { spec, format, n_shards: 2, seed: 1 };
         write_synthetic(&dir, &config, &mut |_, _| {})?;
         std::fs::write(dir.join("complete"), [])?;

@@ -21,8 +21,12 @@ const FORMATS: [(SyntheticFormat, KvDtype); 4] = [
     (SyntheticFormat::Fp8Dynamic, KvDtype::Bf16),
 ];
 
-fn tiny(format: SyntheticFormat) -> Arc<Checkpoint> {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("exactness-{format:?}"));
+/// Written anew for each test: two that run at once do not share a folder.
+fn tiny(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{format:?}"));
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+    }
     let spec = preset("tiny").expect("a preset");
     let config = SyntheticConfig { spec, format, n_shards: 2, seed: 7 };
     write_synthetic(&dir, &config, &mut |_, _| {}).expect("it can be written");
@@ -92,7 +96,7 @@ fn run_cut(
 #[test]
 fn logits_are_bit_equal_alone_batched_and_chunked() {
     for (format, kv_dtype) in FORMATS {
-        let checkpoint = tiny(format);
+        let checkpoint = tiny("chunks", format);
         for n_ranks in [1, 2, 4] {
             let seed = harness::seed();
             let mut random = Random::new(seed);
@@ -167,7 +171,7 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
 #[test]
 fn answers_are_bit_equal_alone_and_under_preemption() {
     for (format, kv_dtype) in FORMATS {
-        let checkpoint = tiny(format);
+        let checkpoint = tiny("preemption", format);
         let seed = harness::seed();
         let mut random = Random::new(seed);
         let vocab_size = checkpoint.spec().vocab_size;

@@ -128,7 +128,6 @@ where
     fn serve(&mut self) -> Result<(), RankError> {
         while self.take_inbox() {
             self.step()?;
-            self.publish_stats();
         }
         Ok(())
     }
@@ -138,11 +137,13 @@ where
         let Some(plan) = self.scheduler.plan() else { return Ok(()) };
         let began = Instant::now();
         let (plan, output) = self.run_plan(plan, began)?;
+        {
+            let mut stats = self.shared.stats.lock();
+            stats.n_steps += 1;
+            stats.step_time += began.elapsed();
+        }
         self.apply_output(&plan, output);
         self.scheduler.recycle(plan);
-        let mut stats = self.shared.stats.lock();
-        stats.n_steps += 1;
-        stats.step_time += began.elapsed();
         Ok(())
     }
 
@@ -210,6 +211,8 @@ where
     fn apply(&mut self, event: Event, rows: &mut [RowOutput]) {
         let mut effects = std::mem::take(&mut self.effects);
         self.scheduler.apply(event, &mut effects);
+        // First, so that whoever has read an end sees its pages given back.
+        self.publish_stats();
         let mut gone = Vec::new();
         for effect in effects.drain(..) {
             match effect {
