@@ -290,9 +290,8 @@ mod tests {
             "c":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[14,16]}}"#;
         let sound = file(header, 16);
         let replacements = b"0123456789-.,:{}[]\"ae\xff";
-        let seed = 0x5eed;
-        println!("seed {seed:#x}");
-        let mut state: u64 = seed;
+        const SEED: u64 = 0x5eed;
+        let mut state = SEED;
         let mut draw = |n: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             (state >> 33) as usize % n
@@ -317,6 +316,6 @@ mod tests {
                 }
             }
         }
-        assert!(n_sound > 1000 && n_refused > 10_000, "{n_sound} sound, {n_refused} refused");
+        assert!(n_sound > 1000 && n_refused > 10_000, "{n_sound}, {n_refused}, seed {SEED:#x}");
     }
 }

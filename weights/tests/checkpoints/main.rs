@@ -5,4 +5,5 @@
 mod common;
 mod golden;
 mod malformed;
+mod scales;
 mod sharding;
