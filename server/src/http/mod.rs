@@ -25,6 +25,6 @@ pub mod triton;
 pub use auth::ApiKey;
 pub use error::ApiError;
 pub use limits::HttpLimits;
-pub use server::{Outcome, Server};
+pub use server::{Outcome, Server, claim};
 pub use shutdown::{Phase, Shutdown};
 pub use state::{App, AppState, ServeConfig};

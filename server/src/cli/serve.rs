@@ -1,0 +1,83 @@
+//! `lnserve serve`: boots a model, listens, says where and how to ask, serves until told to stop.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::boot::{self, Booted};
+use crate::config::{ModelSource, ServeCommand};
+use crate::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, claim};
+
+/// What the runtime's threads get to end once everything is answered.
+const RUNTIME_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a shell reports for a program that was interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// Serves until a signal has been obeyed or the engine fails.
+///
+/// # Errors
+/// The port is taken, the model does not start, or the engine failed.
+pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Large models take minutes to load: a taken port is found before.
+    let socket = runtime
+        .block_on(claim(&command.host, command.port))
+        .with_context(|| format!("cannot listen on {}:{}", command.host, command.port))?;
+    let Booted { engine, text } = boot::boot(&command.model, &command.engine)?;
+    let app = AppState::new(engine.handle(), text, serve_config(command));
+    let outcome = runtime.block_on(async {
+        app.shutdown.on_signals()?;
+        let server = Server::listen(socket, app.clone())?;
+        announce(command, &app, server.address()?)?;
+        anyhow::Ok(server.run().await)
+    })?;
+    tracing::info!(?outcome, "serving ended");
+    if outcome == Outcome::Forced {
+        // At once: nobody is waited for.
+        std::process::exit(INTERRUPTED);
+    }
+    engine.shutdown();
+    runtime.shutdown_timeout(RUNTIME_TIMEOUT);
+    match outcome {
+        Outcome::EngineFailed { cause } => bail!("the engine has failed: {cause}"),
+        Outcome::Drained | Outcome::DeadlinePassed { .. } | Outcome::Forced => Ok(()),
+    }
+}
+
+fn serve_config(command: &ServeCommand) -> ServeConfig {
+    let names = match command.served_model_names.as_slice() {
+        [] => vec![command.model.name()],
+        names => names.to_vec(),
+    };
+    let api_key = command.api_key.clone().map(ApiKey::new);
+    ServeConfig { names, api_key, limits: HttpLimits::STANDARD }
+}
+
+/// Tells the person who started it what to do next.
+fn announce(command: &ServeCommand, app: &App, address: SocketAddr) -> std::io::Result<()> {
+    let reachable = match address.ip().is_unspecified() {
+        true => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
+        false => address,
+    };
+    let question = match command.model {
+        ModelSource::Demo => "What is 27 + 58?",
+        ModelSource::Directory(_) => "Who are you?",
+    };
+    let key = match command.api_key {
+        Some(_) => " \\\n    -H 'Authorization: Bearer YOUR-KEY'",
+        None => "",
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "lnserve serves {} on http://{address}", app.name())?;
+    writeln!(out, "Ask it something:\n")?;
+    writeln!(
+        out,
+        "  curl http://{reachable}/v1/chat/completions{key} \\\n    \
+         -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"{question}\"}}],\"temperature\":0}}'\n"
+    )?;
+    out.flush()
+}
