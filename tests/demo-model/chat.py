@@ -80,6 +80,23 @@ def draw_conversation(rng: random.Random) -> tuple[bool, str, str]:
     return thinking, arithmetic.ask(rng, problem), reply(working, answer_text(problem.answer), thinking)
 
 
+def draw_earlier_exchanges(rng: random.Random) -> str:
+    """What one to three answered questions put between the user's header and the next question.
+
+    The template drops the working of earlier turns, so each is a question and a sentence.
+    """
+    next_header, ask_header = (f"{END_OF_TURN}{START_HEADER}{role}{END_HEADER}\n\n" for role in ("assistant", "user"))
+    exchanges = (draw_exchange(rng) for _ in range(rng.choice((1, 1, 1, 2, 2, 3))))
+    return "".join(question + next_header + answer + ask_header for question, answer in exchanges)
+
+
+def draw_exchange(rng: random.Random) -> tuple[str, str]:
+    if rng.random() < 0.1:
+        return arithmetic.draw_small_talk(rng)
+    problem = arithmetic.draw_training(rng)
+    return arithmetic.ask(rng, problem), answer_text(problem.answer)
+
+
 def train_tokenizer(seed: int = 1, examples: int = 20_000) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([

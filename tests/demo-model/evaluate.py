@@ -12,7 +12,7 @@ import chat
 from export import end_ids, published_names
 from reference import Reference, load_folder
 
-MAX_TOKENS = 256
+MAX_TOKENS = 384
 
 
 def generate(reference: Reference, prompts: list[list[int]], ends: list[int], pick) -> list[list[int]]:
@@ -59,8 +59,19 @@ def last_integer(text: str) -> int | None:
     return int(numbers[-1]) if numbers else None
 
 
-def score(reference, tokenizer, problems, thinking: bool, pick, show: int) -> dict[str, float]:
-    prompts = [tokenizer.encode(chat.prompt(p["question"], thinking), add_special_tokens=False).ids for p in problems]
+def prompt_text(problems: list[dict], i: int, thinking: bool, earlier: int) -> str:
+    """Problem `i`, asked after `earlier` others and their answers."""
+    messages = [{"role": "system", "content": chat.THINKING_ON if thinking else chat.THINKING_OFF}]
+    for j in range(i - earlier, i):
+        messages += [{"role": "user", "content": problems[j]["question"]},
+                     {"role": "assistant", "content": chat.answer_text(problems[j]["answer"])}]
+    return chat.render(messages + [{"role": "user", "content": problems[i]["question"]}])
+
+
+def score(reference, tokenizer, problems, thinking: bool, pick, options) -> dict[str, float]:
+    texts = [prompt_text(problems, i, thinking, options.earlier) for i in range(len(problems))]
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    show = options.show
     replies = [tokenizer.decode(ids) for ids in generate(reference, prompts, end_ids(tokenizer), pick)]
     right: dict[str, list[bool]] = {}
     for problem, text in zip(problems, replies):
@@ -80,6 +91,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="also measure this training run's parameters, unquantized")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--sampled", action="store_true", help="also at temperature 0.6, top-p 0.95")
+    parser.add_argument("--earlier", type=int, default=0, help="ask each problem after that many answered ones")
     parser.add_argument("--show", type=int, default=0, help="print that many wrong answers per row")
     options = parser.parse_args()
 
@@ -95,7 +107,7 @@ def main() -> None:
     for name, reference in subjects.items():
         for how, pick in picks.items():
             for thinking in (True, False):
-                result = score(reference, tokenizer, problems, thinking, pick, options.show)
+                result = score(reference, tokenizer, problems, thinking, pick, options)
                 print(name, how, "thinking", "on " if thinking else "off", result, flush=True)
 
 

@@ -114,7 +114,8 @@ def calibrate(config: dict, tensors: dict, tokenizer: Tokenizer, seed: int) -> d
         texts = []
         for _ in range(64):
             thinking, question, reply = chat.draw_conversation(rng)
-            texts.append(frames[thinking][0] + question + frames[thinking][1] + reply)
+            earlier = chat.draw_earlier_exchanges(rng) if rng.random() < 0.2 else ""
+            texts.append(frames[thinking][0] + earlier + question + frames[thinking][1] + reply)
         rows = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])

@@ -39,7 +39,7 @@ def to_e4m3(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 class Reference:
     """Runs a checkpoint. Linear layers are quantized where they carry scales, KV where it does."""
 
-    def __init__(self, config: dict, tensors: dict[str, torch.Tensor], max_tokens: int = 256):
+    def __init__(self, config: dict, tensors: dict[str, torch.Tensor], max_tokens: int = 512):
         self.config = config
         self.heads, self.head_dim = config["num_attention_heads"], config["head_dim"]
         self.hidden, self.eps = config["hidden_size"], config["rms_norm_eps"]
@@ -74,7 +74,8 @@ class Reference:
         for i, block in enumerate(self.config["block_configs"]):
             name = f"model.layers.{i}"
             if not block["attention"]["no_op"]:
-                x = x + self.attention(f"{name}.self_attn", self.norm(f"{name}.input_layernorm", x), positions, cache[i])
+                normed = self.norm(f"{name}.input_layernorm", x)
+                x = x + self.attention(f"{name}.self_attn", normed, positions, cache[i])
             if not block["ffn"]["no_op"]:
                 x = x + self.ffn(f"{name}.mlp", self.norm(f"{name}.post_attention_layernorm", x))
         return self.linear("lm_head", self.norm("model.norm", x))
@@ -99,7 +100,8 @@ class Reference:
         return self.linear(f"{name}.o_proj", out)
 
     def ffn(self, name, x):
-        return self.linear(f"{name}.down_proj", F.silu(self.linear(f"{name}.gate_proj", x)) * self.linear(f"{name}.up_proj", x))
+        gate, up = self.linear(f"{name}.gate_proj", x), self.linear(f"{name}.up_proj", x)
+        return self.linear(f"{name}.down_proj", F.silu(gate) * up)
 
     def stored(self, scale_name: str, x: torch.Tensor) -> torch.Tensor:
         self.observe(scale_name, x)

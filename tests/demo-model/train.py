@@ -1,4 +1,8 @@
-"""Trains the demo model on generated arithmetic: a fixed, seeded number of steps on one thread."""
+"""Trains the demo model on generated arithmetic: a fixed, seeded number of steps on one thread.
+
+A checkpoint holds everything that the next step depends on, the random state included, so a run
+that is stopped and resumed takes the same steps as one that is not.
+"""
 
 import argparse
 import json
@@ -17,6 +21,8 @@ from model import MAX_POSITIONS, Model, rope_tables
 TOKENS_A_STEP = 4096
 POOL = 512  # examples sorted by length together, so that a batch has next to no padding
 LOSS_TOKENS = 2500  # a constant divisor: batches of short direct answers must not weigh like long ones
+CHATS_FROM = 2000  # from this step on one example in five continues a conversation
+ADAM_LR = 3e-3
 IGNORED = -100
 
 
@@ -32,6 +38,7 @@ class Batches:
         self.frames = chat.fast_prompts()
         self.pad = tokenizer.token_to_id(chat.PAD)
         self.ready: list[list] = []
+        self.chats = False
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.ready:
@@ -54,6 +61,8 @@ class Batches:
         """Token ids and where the assistant's reply begins."""
         thinking, question, reply = chat.draw_conversation(self.rng)
         before, after = self.frames[thinking]
+        if self.chats and self.rng.random() < 0.2:
+            before += chat.draw_earlier_exchanges(self.rng)
         prompt = self.encode(before + question + after)
         return prompt + self.encode(reply), len(prompt)
 
@@ -120,80 +129,92 @@ def schedule(step: int, steps: int, warm_up: int = 150) -> float:
     return 1.0 if done < 0.4 else 1.0 - 0.98 * (done - 0.4) / 0.6
 
 
-# --- the loop ------------------------------------------------------------------------------------
+# --- the run -------------------------------------------------------------------------------------
 
 
-def split_parameters(model: Model):
-    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    return matrices, [p for p in model.parameters() if id(p) not in chosen]
+class Training:
+    """The model, its two optimizers and the data, advanced one step at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, steps: int, seed: int, lr: float):
+        torch.manual_seed(seed)
+        self.steps, self.done = steps, 0
+        self.model = Model()
+        matrices = [p for p in self.model.layers.parameters() if p.ndim == 2]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        self.muon = Muon(matrices, lr)
+        self.adam = torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)
+        self.batches = Batches(tokenizer, seed)
+        self.cos, self.sin = rope_tables(MAX_POSITIONS)
+        self.summed_loss = torch.compile(self.summed_loss, dynamic=True)
+
+    def summed_loss(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.model(inputs, self.cos, self.sin)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def step(self) -> tuple[float, int]:
+        """Returns the mean loss over the replies' tokens, and how many tokens went in."""
+        scale = schedule(self.done, self.steps)
+        self.adam.param_groups[0]["lr"] = ADAM_LR * scale
+        self.batches.chats = self.done >= CHATS_FROM
+        inputs, targets = next(self.batches)
+        for tensor in (inputs, targets):
+            torch._dynamo.mark_dynamic(tensor, (0, 1))
+        loss = self.summed_loss(inputs, targets)
+        (loss / LOSS_TOKENS).backward()
+        self.muon.step(scale)
+        self.adam.step()
+        self.model.zero_grad(set_to_none=True)
+        self.done += 1
+        return loss.item() / max(1, int((targets != IGNORED).sum())), inputs.numel()
+
+    def save(self, path: Path) -> None:
+        state = {"model": self.model.state_dict(), "muon": self.muon.buffers, "adam": self.adam.state_dict(),
+                 "rng": self.batches.rng.getstate(), "ready": self.batches.ready, "step": self.done}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.adam.load_state_dict(state["adam"])
+        self.muon.buffers, self.done, self.batches.ready = state["muon"], state["step"], state["ready"]
+        self.batches.rng.setstate(state["rng"])
 
 
-def save(run: Path, model: Model, muon: Muon, adam, batches: Batches, step: int) -> None:
-    state = {"model": model.state_dict(), "muon": muon.buffers, "adam": adam.state_dict(),
-             "rng": batches.rng.getstate(), "ready": batches.ready, "step": step}
-    torch.save(state, run / "latest.tmp")
-    (run / "latest.tmp").rename(run / "latest.pt")
+def advance(training: Training, last: int, checkpoint: Path) -> None:
+    begun, tokens, losses = time.time(), 0, []
+    while training.done < last:
+        loss, more = training.step()
+        losses.append(loss)
+        tokens += more
+        if training.done % 50 == 0:
+            seconds = time.time() - begun
+            print(json.dumps({"step": training.done, "loss": round(sum(losses) / len(losses), 4),
+                              "seconds": round(seconds), "tokens_per_second": round(tokens / seconds)}), flush=True)
+            losses = []
+        if training.done % 250 == 0 or training.done == last:
+            training.save(checkpoint)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints, the tokenizer and the log")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--run", type=Path, required=True, help="folder for the checkpoint and the tokenizer")
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=0.006)
+    parser.add_argument("--lr", type=float, default=0.006, help="of the block matrices")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--stop-after", type=int, default=0, help="end early, for timing")
+    parser.add_argument("--stop-after", type=int, default=0, help="stop at that step (resume goes on from there)")
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
     options.run.mkdir(parents=True, exist_ok=True)
     tokenizer = chat.train_tokenizer()
     tokenizer.save(str(options.run / "tokenizer.json"))
-
-    model = Model()
-    matrices, others = split_parameters(model)
-    muon = Muon(matrices, options.lr)
-    adam = torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    batches = Batches(tokenizer, options.seed)
-    first = 0
+    training = Training(tokenizer, options.steps, options.seed, options.lr)
     if options.resume:
-        state = torch.load(options.run / "latest.pt", weights_only=False)
-        model.load_state_dict(state["model"])
-        muon.buffers, first = state["muon"], state["step"]
-        adam.load_state_dict(state["adam"])
-        batches.rng.setstate(state["rng"])
-        batches.ready = state["ready"]
-    cos, sin = rope_tables(MAX_POSITIONS)
-
-    @torch.compile(dynamic=True)
-    def loss_of(inputs, targets):
-        logits = model(inputs, cos, sin)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-
-    begun, tokens, window = time.time(), 0, []
-    for step in range(first, options.stop_after or options.steps):
-        scale = schedule(step, options.steps)
-        adam.param_groups[0]["lr"] = 3e-3 * scale
-        inputs, targets = next(batches)
-        for tensor in (inputs, targets):
-            torch._dynamo.mark_dynamic(tensor, (0, 1))
-        loss = loss_of(inputs, targets) / LOSS_TOKENS
-        loss.backward()
-        muon.step(scale)
-        adam.step()
-        model.zero_grad(set_to_none=True)
-        tokens += inputs.numel()
-        window.append(loss.item() * LOSS_TOKENS / max(1, int((targets != IGNORED).sum())))
-        if (step + 1) % 50 == 0:
-            seconds = time.time() - begun
-            print(json.dumps({"step": step + 1, "loss": round(sum(window) / len(window), 4), "seconds": round(seconds),
-                              "tokens_per_second": round(tokens / seconds)}), flush=True)
-            window = []
-        if (step + 1) % 250 == 0:
-            save(options.run, model, muon, adam, batches, step + 1)
-    save(options.run, model, muon, adam, batches, options.steps)
+        training.load(options.run / "latest.pt")
+    advance(training, options.stop_after or options.steps, options.run / "latest.pt")
 
 
 if __name__ == "__main__":
