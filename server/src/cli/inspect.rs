@@ -8,7 +8,7 @@ use std::path::Path;
 
 use engine::{EngineConfig, KvDtype, MemoryPlan};
 use weights::synthetic::{SyntheticConfig, SyntheticFormat};
-use weights::{Checkpoint, LoadError, ModelSpec, RankBytes, Role};
+use weights::{BlockSpec, CacheSpec, Checkpoint, LoadError, ModelSpec, RankBytes, Role};
 
 use super::table::{grouped, table};
 use super::{CliError, model_spec};
@@ -152,23 +152,34 @@ fn plan_of_model(
         SyntheticFormat::ModelOptFp8 => KvDtype::Fp8,
         _ => KvDtype::Bf16,
     });
-    let attention = spec.blocks.iter().filter_map(|block| block.attention());
-    let elements = attention.map(|attention| attention.kv_elements_per_token() as u64).sum::<u64>();
+    let n_ranks = config.n_ranks;
+    let token_bytes = |n_ranks| kv_elements(&spec, n_ranks) * kv_dtype.n_bytes() as u64;
+    let (all_bytes, rank_bytes) = (token_bytes(1), token_bytes(n_ranks));
     // Nothing is written: shards and seed do not matter.
     let stored = SyntheticConfig { spec, format, n_shards: 1, seed: 0 };
-    let ranks = (0..config.n_ranks.max(1))
-        .map(|rank_idx| Ok(stored.rank_bytes(rank_idx, config.n_ranks.max(1))?))
+    let ranks = (0..n_ranks)
+        .map(|rank_idx| Ok(stored.rank_bytes(rank_idx, n_ranks)?))
         .collect::<Result<Vec<RankBytes>, CliError>>()?;
     let mut text = ranks_table(&ranks);
-    write!(
+    writeln!(
         text,
-        "\ncache: {} a token over all blocks ({} elements as {})\n",
-        ByteSize(elements * kv_dtype.n_bytes() as u64),
-        grouped(elements),
+        "\nKV cache as {}: {} a token over all blocks, {} on each of {n_ranks} ranks",
         kv_name(kv_dtype),
+        ByteSize(all_bytes),
+        ByteSize(rank_bytes),
     )
     .expect("a string takes everything");
     Ok(text)
+}
+
+/// Keys and values of a token that one of `n_ranks` ranks caches, over all blocks.
+fn kv_elements(spec: &ModelSpec, n_ranks: usize) -> u64 {
+    let of_block = |block: &BlockSpec| match block.cache(n_ranks) {
+        CacheSpec::None => 0,
+        CacheSpec::Full { n_elements_per_token } => n_elements_per_token,
+        CacheSpec::Window { n_elements_per_token, .. } => n_elements_per_token,
+    };
+    spec.blocks.iter().map(of_block).sum::<usize>() as u64
 }
 
 /// One line for each run of ranks that hold the same.

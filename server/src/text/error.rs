@@ -46,6 +46,19 @@ pub enum TextLoadError {
         /// Entries of the model's embedding.
         vocab_size: usize,
     },
+    /// Special tokens are numbered with gaps, which the tokenizers crate would close in silence.
+    #[error(
+        "tokenizer.json gives the special token {token:?} the id {id}, but the tokenizer would \
+         number it {assigned}: special tokens must follow the vocabulary without gaps"
+    )]
+    MisnumberedToken {
+        /// The token's text.
+        token: String,
+        /// Its id in the file.
+        id: u32,
+        /// The id that it would get.
+        assigned: u32,
+    },
     /// Only byte-level tokenizers (Llama 3's kind) can be taken apart into bytes.
     #[error(
         "tokenizer.json has the decoder {decoder}: only byte-level tokenizers (decoder ByteLevel) \

@@ -59,6 +59,7 @@ impl TextModel {
             cause: error.to_string(),
         };
         let mut tokenizer = Tokenizer::from_bytes(&sources.tokenizer).map_err(malformed)?;
+        require_numbering(&tokenizer, &sources.tokenizer)?;
         // Published checkpoints ship what their calibration ran with, truncation to 512 tokens
         // among it; the crate would apply it without a word.
         tokenizer.with_truncation(None).map_err(malformed)?;
@@ -167,6 +168,19 @@ impl TextModel {
         tokens.extend(encoding.get_ids().iter().map(|&id| TokenId(id)));
         Ok(())
     }
+}
+
+/// Fails where the crate has numbered special tokens otherwise than the file: it counts on from the
+/// vocabulary, whatever the file says.
+fn require_numbering(tokenizer: &Tokenizer, file: &[u8]) -> Result<(), TextLoadError> {
+    for entry in sources::added_tokens(file)? {
+        let assigned = tokenizer.token_to_id(&entry.content).unwrap_or(entry.id);
+        if assigned != entry.id {
+            let sources::AddedEntry { id, content: token } = entry;
+            return Err(TextLoadError::MisnumberedToken { token, id, assigned });
+        }
+    }
+    Ok(())
 }
 
 /// What the tokenizer's post-processor puts before a text.

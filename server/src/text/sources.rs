@@ -95,6 +95,28 @@ impl TextSettings {
     }
 }
 
+/// The numbering of a `tokenizer.json`'s added tokens, as the file has it.
+///
+/// # Errors
+/// The file is not a tokenizer's JSON.
+pub(crate) fn added_tokens(tokenizer: &[u8]) -> Result<Vec<AddedEntry>, TextLoadError> {
+    let layout: TokenizerLayout = parse(TOKENIZER, Some(tokenizer))?;
+    Ok(layout.added_tokens)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct TokenizerLayout {
+    added_tokens: Vec<AddedEntry>,
+}
+
+/// An added token of `tokenizer.json`.
+#[derive(Deserialize)]
+pub(crate) struct AddedEntry {
+    pub(crate) id: u32,
+    pub(crate) content: String,
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct TokenizerConfig {

@@ -211,8 +211,8 @@ mod tests {
     fn the_tiny_model_s_map_shows_every_kind_of_block() {
         let spec = preset("tiny").expect("a preset");
         let expected = "         0
-  mixer  ▓··█·█w·█
-  ffn    ▁█···//·▅
+  mixer  █··▓/w·▓
+  ffn    ▄█··▁/·▆
 ";
         let map = draw(&spec.blocks, false);
         assert!(map.starts_with(expected), "{map}");
@@ -254,7 +254,7 @@ mod tests {
             map.contains("  █  64 blocks  attention, 128 query and 8 KV heads of 128"),
             "{map}"
         );
-        assert!(map.contains("  █   4 blocks  ffn of width 301,056 to 425,984"), "{map}");
+        assert!(map.contains("  █   3 blocks  ffn of width 343,040 to 425,984"), "{map}");
         assert!(map.contains("  ·  81 blocks  no ffn"), "{map}");
     }
 }

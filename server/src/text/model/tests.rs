@@ -101,12 +101,18 @@ fn the_special_tokens_map_stands_in_for_the_config() {
 
 #[test]
 fn a_missing_token_is_named_with_what_needs_it() {
-    let without_eot = |layout: &mut Value| {
-        layout["added_tokens"].as_array_mut().expect("a list").remove(4);
-    };
-    let message = refusal(load_layout(without_eot));
-    let id = 256 + 8 + 4;
-    assert!(message.contains(&format!("id {id}, which eos_token_id of config.json")), "{message}");
+    let python_tag = 256 + 8 + 5;
+    let message = refusal(load(|sources| {
+        let mut layout = fixture::tokenizer_layout();
+        layout["added_tokens"].as_array_mut().expect("a list").pop();
+        sources.tokenizer = layout.to_string().into_bytes();
+        sources.eos_tokens = vec![python_tag];
+    }));
+    assert!(message.contains("id 269, which eos_token_id of config.json"), "{message}");
+
+    let message =
+        refusal(load_layout(|layout| layout["added_tokens"][4]["content"] = "<x>".into()));
+    assert!(message.contains("<|eot_id|>, which eos_token of tokenizer_config.json"), "{message}");
 
     let message = refusal(load(|sources| {
         let template = "<|start_header_id|>{{ '<|im_start|>' }}";
@@ -143,6 +149,15 @@ fn a_token_beyond_the_model_is_refused_and_a_small_vocabulary_is_fine() {
     let message = refusal(load(|sources| sources.vocab_size = n_tokens - 1));
     assert!(message.contains("\"<|python_tag|>\" the id 269"), "{message}");
     assert!(message.contains("vocab_size 269"), "{message}");
+}
+
+#[test]
+fn special_tokens_that_the_crate_would_renumber_are_refused() {
+    let message = refusal(load_layout(|layout| {
+        layout["added_tokens"].as_array_mut().expect("a list").remove(3);
+    }));
+    assert!(message.contains("\"<|eot_id|>\" the id 268"), "{message}");
+    assert!(message.contains("would number it 267"), "{message}");
 }
 
 #[test]
