@@ -43,7 +43,8 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
     let tokens: Vec<TokenId> =
         (0..N_PREFILL).map(|idx| TokenId((idx * 7919 % vocab_size) as u32)).collect();
     let seconds = median_seconds(5, || {
-        let plan = Planner::new(probe.memory()).last_only(&[Span { slot: 0, start: 0, tokens: &tokens }]);
+        let plan =
+            Planner::new(probe.memory()).last_only(&[Span { slot: 0, start: 0, tokens: &tokens }]);
         probe.run(plan).expect("the ranks run");
     });
     report.row(&format!("{format} prefill {N_PREFILL}"), N_PREFILL as f64 / seconds, "tokens/s");

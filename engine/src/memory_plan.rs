@@ -70,6 +70,17 @@ pub enum MemoryError {
         /// Greatest allowed.
         max: usize,
     },
+    /// Not every running sequence could generate in a step.
+    #[error(
+        "a step of {n_tokens_per_step} tokens is too small for {n_slots} sequences: raise \
+         --max-tokens-per-step or lower --max-seqs"
+    )]
+    StepTooSmall {
+        /// Tokens of a step.
+        n_tokens_per_step: usize,
+        /// Sequences.
+        n_slots: usize,
+    },
     /// The cache cannot hold one sequence of full length.
     #[error(
         "a sequence of {n_context_tokens} tokens needs {needed_bytes} bytes of KV cache over all \
@@ -291,7 +302,12 @@ fn check_ranges(config: &EngineConfig) -> Result<(), MemoryError> {
     };
     within("the number of ranks (--tp)", config.n_ranks, 64)?;
     within("the number of sequences (--max-seqs)", config.n_slots, 65_536)?;
+    within("the queue's length (--max-waiting)", config.n_waiting_max, 1 << 20)?;
     within("tokens a step (--max-tokens-per-step)", config.n_tokens_per_step, 1 << 20)?;
+    if config.n_tokens_per_step < config.n_slots {
+        let (n_tokens_per_step, n_slots) = (config.n_tokens_per_step, config.n_slots);
+        return Err(MemoryError::StepTooSmall { n_tokens_per_step, n_slots });
+    }
     if let Some(n_threads) = config.n_threads {
         within("the number of threads (--threads)", n_threads, 4096)?;
     }

@@ -1,7 +1,10 @@
 //! What the cross-crate tests share.
 
+pub mod accuracy;
+pub mod http;
 pub mod plans;
 pub mod random;
+pub mod serving;
 
 /// The seed of a test's random draws: `SEED`, or a new one. Print it where the test fails.
 pub fn seed() -> u64 {

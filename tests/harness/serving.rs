@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use engine::{DeviceKind, Engine, EngineConfig};
+use engine::{DeviceKind, Engine, EngineConfig, KvDtype};
 use server::boot::{self, Booted};
 use server::config::ModelSource;
-use server::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, server};
+use server::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, claim};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -14,12 +14,20 @@ use crate::http::Client;
 /// What a test wants of its server.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
+    /// Tensor-parallel ranks.
+    pub n_ranks: usize,
+    /// Compute threads of all ranks together; `None` takes the machine's cores.
+    pub n_threads: Option<usize>,
+    /// Element type of the KV cache; `None` takes the checkpoint's.
+    pub kv_dtype: Option<KvDtype>,
     /// Generations that run at once.
     pub n_slots: usize,
     /// Generations that wait.
     pub n_waiting_max: usize,
     /// Tokens of prompt and answer.
     pub n_context_tokens: usize,
+    /// Bytes of the KV cache; `None` takes what all slots need.
+    pub kv_bytes: Option<u64>,
     /// Key that callers must show.
     pub api_key: Option<String>,
     /// Bounds.
@@ -41,9 +49,13 @@ impl ServerSettings {
     /// Room for whatever a test does.
     pub fn roomy() -> ServerSettings {
         ServerSettings {
+            n_ranks: 1,
+            n_threads: Some(1),
+            kv_dtype: None,
             n_slots: 16,
             n_waiting_max: 240,
             n_context_tokens: 256,
+            kv_bytes: None,
             api_key: None,
             limits: HttpLimits::STANDARD,
         }
@@ -55,14 +67,14 @@ impl TestServer {
     pub fn start(settings: ServerSettings) -> TestServer {
         let config = EngineConfig {
             device: DeviceKind::Cpu,
-            n_ranks: 1,
-            n_threads: Some(1),
+            n_ranks: settings.n_ranks,
+            n_threads: settings.n_threads,
             n_slots: settings.n_slots,
             n_waiting_max: settings.n_waiting_max,
             n_tokens_per_step: 128,
             n_context_tokens: Some(settings.n_context_tokens),
-            kv_dtype: None,
-            kv_bytes: None,
+            kv_dtype: settings.kv_dtype,
+            kv_bytes: settings.kv_bytes,
         };
         let Booted { engine, text } =
             boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");
@@ -79,7 +91,7 @@ impl TestServer {
             .expect("a runtime starts");
         let listening = {
             let app = app.clone();
-            async { Server::listen(server::claim("127.0.0.1", 0).await?, app) }
+            async { Server::listen(claim("127.0.0.1", 0).await?, app) }
         };
         let server = runtime.block_on(listening).expect("a port is free");
         let client = Client::new(server.address().expect("it listens"));
