@@ -3,6 +3,7 @@
 //! It knows no model, no step and no scheduler. `unsafe` is confined to `simd/` (instructions) and
 //! `view.rs` (disjoint tiles of one matrix).
 
+mod aligned;
 mod cpu;
 mod error;
 mod kv;
@@ -10,6 +11,7 @@ mod rope;
 pub(crate) mod simd;
 mod view;
 
+pub use aligned::Aligned;
 pub use cpu::CpuExec;
 pub(crate) use cpu::{Grid, Tile};
 pub use error::DeviceError;

@@ -6,12 +6,12 @@
 
 use std::ops::Range;
 
-use crate::device::View;
+use crate::device::{Aligned, View};
 
 use super::element::Widened;
 use super::lanes::Lanes;
 use super::math;
-use super::product::{Blocks, chains, widened_blocks};
+use super::product::{Blocks, chains, widened_rows};
 
 /// Positions of a chunk; chunks begin at its multiples.
 pub(crate) const N_CHUNK_POSITIONS: usize = 32;
@@ -49,15 +49,15 @@ pub(crate) struct Queries<'a> {
 /// What a thread needs for the queries of one tile.
 pub(crate) struct AttentionScratch {
     /// `[N_CHUNK_POSITIONS, stride]`: widened keys, by position in the chunk.
-    keys: Vec<f32>,
+    keys: Aligned,
     /// The same of values.
-    values: Vec<f32>,
+    values: Aligned,
     /// Scores of the chunk, then their exponentials, by query.
     scores: [[f32; N_CHUNK_POSITIONS]; N_QUERIES_MAX],
     /// By query: greatest score so far, sum of exponentials against it.
     softmax: [Softmax; N_QUERIES_MAX],
     /// `[N_QUERIES_MAX, stride]`: sums of values weighted by those exponentials.
-    sums: Vec<f32>,
+    sums: Aligned,
     /// Elements of a head, up to whole blocks of sixteen.
     stride: usize,
 }
@@ -71,11 +71,11 @@ struct Softmax {
 impl AttentionScratch {
     pub(crate) fn new() -> AttentionScratch {
         AttentionScratch {
-            keys: vec![0.0; N_CHUNK_POSITIONS * HEAD_DIM_MAX],
-            values: vec![0.0; N_CHUNK_POSITIONS * HEAD_DIM_MAX],
+            keys: Aligned::new(N_CHUNK_POSITIONS * HEAD_DIM_MAX),
+            values: Aligned::new(N_CHUNK_POSITIONS * HEAD_DIM_MAX),
             scores: [[0.0; N_CHUNK_POSITIONS]; N_QUERIES_MAX],
             softmax: [Softmax::EMPTY; N_QUERIES_MAX],
-            sums: vec![0.0; N_QUERIES_MAX * HEAD_DIM_MAX],
+            sums: Aligned::new(N_QUERIES_MAX * HEAD_DIM_MAX),
             stride: 0,
         }
     }
@@ -93,10 +93,17 @@ impl AttentionScratch {
         }
     }
 
-    /// Where the key and the value of a position belong, each `[head_dim]`.
-    pub(crate) fn place(&mut self, position: usize, head_dim: usize) -> (&mut [f32], &mut [f32]) {
+    /// Where keys and values from `position` on belong, heads back to back: of `n_positions` of the
+    /// chunk, or of the first alone where padding lies between heads.
+    pub(crate) fn places(
+        &mut self,
+        position: usize,
+        n_positions: usize,
+        head_dim: usize,
+    ) -> (&mut [f32], &mut [f32]) {
         let begin = position % N_CHUNK_POSITIONS * self.stride;
-        let range = begin..begin + head_dim;
+        let n = if self.stride == head_dim { n_positions } else { 1 };
+        let range = begin..begin + n * head_dim;
         (&mut self.keys[range.clone()], &mut self.values[range])
     }
 
@@ -107,6 +114,14 @@ impl AttentionScratch {
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = sum * factor;
         }
+    }
+}
+
+impl Chunk {
+    /// The first chunk of `begin..end`: empty where that is.
+    pub(crate) fn first(begin: usize, end: usize) -> Chunk {
+        let next = (begin / N_CHUNK_POSITIONS + 1) * N_CHUNK_POSITIONS;
+        Chunk { begin, end: next.min(end) }
     }
 }
 
@@ -207,17 +222,18 @@ fn score_rows<S: Lanes, const M: usize>(
 ) -> usize {
     let Queries { q, head_dim, score_factor, .. } = queries;
     let n_heads = queries.n_heads();
-    let q: [_; M] = std::array::from_fn(|i| {
+    let mut rows: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
+    for i in 0..M {
         let (token_idx, head_idx) = ((query_idx + i) / n_heads, (query_idx + i) % n_heads);
-        q.row(token_idx)[head_idx * head_dim..][..head_dim].as_chunks()
-    });
-    let stride = head_dim.div_ceil(16);
-    let key = |position: usize| widened_blocks(&keys[position * stride..][..stride], q[0].0.len());
+        rows[i] = q.row(token_idx)[head_idx * head_dim..][..head_dim].as_chunks();
+    }
+    let (stride, n_whole) = (head_dim.div_ceil(16), rows[0].0.len());
     let mut position = positions.start;
     while position < positions.end {
+        let keys = &keys[position * stride..];
         if position + 4 <= positions.end {
-            let keys = std::array::from_fn(|j| key(position + j));
-            let sums = chains::<S, Widened, M, 4>(s, q, keys, [[s.splat(0.0); 4]; M]);
+            let keys = widened_rows::<4>(keys, stride, n_whole);
+            let sums = chains::<S, Widened, M, 4>(s, rows, keys, [[s.splat(0.0); 4]; M]);
             for (scores, sums) in scores.iter_mut().zip(&sums) {
                 for (j, sum) in sums.iter().enumerate() {
                     scores[position + j] = s.sum(*sum) * score_factor;
@@ -225,7 +241,8 @@ fn score_rows<S: Lanes, const M: usize>(
             }
             position += 4;
         } else {
-            let sums = chains::<S, Widened, M, 1>(s, q, [key(position)], [[s.splat(0.0)]; M]);
+            let key = widened_rows::<1>(keys, stride, n_whole);
+            let sums = chains::<S, Widened, M, 1>(s, rows, key, [[s.splat(0.0)]; M]);
             for (scores, sums) in scores.iter_mut().zip(&sums) {
                 scores[position] = s.sum(sums[0]) * score_factor;
             }
@@ -295,12 +312,19 @@ fn add_value_blocks<S: Lanes, const M: usize, const D: usize>(
     (values, stride): (Blocks<'_>, usize),
     sums: &mut [[f32; 16]],
 ) -> usize {
-    let mut tile: [[S::V; D]; M] =
-        std::array::from_fn(|i| std::array::from_fn(|d| s.load(&sums[i * stride + d])));
-    let scores: [_; M] = std::array::from_fn(|i| &scores[i]);
+    let mut tile = [[s.splat(0.0); D]; M];
+    for i in 0..M {
+        for d in 0..D {
+            tile[i][d] = s.load(&sums[i * stride + d]);
+        }
+    }
+    let scores = &scores[..M];
     for position in visible {
-        let value = &values[position * stride..][..D];
-        let value: [_; D] = std::array::from_fn(|d| s.load(&value[d]));
+        let blocks = &values[position * stride..][..D];
+        let mut value = [s.splat(0.0); D];
+        for d in 0..D {
+            value[d] = s.load(&blocks[d]);
+        }
         for i in 0..M {
             let weight = s.splat(scores[i][position]);
             for d in 0..D {

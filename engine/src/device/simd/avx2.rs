@@ -32,12 +32,12 @@ macro_rules! proven {
     }};
 }
 
-/// Sixteen codes, one in each 16-bit lane, to the f16 of value times 2^-8.
+/// Sixteen codes, each with its sign extended to 16 bits, to the f16 of value times 2^-8.
 ///
-/// `S EEEE FFF` shifted to the top and back down by one with its sign is `S S EEEE FFF 0…`; without
-/// the second sign it is an f16 whose exponent, biased by 15 instead of 7, reads 2^-8 too little.
-/// The one NaN magnitude, all ones, is the only one that an addition of one unit carries into the
-/// cleared bit: with that bit the f16 exponent is all ones as well, a NaN.
+/// `S EEEE FFF` moved up to bit 14 is `S S EEEE FFF 0…`; without the second sign it is an f16 whose
+/// exponent, biased by 15 instead of 7, reads 2^-8 too little. One unit more carries through the
+/// exponent of the one NaN magnitude, all ones, and of no other: so bit 14 of that sum is the second
+/// sign, flipped for a NaN, and what remains of it after the exclusive or makes an f16 NaN.
 ///
 /// # Safety
 /// The processor has AVX2.
@@ -45,10 +45,9 @@ macro_rules! proven {
 pub(super) unsafe fn e4m3_as_f16(codes: __m256i) -> __m256i {
     // SAFETY: the caller's.
     unsafe {
-        let shifted = _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(codes));
-        let value = _mm256_and_si256(shifted, _mm256_set1_epi16(0xBFFF_u16.cast_signed()));
-        let carried = _mm256_add_epi16(value, _mm256_set1_epi16(0x0080));
-        _mm256_or_si256(value, _mm256_and_si256(carried, _mm256_set1_epi16(0x4000)))
+        let moved = _mm256_slli_epi16::<7>(codes);
+        let carried = _mm256_add_epi16(moved, _mm256_set1_epi16(0x0080));
+        _mm256_xor_si256(moved, _mm256_and_si256(carried, _mm256_set1_epi16(0x4000)))
     }
 }
 
@@ -114,6 +113,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()))
+    }
+
+    #[inline(always)]
     fn widen_f32(self, stored: &[u8; 64]) -> [__m256; 2] {
         let stored = [stored[..32].as_ptr(), stored[32..].as_ptr()];
         on_halves!(|stored| _mm256_loadu_ps(stored.cast()))
@@ -137,7 +141,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn widen_e4m3(self, stored: &[u8; 16]) -> [__m256; 2] {
         let halves = proven!({
-            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(stored.as_ptr().cast()));
+            let codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored.as_ptr().cast()));
             let wide = e4m3_as_f16(codes);
             [_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide)]
         });

@@ -55,6 +55,11 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        proven!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()))
+    }
+
+    #[inline(always)]
     fn widen_f32(self, stored: &[u8; 64]) -> __m512 {
         proven!(_mm512_loadu_ps(stored.as_ptr().cast()))
     }
@@ -75,7 +80,7 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn widen_e4m3(self, stored: &[u8; 16]) -> __m512 {
         proven!({
-            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(stored.as_ptr().cast()));
+            let codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(stored.as_ptr().cast()));
             _mm512_cvtph_ps(super::avx2::e4m3_as_f16(codes))
         })
     }

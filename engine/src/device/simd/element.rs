@@ -4,6 +4,9 @@ use weights::Dtype;
 
 use super::lanes::{Lanes, padded};
 
+/// What the processor fetches at once.
+const LINE_BYTES: usize = 64;
+
 /// What widened elements must be multiplied by to be the stored values: an exact power of two.
 pub(crate) fn widened_factor(dtype: Dtype) -> f32 {
     match dtype {
@@ -16,6 +19,9 @@ pub(crate) fn widened_factor(dtype: Dtype) -> f32 {
 pub(super) trait Element {
     /// Sixteen elements.
     type Block: Copy + 'static;
+
+    /// Rows lie in main memory, each read once.
+    const IS_FAR: bool;
 
     /// The elements as f32, times the inverse of [`widened_factor`].
     fn widen<S: Lanes>(s: S, block: &Self::Block) -> S::V;
@@ -33,6 +39,8 @@ pub(super) struct Widened;
 impl Element for Widened {
     type Block = [f32; 16];
 
+    const IS_FAR: bool = false;
+
     #[inline(always)]
     fn widen<S: Lanes>(s: S, block: &[f32; 16]) -> S::V {
         s.load(block)
@@ -48,6 +56,8 @@ macro_rules! element {
     ($name:ident, $n_bytes:literal, $widen:ident) => {
         impl Element for $name {
             type Block = [u8; $n_bytes];
+
+            const IS_FAR: bool = true;
 
             #[inline(always)]
             fn widen<S: Lanes>(s: S, block: &[u8; $n_bytes]) -> S::V {
@@ -69,6 +79,13 @@ element!(F32, 64, widen_f32);
 element!(F16, 32, widen_f16);
 element!(Bf16, 32, widen_bf16);
 element!(E4m3, 16, widen_e4m3);
+
+#[inline(always)]
+pub(super) fn prefetch<S: Lanes>(s: S, stored: &[u8]) {
+    for line in stored.chunks(LINE_BYTES) {
+        s.prefetch(&line[0]);
+    }
+}
 
 #[inline(always)]
 pub(super) fn widen<S: Lanes>(s: S, dtype: Dtype, stored: &[u8], out: &mut [f32]) {

@@ -4,7 +4,8 @@
 /// proves that its instructions are there: that is what makes these methods safe.
 ///
 /// All of it must be inlined into a function compiled for the level: hence `inline(always)` on
-/// every implementation and on every algorithm.
+/// every implementation and on every algorithm, and no lanes in closures (a closure is a function
+/// of its own, compiled without the level's instructions, and each operation in it a call).
 pub(super) trait Lanes: Copy {
     /// Sixteen f32.
     type V: Copy;
@@ -15,6 +16,9 @@ pub(super) trait Lanes: Copy {
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; 16]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; 16]);
+
+    /// Asks for the cache line of what will be read soon.
+    fn prefetch<T>(self, at: &T);
 
     /// f32 at any address.
     fn widen_f32(self, stored: &[u8; 64]) -> Self::V;

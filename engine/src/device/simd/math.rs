@@ -17,20 +17,19 @@ const TO_INTEGER: f32 = 12_582_912.0;
 /// n may leave the range of a single one at either end.
 #[inline(always)]
 pub(super) fn exp<S: Lanes>(s: S, x: S::V) -> S::V {
-    let splat = |x| s.splat(x);
     // NaN must be the right operand to come through.
-    let x = s.max(splat(-104.0), s.min(splat(89.0), x));
-    let to_integer = splat(TO_INTEGER);
-    let n = s.sub(s.mul_add(x, splat(std::f32::consts::LOG2_E), to_integer), to_integer);
+    let x = s.max(s.splat(-104.0), s.min(s.splat(89.0), x));
+    let to_integer = s.splat(TO_INTEGER);
+    let n = s.sub(s.mul_add(x, s.splat(std::f32::consts::LOG2_E), to_integer), to_integer);
     // ln 2 in two parts: the first has 9 bits, so its product with n is exact.
-    let r = s.mul_add(n, splat(-0.693_359_375), x);
-    let r = s.mul_add(n, splat(2.121_944_4e-4), r);
-    let mut p = splat(1.987_569_1e-4);
+    let r = s.mul_add(n, s.splat(-0.693_359_375), x);
+    let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.987_569_1e-4);
     for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = s.mul_add(p, r, splat(coefficient));
+        p = s.mul_add(p, r, s.splat(coefficient));
     }
-    let p = s.add(s.mul_add(s.mul(r, r), p, r), splat(1.0));
-    let half_plus = s.mul_add(n, splat(0.5), to_integer);
+    let p = s.add(s.mul_add(s.mul(r, r), p, r), s.splat(1.0));
+    let half_plus = s.mul_add(n, s.splat(0.5), to_integer);
     let half = s.sub(half_plus, to_integer);
     let rest_plus = s.add(s.sub(n, half), to_integer);
     s.mul(s.mul(p, power_of_two(s, half_plus)), power_of_two(s, rest_plus))

@@ -17,13 +17,14 @@ mod avx512;
 mod element;
 mod lanes;
 mod math;
+mod peak;
 mod portable;
 mod product;
 mod rows;
 
 use weights::Dtype;
 
-pub(crate) use attention::{AttentionScratch, Chunk, N_CHUNK_POSITIONS, N_QUERIES_MAX, Queries};
+pub(crate) use attention::{AttentionScratch, Chunk, N_QUERIES_MAX, Queries};
 pub(crate) use element::widened_factor;
 pub(crate) use product::{PANEL_ROWS, PANEL_TOKENS, Product, ProductScratch};
 
@@ -74,6 +75,12 @@ impl Simd {
     pub fn level(self) -> SimdLevel {
         self.level
     }
+
+    /// Runs multiply-adds out of registers and gives back how many: a thread's peak, for benches.
+    pub fn spin(self, n_rounds: usize) -> usize {
+        std::hint::black_box(multiply_adds(self, n_rounds));
+        n_rounds * peak::MULTIPLY_ADDS_PER_ROUND
+    }
 }
 
 /// Defines functions that run `$implementation`, generic over [`lanes::Lanes`], compiled for the
@@ -110,6 +117,8 @@ macro_rules! for_every_level {
 for_every_level! {
     /// Widens stored elements to f32; e4m3 comes out times 2^-8, see [`widened_factor`].
     widen(dtype: Dtype, stored: &[u8], out: &mut [f32]) = element::widen;
+    /// Asks for every cache line of what will be read soon.
+    prefetch(stored: &[u8]) = element::prefetch;
     /// `Σ x²`.
     sum_of_squares(x: &[f32]) -> f32 = rows::sum_of_squares;
     /// `max |x|` over the elements that are numbers; 0 for none.
@@ -126,6 +135,8 @@ for_every_level! {
     direct_product(product: Product<'_>) = product::direct;
     /// The same bits, weights widened once for all tokens of the tile: for many.
     panel_product(product: Product<'_>, scratch: &mut ProductScratch) = product::by_panels;
+    /// A number that depends on as many rounds of multiply-adds.
+    multiply_adds(n_rounds: usize) -> f32 = peak::multiply_adds;
     /// Takes the positions of one chunk into the running softmax of every query that sees them.
     attend(chunk: Chunk, queries: Queries<'_>, scratch: &mut AttentionScratch) = attention::attend;
 }

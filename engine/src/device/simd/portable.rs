@@ -37,6 +37,9 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, _at: &T) {}
+
+    #[inline(always)]
     fn widen_f32(self, stored: &[u8; 64]) -> [f32; 16] {
         let stored = stored.as_chunks().0;
         each(|i| f32::from_le_bytes(stored[i]))

@@ -5,9 +5,9 @@
 
 use weights::{Dtype, Matrix};
 
-use crate::device::{View, ViewMut};
+use crate::device::{Aligned, View, ViewMut};
 
-use super::element::{Bf16, E4m3, Element, F16, F32, Stored, Widened, widen};
+use super::element::{Bf16, E4m3, Element, F16, F32, Stored, Widened, prefetch, widen};
 use super::lanes::{Lanes, padded};
 
 /// Most tokens of a tile of [`by_panels`]: a weight is widened once for all of them.
@@ -17,7 +17,10 @@ pub(crate) const PANEL_TOKENS: usize = 96;
 pub(crate) const PANEL_ROWS: usize = 32;
 
 /// Columns that are widened at once: a few rows of them stay in the first-level cache.
-const PANEL_COLS: usize = 512;
+const PANEL_COLS: usize = 1024;
+
+/// How far ahead of its widening a row is asked for.
+const N_ROWS_AHEAD: usize = 2;
 
 /// A tile of a product.
 pub(crate) struct Product<'a> {
@@ -34,19 +37,34 @@ pub(crate) struct Product<'a> {
 /// What a thread needs for [`by_panels`].
 pub(crate) struct ProductScratch {
     /// `[PANEL_ROWS, PANEL_COLS]`, widened.
-    panel: Vec<f32>,
-    /// `[PANEL_TOKENS, PANEL_ROWS]`: partial sums of the columns so far.
-    sums: Vec<[f32; 16]>,
+    panel: Aligned,
+    /// `[PANEL_TOKENS, PANEL_ROWS, 16]`: partial sums of the columns so far.
+    sums: Aligned,
+}
+
+/// A row of weights as [`chains`] takes it.
+#[derive(Clone, Copy)]
+pub(super) struct WeightRow<'a, B> {
+    /// As many whole blocks as x has.
+    blocks: &'a [B],
+    /// The one in which x ends.
+    last: Option<B>,
+    /// Blocks of a row that will be read next, if they are far away.
+    ahead: &'a [B],
 }
 
 /// A row in blocks of sixteen.
 pub(super) type Blocks<'a> = &'a [[f32; 16]];
 
+impl<B> WeightRow<'_, B> {
+    const NONE: Self = WeightRow { blocks: &[], last: None, ahead: &[] };
+}
+
 impl ProductScratch {
     pub(crate) fn new() -> ProductScratch {
         ProductScratch {
-            panel: vec![0.0; PANEL_ROWS * PANEL_COLS],
-            sums: vec![[0.0; 16]; PANEL_TOKENS * PANEL_ROWS],
+            panel: Aligned::new(PANEL_ROWS * PANEL_COLS),
+            sums: Aligned::new(PANEL_TOKENS * PANEL_ROWS * 16),
         }
     }
 }
@@ -90,8 +108,19 @@ fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
     t: usize,
     n: usize,
 ) -> usize {
-    let x = std::array::from_fn(|i| product.x.row(t + i).as_chunks());
-    let w = std::array::from_fn(|j| E::blocks(product.weights.row(product.row_begin + n + j)));
+    let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
+    for i in 0..M {
+        x[i] = product.x.row(t + i).as_chunks();
+    }
+    let mut w = [WeightRow::NONE; N];
+    for j in 0..N {
+        let row_idx = product.row_begin + n + j;
+        let (blocks, last) = E::blocks(product.weights.row(row_idx));
+        // A row is too short for the processor to see where the next ones begin.
+        let next_idx = (row_idx + N).min(product.weights.n_rows - 1);
+        let (ahead, _) = E::blocks(product.weights.row(next_idx));
+        w[j] = WeightRow { blocks, last, ahead };
+    }
     let sums = chains::<S, E, M, N>(s, x, w, [[s.splat(0.0); N]; M]);
     for (i, sums) in sums.iter().enumerate() {
         let out = &mut product.out.row_mut(t + i)[n..n + N];
@@ -107,14 +136,30 @@ fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
 pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
     s: S,
     x: [(Blocks<'_>, &[f32]); M],
-    w: [(&[E::Block], Option<E::Block>); N],
+    w: [WeightRow<'_, E::Block>; N],
     mut sums: [[S::V; N]; M],
 ) -> [[S::V; N]; M] {
     let n_blocks = x[0].0.len();
-    let x_blocks: [_; M] = std::array::from_fn(|i| &x[i].0[..n_blocks]);
-    let w_blocks: [_; N] = std::array::from_fn(|j| &w[j].0[..n_blocks]);
+    // Of one length, known to the compiler.
+    let mut x_blocks: [Blocks<'_>; M] = [&[]; M];
+    for i in 0..M {
+        x_blocks[i] = &x[i].0[..n_blocks];
+    }
+    let (mut w_blocks, mut ahead) = ([[].as_slice(); N], [[].as_slice(); N]);
+    for j in 0..N {
+        w_blocks[j] = &w[j].blocks[..n_blocks];
+        if E::IS_FAR {
+            ahead[j] = &w[j].ahead[..n_blocks];
+        }
+    }
     for block in 0..n_blocks {
-        let w: [_; N] = std::array::from_fn(|j| E::widen(s, &w_blocks[j][block]));
+        let mut w = [s.splat(0.0); N];
+        for j in 0..N {
+            w[j] = E::widen(s, &w_blocks[j][block]);
+            if E::IS_FAR {
+                s.prefetch(&ahead[j][block]);
+            }
+        }
         for i in 0..M {
             let x = s.load(&x_blocks[i][block]);
             for j in 0..N {
@@ -123,7 +168,7 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
         }
     }
     for j in 0..N {
-        if let Some(last) = &w[j].1 {
+        if let Some(last) = &w[j].last {
             let w = E::widen(s, last);
             for i in 0..M {
                 sums[i][j] = s.mul_add(s.load(&padded(x[i].1)), w, sums[i][j]);
@@ -139,17 +184,19 @@ pub(super) fn by_panels<S: Lanes>(s: S, mut product: Product<'_>, scratch: &mut 
     assert!(n_tokens <= PANEL_TOKENS && n_rows <= PANEL_ROWS, "[{n_tokens}, {n_rows}]");
     let n_cols = product.weights.n_cols;
     let ProductScratch { panel, sums } = scratch;
-    let sums = &mut sums[..n_tokens * n_rows];
+    let sums = &mut sums.as_chunks_mut().0[..n_tokens * n_rows];
     sums.fill([0.0; 16]);
     for col_idx in (0..n_cols).step_by(PANEL_COLS) {
         let cols = col_idx..n_cols.min(col_idx + PANEL_COLS);
         let stride = cols.len().next_multiple_of(16);
+        let n_bytes = product.weights.dtype.n_bytes();
+        let bytes = cols.start * n_bytes..cols.end * n_bytes;
+        let stored = |n: usize| &product.weights.row(product.row_begin + n)[bytes.clone()];
         for (n, row) in panel.chunks_exact_mut(stride).take(n_rows).enumerate() {
+            // A row's share is too short for the processor to see where the next one begins.
+            prefetch(s, stored((n + N_ROWS_AHEAD).min(n_rows - 1)));
             row[cols.len()..].fill(0.0);
-            let stored = product.weights.row(product.row_begin + n);
-            let n_bytes = product.weights.dtype.n_bytes();
-            let stored = &stored[cols.start * n_bytes..cols.end * n_bytes];
-            widen(s, product.weights.dtype, stored, &mut row[..cols.len()]);
+            widen(s, product.weights.dtype, stored(n), &mut row[..cols.len()]);
         }
         let (panel, _) = panel[..n_rows * stride].as_chunks();
         add_panel(s, product.x.columns(cols), panel, sums);
@@ -172,7 +219,8 @@ fn add_panel<S: Lanes>(s: S, x: View<'_>, panel: Blocks<'_>, sums: &mut [[f32; 1
         let is_wide = S::HAS_MANY_REGISTERS;
         let sums = &mut sums[t * n_rows..];
         t += match t_left {
-            6.. if is_wide => add_rows::<S, 6, 4>(s, x.rows(t..t + 6), panel, sums),
+            // Seven and eight are better halved than cut to six and a rest.
+            6 | 9.. if is_wide => add_rows::<S, 6, 4>(s, x.rows(t..t + 6), panel, sums),
             4.. if is_wide => add_rows::<S, 4, 4>(s, x.rows(t..t + 4), panel, sums),
             2.. if is_wide => add_rows::<S, 2, 4>(s, x.rows(t..t + 2), panel, sums),
             2.. => add_rows::<S, 2, 2>(s, x.rows(t..t + 2), panel, sums),
@@ -191,42 +239,60 @@ fn add_rows<S: Lanes, const M: usize, const N: usize>(
 ) -> usize {
     let stride = x.n_cols().div_ceil(16);
     let n_rows = panel.len() / stride;
-    let x: [_; M] = std::array::from_fn(|i| x.row(i).as_chunks::<16>());
+    let mut rows: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
+    for i in 0..M {
+        rows[i] = x.row(i).as_chunks();
+    }
     let mut n = 0;
     while n < n_rows {
         let panel = &panel[n * stride..];
         if n + N <= n_rows {
-            let w: [_; N] = std::array::from_fn(|j| &panel[j * stride..(j + 1) * stride]);
-            add_tile(s, x, w, &mut sums[n..], n_rows);
+            add_tile::<S, M, N>(s, rows, (panel, stride), &mut sums[n..], n_rows);
             n += N;
         } else {
-            add_tile(s, x, [&panel[..stride]], &mut sums[n..], n_rows);
+            add_tile::<S, M, 1>(s, rows, (panel, stride), &mut sums[n..], n_rows);
             n += 1;
         }
     }
     M
 }
 
+/// `M` rows of x with the first `N` rows of a panel, `stride` blocks each; sums are `n_rows` apart.
 #[inline(always)]
 fn add_tile<S: Lanes, const M: usize, const N: usize>(
     s: S,
     x: [(Blocks<'_>, &[f32]); M],
-    w: [Blocks<'_>; N],
+    (panel, stride): (Blocks<'_>, usize),
     sums: &mut [[f32; 16]],
-    stride: usize,
+    n_rows: usize,
 ) {
-    let tile = std::array::from_fn(|i| std::array::from_fn(|j| s.load(&sums[i * stride + j])));
-    let w = w.map(|row| widened_blocks(row, x[0].0.len()));
+    let mut tile = [[s.splat(0.0); N]; M];
+    for i in 0..M {
+        for j in 0..N {
+            tile[i][j] = s.load(&sums[i * n_rows + j]);
+        }
+    }
+    let w = widened_rows::<N>(panel, stride, x[0].0.len());
     let tile = chains::<S, Widened, M, N>(s, x, w, tile);
     for i in 0..M {
         for j in 0..N {
-            s.store(tile[i][j], &mut sums[i * stride + j]);
+            s.store(tile[i][j], &mut sums[i * n_rows + j]);
         }
     }
 }
 
-/// A widened row as [`chains`] takes it: whole blocks of x, and the one where x ends within.
+/// The first `N` widened rows, `stride` blocks each, as [`chains`] takes them: whole blocks of x, and
+/// the one in which x ends.
 #[inline(always)]
-pub(super) fn widened_blocks(row: Blocks<'_>, n_whole: usize) -> (Blocks<'_>, Option<[f32; 16]>) {
-    (&row[..n_whole], row.get(n_whole).copied())
+pub(super) fn widened_rows<const N: usize>(
+    rows: Blocks<'_>,
+    stride: usize,
+    n_whole: usize,
+) -> [WeightRow<'_, [f32; 16]>; N] {
+    let mut w = [WeightRow::NONE; N];
+    for j in 0..N {
+        let row = &rows[j * stride..(j + 1) * stride];
+        w[j] = WeightRow { blocks: &row[..n_whole], last: row.get(n_whole).copied(), ahead: &[] };
+    }
+    w
 }

@@ -17,6 +17,26 @@ macro_rules! for_each_block {
     };
 }
 
+/// `$out = $y` for blocks of sixteen of `$a` and `$b`, the last one padded. A macro, because a closure
+/// would be compiled without the level's instructions.
+macro_rules! for_each_pair {
+    ($s:ident, ($a:ident, $b:ident) in ($a_row:expr, $b_row:expr), $out:expr, $y:expr) => {
+        assert!($a_row.len() == $b_row.len() && $a_row.len() == $out.len(), "rows of one length");
+        let ((a_blocks, a_tail), (b_blocks, b_tail)) = ($a_row.as_chunks(), $b_row.as_chunks());
+        let (out_blocks, out_tail) = $out.as_chunks_mut();
+        for ((a, b), out) in a_blocks.iter().zip(b_blocks).zip(out_blocks) {
+            let ($a, $b) = ($s.load(a), $s.load(b));
+            $s.store($y, out);
+        }
+        if !out_tail.is_empty() {
+            let ($a, $b) = ($s.load(&padded(a_tail)), $s.load(&padded(b_tail)));
+            let mut last = [0.0; 16];
+            $s.store($y, &mut last);
+            out_tail.copy_from_slice(&last[..out_tail.len()]);
+        }
+    };
+}
+
 #[inline(always)]
 pub(super) fn sum_of_squares<S: Lanes>(s: S, x: &[f32]) -> f32 {
     let mut sums = s.splat(0.0);
@@ -40,13 +60,13 @@ pub(super) fn max_magnitude<S: Lanes>(s: S, x: &[f32]) -> f32 {
 #[inline(always)]
 pub(super) fn scale_by<S: Lanes>(s: S, x: &[f32], factor: f32, weight: &[f32], out: &mut [f32]) {
     let factor = s.splat(factor);
-    map2(s, x, weight, out, |x, weight| s.mul(s.mul(x, factor), weight));
+    for_each_pair!(s, (x, w) in (x, weight), out, s.mul(s.mul(x, factor), w));
 }
 
 #[inline(always)]
 pub(super) fn silu_times<S: Lanes>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
     let (zero, one) = (s.splat(0.0), s.splat(1.0));
-    map2(s, gate, up, out, |gate, up| {
+    for_each_pair!(s, (gate, up) in (gate, up), out, {
         let decay = math::exp(s, s.sub(zero, gate));
         s.mul(s.div(gate, s.add(one, decay)), up)
     });
@@ -78,19 +98,4 @@ pub(super) fn encode_e4m3<S: Lanes>(s: S, x: &[f32], scale: f32, out: &mut [u8])
             *code = math::e4m3_code(value);
         }
     });
-}
-
-#[inline(always)]
-fn map2<S: Lanes>(s: S, a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(S::V, S::V) -> S::V) {
-    assert!(a.len() == b.len() && a.len() == out.len(), "rows of one length");
-    let ((a_blocks, a_tail), (b_blocks, b_tail)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    let (out_blocks, out_tail) = out.as_chunks_mut::<16>();
-    for ((a, b), out) in a_blocks.iter().zip(b_blocks).zip(out_blocks) {
-        s.store(f(s.load(a), s.load(b)), out);
-    }
-    if !out_tail.is_empty() {
-        let mut block = [0.0; 16];
-        s.store(f(s.load(&padded(a_tail)), s.load(&padded(b_tail))), &mut block);
-        out_tail.copy_from_slice(&block[..out_tail.len()]);
-    }
 }

@@ -2,7 +2,7 @@
 //! widened once for all of them.
 
 use crate::device::simd::{
-    AttentionScratch, Chunk, N_CHUNK_POSITIONS, N_QUERIES_MAX, Queries, attend, widen,
+    AttentionScratch, Chunk, N_QUERIES_MAX, Queries, attend, prefetch, widen,
 };
 use crate::device::{CpuExec, Grid, KvRegion, Simd, ViewMut};
 
@@ -67,13 +67,13 @@ impl Source<'_> {
         let (n_tokens, n_heads) = (queries.q.n_rows(), queries.n_heads());
         scratch.begin(n_tokens * n_heads, queries.head_dim);
         let (first, end) = (queries.visible(0).start, queries.visible(n_tokens - 1).end);
-        let mut begin = first;
-        while begin < end {
-            let next = (begin / N_CHUNK_POSITIONS + 1) * N_CHUNK_POSITIONS;
-            let chunk = Chunk { begin, end: next.min(end) };
+        let mut chunk = Chunk::first(first, end);
+        while chunk.begin < end {
+            let next = Chunk::first(chunk.end, end);
             self.widen(chunk, queries.head_dim, scratch);
+            self.prefetch(next);
             attend(self.simd, chunk, queries, scratch);
-            begin = next;
+            chunk = next;
         }
         let factor = self.cache.factor(self.v_scale);
         for t in 0..n_tokens {
@@ -83,17 +83,45 @@ impl Source<'_> {
         }
     }
 
+    /// Tokens of a page are neighbours in the cache, and in the scratch where a head is a whole
+    /// number of vectors: then they are widened together.
     fn widen(&self, chunk: Chunk, head_dim: usize, scratch: &mut AttentionScratch) {
-        let page_tokens = self.cache.shape().page_tokens;
         let dtype = self.cache.stored();
-        let n_bytes = head_dim * dtype.n_bytes();
-        for position in chunk.begin..chunk.end {
-            let (page, offset) = (self.row.pages[position / page_tokens], position % page_tokens);
-            let (key, value) = scratch.place(position, head_dim);
-            let stored = self.cache.keys(self.kv_head, page, offset);
-            widen(self.simd, dtype, &stored[..n_bytes], key);
-            let stored = self.cache.values(self.kv_head, page, offset);
-            widen(self.simd, dtype, &stored[..n_bytes], value);
+        let mut position = chunk.begin;
+        while position < chunk.end {
+            let (stored_keys, stored_values) = self.run(position, chunk.end);
+            let n_run = stored_keys.len() / (head_dim * dtype.n_bytes());
+            let (keys, values) = scratch.places(position, n_run, head_dim);
+            let n_bytes = keys.len() * dtype.n_bytes();
+            widen(self.simd, dtype, &stored_keys[..n_bytes], keys);
+            widen(self.simd, dtype, &stored_values[..n_bytes], values);
+            position += keys.len() / head_dim;
         }
+    }
+
+    /// Asks for what [`Source::widen`] will read.
+    fn prefetch(&self, chunk: Chunk) {
+        let mut position = chunk.begin;
+        while position < chunk.end {
+            let (keys, values) = self.run(position, chunk.end);
+            prefetch(self.simd, keys);
+            prefetch(self.simd, values);
+            position += self.page_tokens() - position % self.page_tokens();
+        }
+    }
+
+    /// Stored keys and values from `position` to `end` or to the end of its page.
+    fn run(&self, position: usize, end: usize) -> (&[u8], &[u8]) {
+        let shape = self.cache.shape();
+        let page = self.row.pages[position / shape.page_tokens];
+        let offset = position % shape.page_tokens;
+        let n_run = (shape.page_tokens - offset).min(end - position);
+        let n_bytes = n_run * shape.head_dim * shape.dtype.n_bytes();
+        let keys = &self.cache.keys(self.kv_head, page, offset)[..n_bytes];
+        (keys, &self.cache.values(self.kv_head, page, offset)[..n_bytes])
+    }
+
+    fn page_tokens(&self) -> usize {
+        self.cache.shape().page_tokens
     }
 }

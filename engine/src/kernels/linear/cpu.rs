@@ -10,7 +10,7 @@ use crate::device::{CpuExec, Grid, Tile};
 use super::Args;
 
 /// From this many tokens on, widening weights once pays for writing them down.
-const N_TOKENS_MANY: usize = 8;
+const N_TOKENS_MANY: usize = 16;
 
 /// Weight rows of a tile for few tokens: long enough to stream, short enough to share out.
 const DIRECT_ROWS: usize = 64;

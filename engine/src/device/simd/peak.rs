@@ -1,0 +1,25 @@
+//! What the processor could do if nothing else were in the way: for measurements to compare with.
+
+use super::lanes::Lanes;
+
+/// Independent chains: enough to hide the latency of a multiply-add, few enough for registers.
+const N_CHAINS: usize = 12;
+
+/// Multiply-adds of one round.
+pub(super) const MULTIPLY_ADDS_PER_ROUND: usize = N_CHAINS * 16;
+
+#[inline(always)]
+pub(super) fn multiply_adds<S: Lanes>(s: S, n_rounds: usize) -> f32 {
+    let factor = s.splat(std::hint::black_box(0.5));
+    let mut chains = [s.splat(std::hint::black_box(1.0)); N_CHAINS];
+    for _ in 0..n_rounds {
+        for chain in &mut chains {
+            *chain = s.mul_add(*chain, factor, factor);
+        }
+    }
+    let mut sum = s.splat(0.0);
+    for chain in chains {
+        sum = s.add(sum, chain);
+    }
+    s.sum(sum)
+}
