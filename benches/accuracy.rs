@@ -1,5 +1,5 @@
-//! What the demo model solves through the HTTP API: 1,000 held-out problems, thinking on and off, on
-//! one rank and eight, with FP8 and BF16 cache.
+//! What the demo model solves through the HTTP API: 1,000 held-out problems, thinking on and off,
+//! on one rank and eight, with FP8 and BF16 cache.
 //!
 //! `cargo bench --bench accuracy [-- --json]`
 

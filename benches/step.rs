@@ -37,7 +37,7 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         kv_dtype: None,
         kv_bytes: None,
     };
-    let rss_before = anonymous_bytes()?;
+    let rss_before = resident_bytes("RssAnon:")?;
     let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;
     let vocab_size = checkpoint.spec().vocab_size;
     let tokens: Vec<TokenId> =
@@ -53,10 +53,17 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         report.row(&format!("{format} decode batch={n_rows}"), tokens_per_second, "tokens/s");
     }
     let planned = probe.memory().total_bytes() - probe.memory().mapped_bytes;
-    let taken = anonymous_bytes()? - rss_before;
-    report.row(&format!("{format} weights, mapped"), probe.memory().mapped_bytes as f64, "bytes");
-    report.row(&format!("{format} KV and workspace, planned"), planned as f64, "bytes");
-    report.row(&format!("{format} KV and workspace, resident"), taken as f64, "bytes");
+    let taken = resident_bytes("RssAnon:")? - rss_before;
+    let rows = [
+        ("weights, mapped", probe.memory().mapped_bytes),
+        ("KV and workspace, planned", planned),
+        ("KV and workspace, resident", taken),
+        ("everything, planned", probe.memory().total_bytes()),
+        ("everything, resident", resident_bytes("VmRSS:")?),
+    ];
+    for (case, bytes) in rows {
+        report.row(&format!("{format} {case}"), bytes as f64, "bytes");
+    }
     Ok(())
 }
 
@@ -76,10 +83,10 @@ fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize) -> f64 {
     n_rows as f64 / seconds
 }
 
-/// Resident memory that is this process's own: what is mapped from files does not count.
-fn anonymous_bytes() -> anyhow::Result<u64> {
+/// Resident memory of this process: all of it (`VmRSS:`), or what no file is behind (`RssAnon:`).
+fn resident_bytes(field: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.split_whitespace().next()).unwrap_or("0");
     Ok(kib.parse::<u64>()? * 1024)
 }
