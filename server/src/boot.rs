@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engine::{BootError, Engine, EngineConfig};
 use thiserror::Error;
-use weights::{Checkpoint, LoadError};
+use weights::{Checkpoint, LoadError, Uneven};
 
 use crate::config::ModelSource;
 use crate::demo::DEMO_FILES;
@@ -38,7 +38,7 @@ pub enum StartError {
         /// The model's name.
         model: String,
         /// What is wrong.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// Its tokenizer or chat template cannot be used.
     #[error("cannot load {model}: {source}")]
@@ -46,7 +46,15 @@ pub enum StartError {
         /// The model's name.
         model: String,
         /// What is wrong.
-        source: TextLoadError,
+        source: Box<TextLoadError>,
+    },
+    /// The ranks cannot share it.
+    #[error("cannot share {model}: {source}; choose another --tp")]
+    Uneven {
+        /// The model's name.
+        model: String,
+        /// What cannot be shared.
+        source: Uneven,
     },
     /// The engine does not start.
     #[error("cannot start {model}: {source}")]
@@ -54,7 +62,7 @@ pub enum StartError {
         /// The model's name.
         model: String,
         /// What is wrong.
-        source: BootError,
+        source: Box<BootError>,
     },
 }
 
@@ -70,7 +78,7 @@ pub fn open(model: &ModelSource) -> Result<Checkpoint, StartError> {
         }
         ModelSource::Directory(path) => Checkpoint::open(path),
     };
-    opened.map_err(|source| StartError::Load { model: model.name(), source })
+    opened.map_err(|source| StartError::Load { model: model.name(), source: Box::new(source) })
 }
 
 /// Opens a model, reads its tokenizer and starts its engine.
@@ -80,8 +88,10 @@ pub fn open(model: &ModelSource) -> Result<Checkpoint, StartError> {
 pub fn boot(model: &ModelSource, config: &EngineConfig) -> Result<Booted, StartError> {
     let checkpoint = open(model)?;
     let text = TextModel::from_checkpoint(&checkpoint)
-        .map_err(|source| StartError::Text { model: model.name(), source })?;
+        .map_err(|source| StartError::Text { model: model.name(), source: Box::new(source) })?;
+    let shared = checkpoint.spec().check_sharding(config.n_ranks);
+    shared.map_err(|source| StartError::Uneven { model: model.name(), source })?;
     let engine = engine::boot(Arc::new(checkpoint), config)
-        .map_err(|source| StartError::Engine { model: model.name(), source })?;
+        .map_err(|source| StartError::Engine { model: model.name(), source: Box::new(source) })?;
     Ok(Booted { engine, text: Arc::new(text) })
 }

@@ -136,23 +136,24 @@ impl Settings {
     /// Reads this process's command line and environment. Prints help, or what is wrong, and exits
     /// (with 2) where there is nothing to do.
     pub fn read() -> Settings {
-        let arguments = std::env::args_os().collect();
-        let mut settings = Settings::parse(arguments).unwrap_or_else(|error| error.exit());
-        if let Some(filter) = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty())
-            && !settings.names_log_filter()
-        {
-            settings.log.filter = filter;
-        }
+        let command_line = std::env::args_os().collect();
+        let rust_log = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+        let mut settings =
+            Settings::parse(command_line, rust_log).unwrap_or_else(|error| error.exit());
         let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         settings.has_colour = wants_colour && std::io::stdout().is_terminal();
         settings
     }
 
-    /// Parses a command line, the program's name first. No command is `serve demo`.
+    /// Parses a command line, the program's name first. No command is `serve demo`; `rust_log`
+    /// is the log's filter where the command line and `LNSERVE_LOG` name none.
     ///
     /// # Errors
     /// Usage errors, and `--help` and `--version`, as `clap` has them.
-    pub fn parse(mut command_line: Vec<OsString>) -> Result<Settings, clap::Error> {
+    pub fn parse(
+        mut command_line: Vec<OsString>,
+        rust_log: Option<String>,
+    ) -> Result<Settings, clap::Error> {
         let mut arguments = Arguments::try_parse_from(&command_line)?;
         if arguments.command.is_none() {
             command_line.push("serve".into());
@@ -166,13 +167,8 @@ impl Settings {
             CommandArguments::Synth(synth) => Command::Synth(synth.into()),
         };
         let is_json = log_format == arguments::LogFormat::Json;
-        let filter = log.unwrap_or_else(|| command.default_log_filter().to_owned());
+        let filter = log.or(rust_log).unwrap_or_else(|| command.default_log_filter().to_owned());
         Ok(Settings { log: LogSettings { filter, is_json }, has_colour: false, command })
-    }
-
-    /// Whether the filter is other than the command's own.
-    fn names_log_filter(&self) -> bool {
-        self.log.filter != self.command.default_log_filter()
     }
 }
 

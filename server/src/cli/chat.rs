@@ -96,7 +96,11 @@ impl Chat {
                 _ = tokio::signal::ctrl_c() => None,
             };
             match line.map(|line| Line::parse(&line)) {
-                None | Some(Line::Quit) => return Ok(()),
+                None => {
+                    self.screen.leave();
+                    return Ok(());
+                }
+                Some(Line::Quit) => return Ok(()),
                 Some(Line::Empty) => {}
                 Some(Line::Clear) => self.messages.clear(),
                 Some(Line::Thinking(thinking)) => self.thinking = Some(thinking),

@@ -124,6 +124,7 @@ fn kind_of(role: Option<&Role>) -> (usize, &'static str) {
 
 /// What ranks hold of a checkpoint, and the plan that `serve` would follow.
 fn plan_of_checkpoint(checkpoint: &Checkpoint, config: &EngineConfig) -> Result<String, CliError> {
+    checkpoint.spec().check_sharding(config.n_ranks)?;
     let plan = MemoryPlan::new(checkpoint, config)?;
     let ranks = (0..plan.n_ranks)
         .map(|rank_idx| checkpoint.rank_bytes(rank_idx, plan.n_ranks))
@@ -131,9 +132,9 @@ fn plan_of_checkpoint(checkpoint: &Checkpoint, config: &EngineConfig) -> Result<
     let mut text = ranks_table(&ranks);
     text.push_str("\nmemory plan\n");
     text.push_str(&plan_table(&plan));
-    write!(
+    writeln!(
         text,
-        "  up to {} sequences at once, each up to {} tokens; the cache holds {} tokens\n",
+        "  up to {} sequences at once, each up to {} tokens; the cache holds {} tokens",
         grouped(plan.n_slots),
         grouped(plan.n_context_tokens),
         grouped(plan.n_kv_tokens()),

@@ -38,17 +38,17 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
         /// What is wrong in it.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(Box<LoadError>),
     /// Ranks cannot share the model.
-    #[error("{0}: choose another --tp")]
+    #[error("{0}; choose another --tp")]
     Uneven(#[from] Uneven),
     /// It does not fit.
     #[error(transparent)]
-    Memory(#[from] MemoryError),
+    Memory(Box<MemoryError>),
     /// The prompt cannot be made.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -71,6 +71,18 @@ pub enum CliError {
     },
 }
 
+impl From<LoadError> for CliError {
+    fn from(error: LoadError) -> CliError {
+        CliError::Load(Box::new(error))
+    }
+}
+
+impl From<MemoryError> for CliError {
+    fn from(error: MemoryError) -> CliError {
+        CliError::Memory(Box::new(error))
+    }
+}
+
 /// Does what the settings say.
 ///
 /// # Errors
@@ -89,8 +101,10 @@ fn model_spec(name: &str) -> Result<ModelSpec, CliError> {
     let path = Path::new(name);
     if path.is_file() {
         let text = std::fs::read_to_string(path).map_err(io_error(name))?;
-        let failed = |source| CliError::Config { path: path.to_owned(), source };
-        return ModelSpec::from_config_json(&text).map_err(failed);
+        return ModelSpec::from_config_json(&text).map_err(|source| CliError::Config {
+            path: path.to_owned(),
+            source: Box::new(source),
+        });
     }
     presets::preset(name).ok_or_else(|| CliError::NoSuchConfig {
         name: name.to_owned(),

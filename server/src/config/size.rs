@@ -49,8 +49,8 @@ impl FromStr for ByteSize {
             _ => return Err(SizeError::UnknownUnit { unit: unit.trim().to_owned() }),
         };
         let bytes = number * unit_bytes as f64;
-        // 2^63: exact, and beyond any machine.
-        if !(1.0..=9.223_372_036_854_775_8e18).contains(&bytes) {
+        // Beyond any machine, and exact as a float.
+        if !(1.0..=(1_u64 << 63) as f64).contains(&bytes) {
             return Err(SizeError::OutOfRange);
         }
         Ok(ByteSize(bytes as u64))

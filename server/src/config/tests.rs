@@ -4,7 +4,7 @@ use super::*;
 
 fn parse(line: &str) -> Result<Command, clap::Error> {
     let words = std::iter::once("lnserve").chain(line.split_whitespace());
-    Settings::parse(words.map(OsString::from).collect()).map(|settings| settings.command)
+    Settings::parse(words.map(OsString::from).collect(), None).map(|settings| settings.command)
 }
 
 fn refusal(line: &str) -> String {
@@ -179,12 +179,16 @@ fn a_secret_in_the_environment_is_not_shown_by_help() {
 }
 
 #[test]
-fn servers_log_more_than_tools() {
-    let filter = |line: &str| {
+fn servers_log_more_than_tools_unless_told() {
+    let filter_with = |line: &str, rust_log: Option<&str>| {
         let words = std::iter::once("lnserve").chain(line.split_whitespace());
-        let settings = Settings::parse(words.map(OsString::from).collect()).expect(line);
+        let words = words.map(OsString::from).collect();
+        let settings = Settings::parse(words, rust_log.map(str::to_owned)).expect(line);
         (settings.log.filter, settings.log.is_json)
     };
+    let filter = |line: &str| filter_with(line, None);
+    assert_eq!(filter_with("serve", Some("debug")).0, "debug");
+    assert_eq!(filter_with("serve --log info", Some("debug")).0, "info");
     assert_eq!(filter("serve"), ("info".to_owned(), false));
     assert_eq!(filter("inspect demo"), ("warn".to_owned(), false));
     assert_eq!(filter("chat --log debug --log-format json"), ("debug".to_owned(), true));

@@ -41,7 +41,7 @@ impl TextSources {
             Ok(bytes) => Ok(bytes.map(Cow::into_owned)),
             Err(source) => Err(TextLoadError::Unreadable(source)),
         };
-        let tokenizer = optional(TOKENIZER)?.ok_or_else(|| TextLoadError::NoTokenizer)?;
+        let tokenizer = optional(TOKENIZER)?.ok_or(TextLoadError::NoTokenizer)?;
         Ok(TextSources {
             tokenizer,
             tokenizer_config: optional(TOKENIZER_CONFIG)?,

@@ -45,6 +45,13 @@ impl Screen {
         }
     }
 
+    /// The conversation is over.
+    pub(super) fn leave(&self) {
+        if self.is_interactive {
+            println!();
+        }
+    }
+
     /// A word from the program itself.
     pub(super) fn note(&self, text: &str) {
         eprintln!("{}", self.dimmed(text));
@@ -52,37 +59,62 @@ impl Screen {
 
     /// A piece of the answer.
     pub(super) fn show(&mut self, piece: &Piece) -> io::Result<()> {
-        let before = self.shown;
-        let (text, shown) = match piece {
-            Piece::Reasoning(text) => {
-                (self.dimmed(text), Shown::Reasoning { ends_line: text.ends_with('\n') })
-            }
-            Piece::Content(text) => {
-                (text.clone(), Shown::Content { ends_line: text.ends_with('\n') })
-            }
-        };
-        self.shown = shown;
+        let text = self.styled(piece);
         if !self.is_terminal && matches!(piece, Piece::Reasoning(_)) {
             return io::stderr().write_all(text.as_bytes());
         }
         let mut out = io::stdout().lock();
-        if self.is_terminal && matches!(piece, Piece::Content(_)) {
-            out.write_all(separator(before).as_bytes())?;
-        }
         out.write_all(text.as_bytes())?;
         out.flush()
     }
 
     /// The answer is over: the next line begins at the left.
     pub(super) fn end(&mut self) {
-        match self.shown {
-            Shown::Reasoning { ends_line: false } if !self.is_terminal => eprintln!(),
-            Shown::Reasoning { ends_line: false } | Shown::Content { ends_line: false } => {
-                println!();
-            }
-            Shown::Nothing | Shown::Reasoning { .. } | Shown::Content { .. } => {}
+        let rest = self.ending();
+        match self.is_terminal || matches!(self.shown, Shown::Content { .. }) {
+            true => print!("{rest}"),
+            false => eprint!("{rest}"),
         }
         self.shown = Shown::Nothing;
+    }
+
+    /// A piece's text with what has to stand before it.
+    fn styled(&mut self, piece: &Piece) -> String {
+        let before = self.shown;
+        match piece {
+            Piece::Reasoning(text) => {
+                self.shown = Shown::Reasoning { ends_line: text.ends_with('\n') };
+                let is_first = !matches!(before, Shown::Reasoning { .. });
+                let dim = if is_first && self.has_colour { DIM } else { "" };
+                format!("{dim}{text}")
+            }
+            Piece::Content(text) => {
+                self.shown = Shown::Content { ends_line: text.ends_with('\n') };
+                let plain = if self.has_colour { PLAIN } else { "" };
+                match before {
+                    // A blank line between the two, where both go to the terminal.
+                    Shown::Reasoning { ends_line: true } if self.is_terminal => {
+                        format!("{plain}\n{text}")
+                    }
+                    Shown::Reasoning { ends_line: false } if self.is_terminal => {
+                        format!("{plain}\n\n{text}")
+                    }
+                    _ => text.clone(),
+                }
+            }
+        }
+    }
+
+    /// What closes the answer.
+    fn ending(&self) -> &'static str {
+        match self.shown {
+            Shown::Nothing | Shown::Content { ends_line: true } => "",
+            Shown::Content { ends_line: false } => "\n",
+            Shown::Reasoning { ends_line: true } if self.has_colour => PLAIN,
+            Shown::Reasoning { ends_line: true } => "",
+            Shown::Reasoning { ends_line: false } if self.has_colour => "\x1b[0m\n",
+            Shown::Reasoning { ends_line: false } => "\n",
+        }
     }
 
     /// How long the answer was and took, in a conversation.
@@ -108,11 +140,43 @@ impl Screen {
     }
 }
 
-/// What stands between reasoning and answer: a blank line.
-fn separator(before: Shown) -> &'static str {
-    match before {
-        Shown::Reasoning { ends_line: true } => "\n",
-        Shown::Reasoning { ends_line: false } => "\n\n",
-        Shown::Nothing | Shown::Content { .. } => "",
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(has_colour: bool, is_terminal: bool, pieces: &[Piece]) -> String {
+        let shown = Shown::Nothing;
+        let mut screen = Screen { has_colour, is_terminal, is_interactive: false, shown };
+        let text: String = pieces.iter().map(|piece| screen.styled(piece)).collect();
+        text + screen.ending()
+    }
+
+    fn reasoning(text: &str) -> Piece {
+        Piece::Reasoning(text.to_owned())
+    }
+
+    fn content(text: &str) -> Piece {
+        Piece::Content(text.to_owned())
+    }
+
+    #[test]
+    fn reasoning_is_dim_once_and_a_blank_line_precedes_the_answer() {
+        let pieces = [reasoning("a"), reasoning("b\n"), content("c"), content("d")];
+        assert_eq!(shown(true, true, &pieces), "\x1b[2mab\n\x1b[0m\ncd\n");
+        assert_eq!(shown(false, true, &pieces), "ab\n\ncd\n");
+        let pieces = [reasoning("a"), content("c\n")];
+        assert_eq!(shown(true, true, &pieces), "\x1b[2ma\x1b[0m\n\nc\n");
+    }
+
+    #[test]
+    fn a_stopped_answer_leaves_the_terminal_plain_and_at_the_left() {
+        assert_eq!(shown(true, true, &[reasoning("a")]), "\x1b[2ma\x1b[0m\n");
+        assert_eq!(shown(true, true, &[reasoning("a\n")]), "\x1b[2ma\n\x1b[0m");
+        assert_eq!(shown(true, true, &[]), "");
+    }
+
+    #[test]
+    fn what_is_not_a_terminal_gets_the_bare_answer() {
+        assert_eq!(shown(false, false, &[reasoning("a\n"), content("c")]), "a\nc\n");
     }
 }

@@ -133,9 +133,14 @@ fn a_preset_s_report_needs_no_weights() {
 
 #[test]
 fn ranks_that_cannot_share_are_told_why() {
+    let tiny = Tiny::write("inspect-uneven");
     let spec = preset("tiny").expect("a preset");
-    let error = plan_of_model(spec, SyntheticFormat::Bf16, &engine(3)).expect_err("uneven");
-    let message = error.to_string();
-    assert!(message.contains("which 3 ranks cannot share evenly"), "{message}");
-    assert!(message.ends_with("choose another --tp"), "{message}");
+    let errors = [
+        plan_of_model(spec, SyntheticFormat::Bf16, &engine(3)).expect_err("uneven"),
+        plan_of_checkpoint(&tiny.checkpoint, &engine(3)).expect_err("uneven"),
+    ];
+    for message in errors.map(|error| error.to_string()) {
+        assert!(message.contains("which 3 ranks cannot share evenly"), "{message}");
+        assert!(message.ends_with("choose another --tp"), "{message}");
+    }
 }
