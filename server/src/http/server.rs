@@ -149,7 +149,8 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head_timeout)
             .max_headers(limits.n_headers_max)
-            .max_buf_size(limits.n_head_bytes_max)
+            .max_header_size(limits.n_head_bytes_max)
+            .max_buf_size(2 * limits.n_head_bytes_max)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
         let connection = connections.watch(connection);
         tokio::spawn(async move {

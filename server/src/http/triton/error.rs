@@ -12,8 +12,10 @@ use thiserror::Error;
 use super::super::body::one_chunk;
 use super::super::error::ApiError;
 use super::super::observe::ErrorLabel;
+use super::super::sse;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain");
 
 /// A refused request of this protocol.
@@ -115,6 +117,10 @@ pub(super) struct ProbeRefusal(pub ApiError);
 #[derive(Debug)]
 pub(super) struct ModelRefusal(pub Refusal);
 
+/// The same as a stream's only event.
+#[derive(Debug)]
+pub(super) struct StreamRefusal(pub Refusal);
+
 impl Refusal {
     /// `{"error": …}`.
     pub(super) fn body(&self) -> Value {
@@ -139,7 +145,7 @@ impl Refusal {
         json!({ "error": words })
     }
 
-    pub(super) fn status(&self) -> StatusCode {
+    fn status(&self) -> StatusCode {
         match self {
             Refusal::Api(ApiError::BodyEncoded { .. } | ApiError::BodyTooLarge { .. }) => {
                 StatusCode::BAD_REQUEST
@@ -159,7 +165,7 @@ impl Refusal {
     }
 
     /// The metric's label.
-    pub(super) fn label(&self) -> &'static str {
+    fn label(&self) -> &'static str {
         match self {
             Refusal::Api(error) => error.label(),
             Refusal::Malformed { .. } | Refusal::NotAnObject => "invalid_json",
@@ -215,5 +221,12 @@ impl IntoResponse for ModelRefusal {
     fn into_response(self) -> Response {
         let body = one_chunk(self.0.body().to_string().into_bytes());
         self.0.dress(Response::new(body), JSON)
+    }
+}
+
+impl IntoResponse for StreamRefusal {
+    fn into_response(self) -> Response {
+        let body = one_chunk(sse::event(&self.0.body()));
+        self.0.dress(Response::new(body), EVENTS)
     }
 }

@@ -10,7 +10,7 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use engine::TokenId;
 use serde_json::{Value, json};
@@ -19,11 +19,11 @@ use tracing::Instrument;
 use super::super::body::{self, Chunks, ClientGone, chunked, one_chunk};
 use super::super::error::ApiError;
 use super::super::generation::{Answer, Delta, Generations, Job};
-use super::super::observe::{ErrorLabel, Record};
+use super::super::observe::Record;
 use super::super::request::encode;
 use super::super::sse;
 use super::super::state::{App, AppState};
-use super::error::{ModelRefusal, Refusal};
+use super::error::{ModelRefusal, Refusal, StreamRefusal};
 use super::inputs::Inputs;
 use super::options::options;
 use super::{VERSION, is_served, json};
@@ -85,7 +85,10 @@ async fn generate(
 ) -> Result<Response, Response> {
     let (State(app), Extension(record), headers) = requested;
     let prepared = prepare(&app, model, version, (headers, body)).await;
-    let (asked, jobs) = prepared.map_err(IntoResponse::into_response)?;
+    let (asked, jobs) = prepared.map_err(|error| match error {
+        PrepareError::Server(refusal) => refusal.into_response(),
+        PrepareError::Model(refusal) => ModelRefusal(refusal).into_response(),
+    })?;
     let from_model = |error: ApiError| ModelRefusal(error.into()).into_response();
     let generations = Generations::submit(&app, &record, jobs).map_err(from_model)?;
     let answers = generations.collect().await.map_err(from_model)?;
@@ -101,8 +104,11 @@ async fn generate_stream(
 ) -> Result<Response, Response> {
     let (State(app), Extension(record), headers) = requested;
     let prepared = prepare(&app, model, version, (headers, body)).await;
-    let (asked, jobs) = prepared.map_err(IntoResponse::into_response)?;
-    let from_model = |error: ApiError| first_event_refused(error.into());
+    let (asked, jobs) = prepared.map_err(|error| match error {
+        PrepareError::Server(refusal) => refusal.into_response(),
+        PrepareError::Model(refusal) => StreamRefusal(refusal).into_response(),
+    })?;
+    let from_model = |error: ApiError| StreamRefusal(error.into()).into_response();
     let mut generations = Generations::submit(&app, &record, jobs).map_err(from_model)?;
     if !asked.is_stream {
         let answers = generations.collect().await.map_err(from_model)?;
@@ -142,7 +148,7 @@ async fn prepare(
 /// A refusal before or within the model: they differ in their headers.
 enum PrepareError {
     Server(Refusal),
-    Model(ModelRefusal),
+    Model(Refusal),
 }
 
 impl From<Refusal> for PrepareError {
@@ -151,19 +157,10 @@ impl From<Refusal> for PrepareError {
     }
 }
 
-impl IntoResponse for PrepareError {
-    fn into_response(self) -> Response {
-        match self {
-            PrepareError::Server(refusal) => refusal.into_response(),
-            PrepareError::Model(refusal) => refusal.into_response(),
-        }
-    }
-}
-
 fn parse(body: &[u8], model: String, app: &AppState) -> Result<(Asked, Vec<Job>), PrepareError> {
     let inputs = Inputs::read(json::members(body)?, &model)?;
     parse_inputs(inputs, model, app).map_err(|refusal| match refusal {
-        Refusal::Api(_) => PrepareError::Model(ModelRefusal(refusal)),
+        Refusal::Api(_) => PrepareError::Model(refusal),
         own => PrepareError::Server(own),
     })
 }
@@ -264,17 +261,6 @@ async fn relay(
             () = chunks.gone() => return Err(ClientGone),
         };
     }
-}
-
-/// The model's refusal as the only event; the status is its own.
-fn first_event_refused(refusal: Refusal) -> Response {
-    let mut response = sse::response(one_chunk(sse::event(&refusal.body())));
-    *response.status_mut() = refusal.status();
-    response.extensions_mut().insert(ErrorLabel(refusal.label()));
-    if response.status() == StatusCode::TOO_MANY_REQUESTS {
-        return refusal.into_response();
-    }
-    response
 }
 
 /// Tensors of one element are written as the element.

@@ -201,9 +201,12 @@ impl Inputs {
         let Members(members) = super::json::members(text.as_bytes())?;
         let mut given = Vec::new();
         for (name, value) in members {
-            // Its values may be strings: the backend's own example writes "0.1".
+            let is_text = |(wire, _, kind): &(&str, &str, Kind)| *wire == name && *kind == Kind::Text;
+            // Numbers may be strings: the backend's own example writes "0.1".
             let value = match &value {
-                Value::String(text) => serde_json::from_str(text).unwrap_or(value),
+                Value::String(text) if !INPUTS.iter().any(is_text) => {
+                    serde_json::from_str(text).unwrap_or(value)
+                }
                 _ => value,
             };
             self.add("", name, value, &mut given)?;

@@ -1,0 +1,126 @@
+//! The real program: started, asked, told to stop. Everything else about serving is tested in
+//! process, where it is faster.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// Ends the program where a test fails before it did.
+struct Program {
+    child: Child,
+    out: BufReader<ChildStdout>,
+}
+
+impl Program {
+    /// `lnserve` with arguments, listening on a free port. Returns what it printed, too.
+    fn start(arguments: &[&str]) -> (Program, String) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lnserve"))
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let out = BufReader::new(child.stdout.take().expect("it was piped"));
+        let mut program = Program { child, out };
+        let mut printed = String::new();
+        while !printed.contains("-d '") {
+            let n_bytes = program.out.read_line(&mut printed).expect("it is text");
+            assert_ne!(n_bytes, 0, "it ended early: {printed}");
+        }
+        (program, printed)
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be asked") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Already ended, as a rule.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The address after `http://`, up to the path.
+fn address(printed: &str) -> &str {
+    let from = printed.find("http://").expect("it says where") + "http://".len();
+    let rest = &printed[from..];
+    &rest[..rest.find(|c: char| c == '/' || c.is_whitespace()).expect("something follows")]
+}
+
+/// Sends what the printed curl line sends.
+fn paste(printed: &str, extra: &str) -> TcpStream {
+    let from = printed.find("-d '").expect("a body") + "-d '".len();
+    let body = &printed[from..printed.rfind('\'').expect("the body ends")];
+    let body = body.replacen('{', &format!("{{{extra}"), 1);
+    let mut stream = TcpStream::connect(address(printed)).expect("it listens");
+    let length = body.len();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nConnection: close\r\n";
+    write!(stream, "{head}Content-Length: {length}\r\n\r\n{body}").expect("it reads");
+    stream
+}
+
+fn read_all(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it answers");
+    text
+}
+
+#[test]
+fn the_printed_line_is_answered_and_a_signal_drains() {
+    let (mut program, printed) = Program::start(&["serve", "demo", "--port", "0"]);
+    let answer = read_all(paste(&printed, ""));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("85"), "27 + 58 in {answer}");
+    // A long answer is under way when the signal comes, and is finished.
+    let mut stream = paste(&printed, "\"stream\":true,\"ignore_eos\":true,\"max_tokens\":700,");
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).expect("it has begun");
+    program.signal("TERM");
+    let rest = read_all(stream);
+    assert!(rest.contains("data: [DONE]"), "{}", &rest[rest.len().saturating_sub(300)..]);
+    assert_eq!(program.wait().code(), Some(0));
+    assert!(TcpStream::connect(address(&printed)).is_err());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let (mut program, printed) = Program::start(&["serve", "demo", "--port", "0"]);
+    let mut stream = paste(&printed, "\"stream\":true,\"ignore_eos\":true,\"n\":8,");
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).expect("it has begun");
+    program.signal("INT");
+    program.signal("TERM");
+    assert_eq!(program.wait().code(), Some(130));
+}
+
+#[test]
+fn a_taken_port_is_said_in_one_line() {
+    let (program, printed) = Program::start(&["serve", "demo", "--port", "0"]);
+    let port = address(&printed).rsplit(':').next().expect("a port");
+    let second = Command::new(env!("CARGO_BIN_EXE_lnserve"))
+        .args(["serve", "demo", "--port", port, "--log", "error"])
+        .output()
+        .expect("the program starts");
+    assert_eq!(second.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(error.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    drop(program);
+}
