@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--problems", type=Path, required=True)
     parser.add_argument("--run", type=Path, help="also measure this training run's parameters, unquantized")
     parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--sampled", action="store_true", help="also at temperature 0.6, top-p 0.95")
+    parser.add_argument("--sampled", action="store_true", help="temperature 0.6, top-p 0.95 instead of greedy")
     parser.add_argument("--earlier", type=int, default=0, help="ask each problem after that many answered ones")
     parser.add_argument("--show", type=int, default=0, help="print that many wrong answers per row")
     options = parser.parse_args()
@@ -103,12 +103,11 @@ def main() -> None:
     if options.run:
         state = torch.load(options.run / "latest.pt", weights_only=False)["model"]
         subjects["BF16"] = Reference(config, published_names(state), MAX_TOKENS)
-    picks = {"greedy": greedy} | ({"sampled": nucleus(4)} if options.sampled else {})
+    how, pick = ("sampled", nucleus(seed=4)) if options.sampled else ("greedy", greedy)
     for name, reference in subjects.items():
-        for how, pick in picks.items():
-            for thinking in (True, False):
-                result = score(reference, tokenizer, problems, thinking, pick, options)
-                print(name, how, "thinking", "on " if thinking else "off", result, flush=True)
+        for thinking in (True, False):
+            result = score(reference, tokenizer, problems, thinking, pick, options)
+            print(name, how, "thinking", "on " if thinking else "off", result, flush=True)
 
 
 if __name__ == "__main__":
