@@ -142,7 +142,7 @@ impl MemoryPlan {
             group_pages: pools.pages,
             group_windows: layout.groups.iter().map(|group| group.window).collect(),
             ranks: ranks.collect(),
-            mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes as u64).sum(),
+            mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes).sum(),
             widths,
             n_collective_floats,
         })

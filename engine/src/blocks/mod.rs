@@ -26,6 +26,7 @@ pub(crate) struct Block {
 }
 
 /// What moves information between tokens, or stands in its place.
+#[expect(clippy::large_enum_variant, reason = "one a block, and nearly all are the large one")]
 pub(crate) enum Mixer {
     Attention(Attention),
     Linear(Replacement),
