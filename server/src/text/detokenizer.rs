@@ -122,7 +122,9 @@ mod tests {
         }
 
         #[test]
-        fn pieces_add_up_to_the_text_of_any_string(text in "(\\PC|[ \n]|[\u{4E00}-\u{9FFF}😀👩‍👩‍👧]){0,40}") {
+        fn pieces_add_up_to_the_text_of_any_string(
+            text in "(\\PC|[ \n]|[\u{4E00}-\u{9FFF}]|[😀👩‍👩‍👧]){0,40}",
+        ) {
             let model = fixture::model();
             let tokens = model.encode(&text, SpecialTokens::Literal).expect("encodes");
             prop_assert_eq!(stream(&model, &tokens, true).concat(), text);
@@ -131,7 +133,8 @@ mod tests {
         #[test]
         fn byte_soup_is_what_a_lossy_decode_makes_of_it(
             bytes in proptest::collection::vec(
-                prop_oneof![any::<u8>(), Just(0xF0), Just(0x9F), Just(0x98), Just(0xE2), Just(0xC3)],
+                // Any byte, and often those that begin a character or go on with one.
+                prop_oneof![any::<u8>(), Just(0xF0), Just(0x9F), Just(0x98), Just(0xE2)],
                 0..60,
             ),
         ) {

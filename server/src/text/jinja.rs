@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn blocks_are_trimmed_and_python_s_methods_exist() {
-        let source = "  {% if true %}\n{{ 'a-b'.split('-')[-1] }}{{ ' x '.strip().upper() }}\n  {% endif %}\nend\n";
+        let source = "  {% if true %}\n{{ 'a-b'.split('-')[-1] }}{{ ' x '.strip().upper() }}\n\
+                      \u{20} {% endif %}\nend\n";
         assert_eq!(render(source), "bX\nend");
     }
 
