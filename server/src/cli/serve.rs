@@ -77,7 +77,8 @@ fn announce(command: &ServeCommand, app: &App, address: SocketAddr) -> std::io::
         out,
         "  curl http://{reachable}/v1/chat/completions{key} \\\n    \
          -H 'Content-Type: application/json' \\\n    \
-         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"{question}\"}}],\"temperature\":0}}'\n"
+         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"{question}\"}}],\
+         \"temperature\":0}}'\n"
     )?;
     out.flush()
 }

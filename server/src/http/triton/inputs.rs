@@ -201,7 +201,8 @@ impl Inputs {
         let Members(members) = super::json::members(text.as_bytes())?;
         let mut given = Vec::new();
         for (name, value) in members {
-            let is_text = |(wire, _, kind): &(&str, &str, Kind)| *wire == name && *kind == Kind::Text;
+            let is_text =
+                |(wire, _, kind): &(&str, &str, Kind)| *wire == name && *kind == Kind::Text;
             // Numbers may be strings: the backend's own example writes "0.1".
             let value = match &value {
                 Value::String(text) if !INPUTS.iter().any(is_text) => {
