@@ -223,9 +223,9 @@ fn score_rows<S: Lanes, const M: usize>(
     let Queries { q, head_dim, score_factor, .. } = queries;
     let n_heads = queries.n_heads();
     let mut rows: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-    for i in 0..M {
+    for (i, row) in rows.iter_mut().enumerate() {
         let (token_idx, head_idx) = ((query_idx + i) / n_heads, (query_idx + i) % n_heads);
-        rows[i] = q.row(token_idx)[head_idx * head_dim..][..head_dim].as_chunks();
+        *row = q.row(token_idx)[head_idx * head_dim..][..head_dim].as_chunks();
     }
     let (stride, n_whole) = (head_dim.div_ceil(16), rows[0].0.len());
     let mut position = positions.start;

@@ -36,8 +36,8 @@ macro_rules! proven {
 ///
 /// `S EEEE FFF` moved up to bit 14 is `S S EEEE FFF 0…`; without the second sign it is an f16 whose
 /// exponent, biased by 15 instead of 7, reads 2^-8 too little. One unit more carries through the
-/// exponent of the one NaN magnitude, all ones, and of no other: so bit 14 of that sum is the second
-/// sign, flipped for a NaN, and what remains of it after the exclusive or makes an f16 NaN.
+/// exponent of the one NaN magnitude, all ones, and of no other: so bit 14 of that sum is the
+/// second sign, flipped for a NaN, and what the exclusive or leaves of it makes an f16 NaN.
 ///
 /// # Safety
 /// The processor has AVX2.

@@ -21,8 +21,8 @@ pub(super) fn exp<S: Lanes>(s: S, x: S::V) -> S::V {
     let x = s.max(s.splat(-104.0), s.min(s.splat(89.0), x));
     let to_integer = s.splat(TO_INTEGER);
     let n = s.sub(s.mul_add(x, s.splat(std::f32::consts::LOG2_E), to_integer), to_integer);
-    // ln 2 in two parts: the first has 9 bits, so its product with n is exact.
-    let r = s.mul_add(n, s.splat(-0.693_359_375), x);
+    // ln 2 in two parts: the first, 355/512, has 9 bits, so its product with n is exact.
+    let r = s.mul_add(n, s.splat(-355.0 / 512.0), x);
     let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_1e-4);
     for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {

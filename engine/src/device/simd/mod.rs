@@ -86,7 +86,10 @@ impl Simd {
 /// Defines functions that run `$implementation`, generic over [`lanes::Lanes`], compiled for the
 /// instructions of the level they are given.
 macro_rules! for_every_level {
-    ($($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $implementation:path;)*) => {$(
+    ($(
+        $(#[$doc:meta])*
+        $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $implementation:path;
+    )*) => {$(
         $(#[$doc])*
         pub(crate) fn $name(simd: Simd, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]

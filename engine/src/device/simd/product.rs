@@ -109,17 +109,17 @@ fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
     n: usize,
 ) -> usize {
     let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-    for i in 0..M {
-        x[i] = product.x.row(t + i).as_chunks();
+    for (i, x) in x.iter_mut().enumerate() {
+        *x = product.x.row(t + i).as_chunks();
     }
     let mut w = [WeightRow::NONE; N];
-    for j in 0..N {
+    for (j, w) in w.iter_mut().enumerate() {
         let row_idx = product.row_begin + n + j;
         let (blocks, last) = E::blocks(product.weights.row(row_idx));
         // A row is too short for the processor to see where the next ones begin.
         let next_idx = (row_idx + N).min(product.weights.n_rows - 1);
         let (ahead, _) = E::blocks(product.weights.row(next_idx));
-        w[j] = WeightRow { blocks, last, ahead };
+        *w = WeightRow { blocks, last, ahead };
     }
     let sums = chains::<S, E, M, N>(s, x, w, [[s.splat(0.0); N]; M]);
     for (i, sums) in sums.iter().enumerate() {
@@ -240,8 +240,8 @@ fn add_rows<S: Lanes, const M: usize, const N: usize>(
     let stride = x.n_cols().div_ceil(16);
     let n_rows = panel.len() / stride;
     let mut rows: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-    for i in 0..M {
-        rows[i] = x.row(i).as_chunks();
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = x.row(i).as_chunks();
     }
     let mut n = 0;
     while n < n_rows {
@@ -281,8 +281,8 @@ fn add_tile<S: Lanes, const M: usize, const N: usize>(
     }
 }
 
-/// The first `N` widened rows, `stride` blocks each, as [`chains`] takes them: whole blocks of x, and
-/// the one in which x ends.
+/// The first `N` widened rows, `stride` blocks each, as [`chains`] takes them. Of x, `n_whole` blocks
+/// are whole.
 #[inline(always)]
 pub(super) fn widened_rows<const N: usize>(
     rows: Blocks<'_>,

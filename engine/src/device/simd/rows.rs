@@ -17,8 +17,8 @@ macro_rules! for_each_block {
     };
 }
 
-/// `$out = $y` for blocks of sixteen of `$a` and `$b`, the last one padded. A macro, because a closure
-/// would be compiled without the level's instructions.
+/// `$out = $y` for blocks of sixteen of `$a` and `$b`, the last one padded. A macro, because a
+/// closure would be compiled without the level's instructions.
 macro_rules! for_each_pair {
     ($s:ident, ($a:ident, $b:ident) in ($a_row:expr, $b_row:expr), $out:expr, $y:expr) => {
         assert!($a_row.len() == $b_row.len() && $a_row.len() == $out.len(), "rows of one length");

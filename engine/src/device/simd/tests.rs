@@ -108,7 +108,8 @@ fn e4m3_is_rounded_to_the_nearest_and_ties_to_even() {
     }
 }
 
-/// `exp` at a level, through a primitive that shows it. Where `exp(-x)` overflows, a last 4e-37 is lost.
+/// `exp` at a level, through a primitive that shows it. Where `exp(-x)` overflows, a last 4e-37 is
+/// lost.
 #[test]
 fn silu_is_within_a_few_units_everywhere() {
     let x: Vec<f32> = (-104_000..104_000).map(|i| i as f32 / 1000.0).collect();

@@ -7,12 +7,12 @@ use weights::AttentionSpec;
 
 use crate::device::{DeviceError, Exec, KvRegion, View, ViewMut};
 
-/// `out[t][h] = Σ_j softmax_j(q[t][h] · k[j] / sqrt(head_dim)) · v[j]` over the positions j that the
-/// token sees: its own and those before it, as far back as the window goes. Query head h reads
+/// `out[t][h] = Σ_j softmax_j(q[t][h] · k[j] / sqrt(head_dim)) · v[j]` over the positions j that
+/// the token sees: its own and those before it, as far back as the window goes. Query head h reads
 /// key/value head `h / (n_q_heads / n_kv_heads)`.
 ///
-/// An output is within `(2 e + n / 16 + 40 roundings) · max|v|` of the exact one over what the cache
-/// holds, where n is how many positions it sees and e, the error of a score, is under
+/// An output is within `(2 e + n / 16 + 40 roundings) · max|v|` of the exact one over what the
+/// cache holds, where n is how many positions it sees and e, the error of a score, is under
 /// `head_dim / 16 + 12` roundings of `max_j Σ_d |q[d] · k[j][d]| / sqrt(head_dim)`.
 pub struct Args<'a> {
     /// `[T, n_q_heads * head_dim]`, rotated.
