@@ -85,11 +85,16 @@ fn e4m3_is_rounded_to_the_nearest_and_ties_to_even() {
     x.extend(x.clone().iter().flat_map(|x| [x.next_up(), x.next_down()]));
     let mut rng = Rng::new(21);
     x.extend((0..20_000).map(|_| f32::from_bits(rng.next_u64() as u32)));
+    // Quotients next to a tie: multiplying by the scale's inverse would fall on the wrong side.
+    let scales = [1.0, 0.0625, 0.1, 3.0, 0.0173];
+    for (scale, code) in scales.iter().flat_map(|scale| (0..126).map(move |code| (scale, code))) {
+        let tie = (e4m3_value(code) + e4m3_value(code + 1)) / 2.0 * f64::from(*scale);
+        x.extend([tie as f32, (tie as f32).next_up(), (tie as f32).next_down()]);
+    }
     x.extend(x.clone().iter().map(|x| -x));
     x.push(f32::NAN);
     for simd in simds() {
-        // A power of two, and one that a multiplication by its inverse would get wrong.
-        for scale in [1.0, 0.0625, 0.1, 3.0] {
+        for scale in scales {
             let mut rounded = x.clone();
             super::quantize_e4m3(simd, &mut rounded, scale);
             let mut stored = vec![0; x.len()];
@@ -164,7 +169,8 @@ fn reductions_do_not_depend_on_level_or_address() {
         assert!(sums[1..].windows(2).all(|pair| pair[0] == pair[1]), "AVX2 and AVX-512: {sums:?}");
     }
     for simd in simds() {
-        let row = [3.0, f32::NAN, -5.0, f32::NAN];
+        let mut row = vec![1.0; 50];
+        (row[3], row[19], row[35]) = (-5.0, f32::NAN, 2.0);
         assert!(super::sum_of_squares(simd, &row).is_nan());
         assert_eq!(super::max_magnitude(simd, &row), 5.0);
     }
