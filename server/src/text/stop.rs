@@ -211,8 +211,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_cut_gives_what_the_definition_says(
-            pieces in proptest::collection::vec("[abé😀]{0,4}", 0..12),
-            stops in proptest::collection::vec("[abé😀]{0,5}", 0..5),
+            // Two letters, so that a stop string often begins again within itself; 😀 and 😁
+            // differ in their last byte only.
+            pieces in proptest::collection::vec(prop_oneof![6 => "[ab]{0,6}", 1 => "[😀😁]"], 0..12),
+            stops in proptest::collection::vec(
+                prop_oneof![6 => "[ab]{3,6}", 2 => "[ab]?[😀😁]", 1 => Just(String::new())], 0..3,
+            ),
             keeps_stop in any::<bool>(),
         ) {
             let text = pieces.concat();
