@@ -116,87 +116,92 @@ fn a_stream_says_what_the_whole_answer_says() {
     }
 }
 
+/// A body, the status it gets, and words of the error.
+const MISTAKES: &[(&str, u16, &str)] = &[
+    ("", 500, "failed to parse the request JSON buffer: The document is empty. at 0"),
+    ("{", 500, "failed to parse the request JSON buffer: Missing a name for object member. at 1"),
+    ("not json", 500, "failed to parse the request JSON buffer: Invalid value. at 1"),
+    ("[1]", 500, "attempt to get members for non-object"),
+    ("{}", 400, "expected number of inputs between 2 and"),
+    (
+        r#"{"text_input":"a"}"#,
+        400,
+        "missing required input(s) ['max_tokens']. Please provide all required input(s).",
+    ),
+    (
+        r#"{"text_input":3,"max_tokens":4}"#,
+        500,
+        "Unable to parse JSON bytes array: attempt to access JSON non-string as string",
+    ),
+    (
+        r#"{"text_input":null,"max_tokens":4}"#,
+        500,
+        "Unable to parse JSON bytes array: attempt to access JSON non-string as string",
+    ),
+    (
+        r#"{"text_input":["a","b"],"max_tokens":4}"#,
+        400,
+        "[request id: <id_unknown>] input 'text_input' batch size does not match other inputs \
+         for 'ensemble'",
+    ),
+    (
+        r#"{"id":"r","text_input":"a","text_input":"b","max_tokens":4}"#,
+        400,
+        "[request id: r] input 'text_input' already exists in request",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":"4"}"#,
+        500,
+        "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4.5}"#,
+        500,
+        "Unable to parse 'data': attempt to access JSON non-signed-integer as signed-integer",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"stream":"false"}"#,
+        500,
+        "Unable to parse 'data': attempt to access JSON non-boolean as boolean",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"temperature":"1"}"#,
+        500,
+        "Unable to parse 'data': attempt to access JSON non-number as double",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"seed":-1}"#,
+        500,
+        "Unable to parse 'data': attempt to access JSON non-unsigned-integer as unsigned-integer",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"id":42}"#,
+        500,
+        "Unable to parse 'id': attempt to access JSON non-string as string",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"parameters":3}"#,
+        500,
+        "Expected JSON object for keyword: 'parameters': attempt to access JSON non-object as \
+         object",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"thing":{}}"#,
+        400,
+        "parameter 'thing' has invalid type. It should be either 'int', 'bool', or 'string'.",
+    ),
+    (
+        r#"{"text_input":"a","max_tokens":4,"parameters":{"thing":null}}"#,
+        400,
+        "Converting keyword: 'parameters': parameter 'thing' has invalid type. It should be \
+         either 'int', 'bool', or 'string'.",
+    ),
+];
+
 #[test]
 fn mistakes_are_answered_as_triton_answers_them() {
-    let inputs = "expected number of inputs between 2 and";
-    let missing = "missing required input(s) ['max_tokens']. Please provide all required input(s).";
-    let bytes = "Unable to parse JSON bytes array: attempt to access JSON non-string as string";
-    let data = "Unable to parse 'data': attempt to access JSON";
-    let buffer = "failed to parse the request JSON buffer:";
-    let cases = [
-        ("", 500, format!("{buffer} The document is empty. at 0")),
-        ("{", 500, format!("{buffer} Missing a name for object member. at 1")),
-        ("not json", 500, format!("{buffer} Invalid value. at 1")),
-        ("[1]", 500, "attempt to get members for non-object".into()),
-        ("{}", 400, inputs.into()),
-        (r#"{"text_input":"a"}"#, 400, missing.into()),
-        (r#"{"text_input":3,"max_tokens":4}"#, 500, bytes.into()),
-        (r#"{"text_input":null,"max_tokens":4}"#, 500, bytes.into()),
-        (
-            r#"{"text_input":["a","b"],"max_tokens":4}"#,
-            400,
-            "[request id: <id_unknown>] input 'text_input' batch size does not match other inputs \
-             for 'ensemble'"
-                .into(),
-        ),
-        (
-            r#"{"id":"r","text_input":"a","text_input":"b","max_tokens":4}"#,
-            400,
-            "[request id: r] input 'text_input' already exists in request".into(),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":"4"}"#,
-            500,
-            format!("{data} non-signed-integer as signed-integer"),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4.5}"#,
-            500,
-            format!("{data} non-signed-integer as signed-integer"),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"stream":"false"}"#,
-            500,
-            format!("{data} non-boolean as boolean"),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"temperature":"1"}"#,
-            500,
-            format!("{data} non-number as double"),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"seed":-1}"#,
-            500,
-            format!("{data} non-unsigned-integer as unsigned-integer"),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"id":42}"#,
-            500,
-            "Unable to parse 'id': attempt to access JSON non-string as string".into(),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"parameters":3}"#,
-            500,
-            "Expected JSON object for keyword: 'parameters': attempt to access JSON non-object as \
-             object"
-                .into(),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"thing":{}}"#,
-            400,
-            "parameter 'thing' has invalid type. It should be either 'int', 'bool', or 'string'."
-                .into(),
-        ),
-        (
-            r#"{"text_input":"a","max_tokens":4,"parameters":{"thing":null}}"#,
-            400,
-            "Converting keyword: 'parameters': parameter 'thing' has invalid type. It should be \
-             either 'int', 'bool', or 'string'."
-                .into(),
-        ),
-    ];
     for path in [GENERATE, STREAM] {
-        for (body, status, words) in &cases {
+        for (body, status, words) in MISTAKES {
             let reply = shared().send("POST", path, body.as_bytes());
             assert_eq!(reply.status(), *status, "{path} {body}: {}", reply.text());
             assert_eq!(reply.head.header("content-type"), Some("application/json"), "{body}");

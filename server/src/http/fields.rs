@@ -238,13 +238,15 @@ fn type_name(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
+    type Reader = fn(&mut Fields) -> Option<ApiError>;
+
     fn fields(text: &str) -> Fields {
         Fields::parse(text.as_bytes()).unwrap()
     }
 
     #[test]
     fn complaints_name_the_field_and_both_types() {
-        let cases: [(&str, fn(&mut Fields) -> Option<ApiError>, &str); 7] = [
+        let cases: &[(&str, Reader, &str)] = &[
             (r#"{"a":"x"}"#, |f| f.number("a").err(), "`a` must be a number, not a string"),
             (r#"{"a":1.5}"#, |f| f.integer("a").err(), "`a` must be an integer, not a fraction"),
             (r#"{"a":-1}"#, |f| f.count("a", 1).err(), "`a` is -1, but must be at least 1"),
@@ -259,7 +261,7 @@ mod tests {
         ];
         for (body, read, words) in cases {
             let Ok(mut fields) = Fields::parse(body.as_bytes()) else {
-                assert_eq!(words, "never parsed", "{body}");
+                assert_eq!(*words, "never parsed", "{body}");
                 continue;
             };
             let error = read(&mut fields).expect("refused").to_string();

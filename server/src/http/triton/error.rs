@@ -57,7 +57,8 @@ pub enum Refusal {
     },
     /// An unknown member is neither number, truth value nor string.
     #[error(
-        "{within}parameter '{name}' has invalid type. It should be either 'int', 'bool', or 'string'."
+        "{within}parameter '{name}' has invalid type. \
+         It should be either 'int', 'bool', or 'string'."
     )]
     ParameterType {
         /// Where it stands: empty, or `Converting keyword: 'parameters': `.
