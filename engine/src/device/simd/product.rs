@@ -281,8 +281,8 @@ fn add_tile<S: Lanes, const M: usize, const N: usize>(
     }
 }
 
-/// The first `N` widened rows, `stride` blocks each, as [`chains`] takes them. Of x, `n_whole` blocks
-/// are whole.
+/// The first `N` widened rows, `stride` blocks each, as [`chains`] takes them. Of x, `n_whole`
+/// blocks are whole.
 #[inline(always)]
 pub(super) fn widened_rows<const N: usize>(
     rows: Blocks<'_>,
