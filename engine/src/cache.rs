@@ -66,10 +66,6 @@ impl PageTables {
         PageTables { n_entries_per_slot, tables }
     }
 
-    pub(crate) fn n_groups(&self) -> usize {
-        self.tables.len()
-    }
-
     /// Sets the entries that a plan changed.
     pub(crate) fn apply(&mut self, updates: &[PageUpdate]) {
         for update in updates {

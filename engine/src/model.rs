@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parallel::{Communicator, Rank};
-use scheduler::StepPlan;
+use scheduler::{GroupIdx, StepPlan};
 use weights::{FfnWeights, LinearWeights, Matrix, MixerWeights, ModelSpec, RankWeights};
 
 use crate::batch::{Batch, EmitPoint};
@@ -32,6 +32,8 @@ pub(crate) struct Model {
     frequencies: RopeFrequencies,
     tables: PageTables,
     batch: Batch,
+    /// Room for the batch's rows in every cache group; empty between steps.
+    rows: Vec<Vec<AttentionRow<'static>>>,
     angles: RopeAngles,
     scratch: Scratch,
     logits: Logits,
@@ -96,6 +98,7 @@ impl Model {
             frequencies: RopeFrequencies::new(&spec.rope, head_dim),
             tables: PageTables::new(n_groups, plan.n_slots, plan.n_context_tokens),
             batch: Batch::new(n_groups, n_tokens, plan.n_slots),
+            rows: (0..n_groups).map(|_| Vec::with_capacity(plan.n_slots)).collect(),
             angles: RopeAngles::new(n_tokens, head_dim),
             scratch: Scratch::new(plan.widths, n_tokens),
             logits: Logits::new(spec, weights.head.matrix.n_rows, plan.n_ranks, rank),
@@ -117,12 +120,11 @@ impl Model {
         self.batch.fill(plan, &self.tables);
         self.angles.fill(&self.frequencies, &self.batch.positions);
         self.embed(exec, communicator)?;
-        let rows: Vec<Vec<AttentionRow<'_>>> = (0..self.tables.n_groups())
-            .map(|group_idx| {
-                let group = scheduler::GroupIdx(group_idx as u16);
-                self.batch.attention_rows(&self.tables, group).collect()
-            })
-            .collect();
+        let mut rows = emptied(std::mem::take(&mut self.rows));
+        for (group_idx, rows) in rows.iter_mut().enumerate() {
+            let group = GroupIdx(group_idx as u16);
+            rows.extend(self.batch.attention_rows(&self.tables, group));
+        }
         let mut cx = StepCx {
             exec,
             communicator,
@@ -135,7 +137,7 @@ impl Model {
         for block in &mut self.blocks {
             block.forward(&mut cx)?;
         }
-        drop(rows);
+        self.rows = emptied(rows);
         self.emit(exec, communicator, consume)
     }
 
@@ -247,6 +249,16 @@ impl Logits {
     }
 }
 
+/// The same vectors without their rows, free to hold rows of another lifetime. Nothing is allocated:
+/// what a vector of the same layout is collected from is reused (`tests` counts).
+fn emptied<'b>(rows: Vec<Vec<AttentionRow<'_>>>) -> Vec<Vec<AttentionRow<'b>>> {
+    let empty_one = |mut rows: Vec<AttentionRow<'_>>| {
+        rows.clear();
+        rows.into_iter().map(|_| unreachable!("it was cleared")).collect()
+    };
+    rows.into_iter().map(empty_one).collect()
+}
+
 /// The widths of one rank's widest sub-blocks: what [`Scratch`] is sized by.
 pub(crate) fn widths(spec: &ModelSpec, n_ranks: usize) -> Widths {
     let mut widths = Widths { hidden: spec.hidden_size, wide: 0, inner: 0 };
@@ -273,3 +285,6 @@ pub(crate) fn logits_bytes(spec: &ModelSpec, n_ranks: usize, rank_idx: usize) ->
     let n_floats = N_LOGIT_ROWS * (2 * spec.hidden_size + 1 + n_local + n_gathered);
     (n_floats * size_of::<f32>()) as u64
 }
+
+#[cfg(test)]
+mod tests;
