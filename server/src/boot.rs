@@ -20,7 +20,7 @@ pub struct Booted {
     pub text: Arc<TextModel>,
 }
 
-/// Why a model does not run.
+/// Why a model does not run. Each message tells the whole cause: there is no chain to print.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// There is nothing there.
@@ -33,36 +33,36 @@ pub enum StartError {
         path: PathBuf,
     },
     /// The checkpoint cannot be used.
-    #[error("cannot load {model}: {source}")]
+    #[error("cannot load {model}: {cause}")]
     Load {
         /// The model's name.
         model: String,
         /// What is wrong.
-        source: Box<LoadError>,
+        cause: Box<LoadError>,
     },
     /// Its tokenizer or chat template cannot be used.
-    #[error("cannot load {model}: {source}")]
+    #[error("cannot load {model}: {cause}")]
     Text {
         /// The model's name.
         model: String,
         /// What is wrong.
-        source: Box<TextLoadError>,
+        cause: Box<TextLoadError>,
     },
     /// The ranks cannot share it.
-    #[error("cannot share {model}: {source}; choose another --tp")]
+    #[error("cannot share {model}: {cause}; choose another --tp")]
     Uneven {
         /// The model's name.
         model: String,
         /// What cannot be shared.
-        source: Uneven,
+        cause: Uneven,
     },
     /// The engine does not start.
-    #[error("cannot start {model}: {source}")]
+    #[error("cannot start {model}: {cause}")]
     Engine {
         /// The model's name.
         model: String,
         /// What is wrong.
-        source: Box<BootError>,
+        cause: Box<BootError>,
     },
 }
 
@@ -78,7 +78,7 @@ pub fn open(model: &ModelSource) -> Result<Checkpoint, StartError> {
         }
         ModelSource::Directory(path) => Checkpoint::open(path),
     };
-    opened.map_err(|source| StartError::Load { model: model.name(), source: Box::new(source) })
+    opened.map_err(|cause| StartError::Load { model: model.name(), cause: Box::new(cause) })
 }
 
 /// Opens a model, reads its tokenizer and starts its engine.
@@ -88,10 +88,58 @@ pub fn open(model: &ModelSource) -> Result<Checkpoint, StartError> {
 pub fn boot(model: &ModelSource, config: &EngineConfig) -> Result<Booted, StartError> {
     let checkpoint = open(model)?;
     let text = TextModel::from_checkpoint(&checkpoint)
-        .map_err(|source| StartError::Text { model: model.name(), source: Box::new(source) })?;
+        .map_err(|cause| StartError::Text { model: model.name(), cause: Box::new(cause) })?;
     let shared = checkpoint.spec().check_sharding(config.n_ranks);
-    shared.map_err(|source| StartError::Uneven { model: model.name(), source })?;
+    shared.map_err(|cause| StartError::Uneven { model: model.name(), cause })?;
     let engine = engine::boot(Arc::new(checkpoint), config)
-        .map_err(|source| StartError::Engine { model: model.name(), source: Box::new(source) })?;
+        .map_err(|cause| StartError::Engine { model: model.name(), cause: Box::new(cause) })?;
     Ok(Booted { engine, text: Arc::new(text) })
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::{DeviceKind, EngineConfig};
+
+    use super::*;
+
+    fn config(n_ranks: usize) -> EngineConfig {
+        EngineConfig {
+            device: DeviceKind::Cpu,
+            n_ranks,
+            n_threads: Some(1),
+            n_slots: 1,
+            n_waiting_max: 1,
+            n_tokens_per_step: 16,
+            n_context_tokens: Some(64),
+            kv_dtype: None,
+            kv_bytes: None,
+        }
+    }
+
+    fn refusal(model: &str, n_ranks: usize) -> String {
+        let error = boot(&ModelSource::new(model), &config(n_ranks)).err().expect("refused");
+        let chain = std::error::Error::source(&error);
+        assert!(chain.is_none(), "{error} would be told twice");
+        error.to_string()
+    }
+
+    #[test]
+    fn what_does_not_start_is_told_in_one_line_with_the_remedy() {
+        let message = refusal("/no/such/model", 1);
+        assert!(message.starts_with("there is no directory /no/such/model: give"), "{message}");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let message = refusal(source, 1);
+        assert!(message.starts_with("cannot load src: "), "{message}");
+        assert!(message.contains("config.json: is it a checkpoint directory?"), "{message}");
+        let message = refusal("demo", 3);
+        assert!(message.starts_with("cannot share demo: "), "{message}");
+        assert!(message.ends_with("3 ranks cannot share evenly; choose another --tp"), "{message}");
+    }
+
+    #[test]
+    fn the_demo_model_boots() {
+        let booted = boot(&ModelSource::Demo, &config(2)).expect("boots");
+        assert_eq!(booted.engine.handle().info().n_context_tokens, 64);
+        booted.engine.shutdown();
+    }
 }

@@ -35,6 +35,8 @@ pub struct LogSettings {
     pub filter: String,
     /// One JSON object a line instead of text.
     pub is_json: bool,
+    /// Standard error is a terminal that may show colours.
+    pub has_colour: bool,
 }
 
 /// The thing to do.
@@ -142,6 +144,7 @@ impl Settings {
             Settings::parse(command_line, rust_log).unwrap_or_else(|error| error.exit());
         let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         settings.has_colour = wants_colour && std::io::stdout().is_terminal();
+        settings.log.has_colour = wants_colour && std::io::stderr().is_terminal();
         settings
     }
 
@@ -168,7 +171,8 @@ impl Settings {
         };
         let is_json = log_format == arguments::LogFormat::Json;
         let filter = log.or(rust_log).unwrap_or_else(|| command.default_log_filter().to_owned());
-        Ok(Settings { log: LogSettings { filter, is_json }, has_colour: false, command })
+        let log = LogSettings { filter, is_json, has_colour: false };
+        Ok(Settings { log, has_colour: false, command })
     }
 }
 

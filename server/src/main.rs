@@ -29,7 +29,10 @@ fn main() -> ExitCode {
 /// Sends the log to standard error.
 fn start_log(log: &LogSettings) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::try_new(&log.filter)?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(log.has_colour);
     match log.is_json {
         true => subscriber.json().init(),
         false => subscriber.init(),

@@ -33,12 +33,12 @@ pub enum CliError {
         presets: String,
     },
     /// A configuration that describes no model.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Config {
         /// The file.
         path: PathBuf,
         /// What is wrong in it.
-        source: Box<ConfigError>,
+        cause: Box<ConfigError>,
     },
     /// A checkpoint cannot be read or written.
     #[error(transparent)]
@@ -101,10 +101,8 @@ fn model_spec(name: &str) -> Result<ModelSpec, CliError> {
     let path = Path::new(name);
     if path.is_file() {
         let text = std::fs::read_to_string(path).map_err(io_error(name))?;
-        return ModelSpec::from_config_json(&text).map_err(|source| CliError::Config {
-            path: path.to_owned(),
-            source: Box::new(source),
-        });
+        return ModelSpec::from_config_json(&text)
+            .map_err(|cause| CliError::Config { path: path.to_owned(), cause: Box::new(cause) });
     }
     presets::preset(name).ok_or_else(|| CliError::NoSuchConfig {
         name: name.to_owned(),
