@@ -11,7 +11,7 @@ use crate::blocks::{
     Attention, Block, Ffn, Mixer, Replacement, Scratch, StepCx, SwiGlu, Widths, view, view_mut,
 };
 use crate::cache::{CacheLayout, PAGE_TOKENS, PageTables};
-use crate::device::{Exec, KvRegion, RopeAngles, RopeFrequencies};
+use crate::device::{Aligned, Exec, KvRegion, RopeAngles, RopeFrequencies};
 use crate::kernels::attention::AttentionRow;
 use crate::kernels::{embed, linear, rmsnorm};
 use crate::memory_plan::MemoryPlan;
@@ -43,11 +43,11 @@ pub(crate) struct Model {
 struct Logits {
     vocab_size: usize,
     /// Hidden states, then normalised, `[N_LOGIT_ROWS, hidden]` each.
-    picked: Vec<f32>,
-    normed: Vec<f32>,
+    picked: Aligned,
+    normed: Aligned,
     scales: Vec<f32>,
     /// This rank's vocabulary entries, `[N_LOGIT_ROWS, n_local]`.
-    local: Vec<f32>,
+    local: Aligned,
     /// All of them, `[N_LOGIT_ROWS, vocab]`; only rank 0 of several has it.
     gathered: Vec<f32>,
 }
@@ -208,10 +208,10 @@ impl Logits {
         let gathers = n_ranks > 1 && rank.idx() == 0;
         Logits {
             vocab_size: spec.vocab_size,
-            picked: vec![0.0; N_LOGIT_ROWS * spec.hidden_size],
-            normed: vec![0.0; N_LOGIT_ROWS * spec.hidden_size],
+            picked: Aligned::new(N_LOGIT_ROWS * spec.hidden_size),
+            normed: Aligned::new(N_LOGIT_ROWS * spec.hidden_size),
             scales: vec![0.0; N_LOGIT_ROWS],
-            local: vec![0.0; N_LOGIT_ROWS * n_local],
+            local: Aligned::new(N_LOGIT_ROWS * n_local),
             gathered: vec![0.0; if gathers { N_LOGIT_ROWS * spec.vocab_size } else { 0 }],
         }
     }
@@ -241,7 +241,7 @@ impl Logits {
     /// The whole row of logits, where this rank has it.
     fn row(&self, communicator: &Communicator, row_idx: usize) -> Option<&[f32]> {
         let whole = match communicator {
-            Communicator::Solo => &self.local,
+            Communicator::Solo => &*self.local,
             _ if self.gathered.is_empty() => return None,
             _ => &self.gathered,
         };

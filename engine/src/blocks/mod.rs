@@ -14,7 +14,7 @@ pub(crate) use linear::Replacement;
 pub(crate) use swiglu::SwiGlu;
 
 use crate::batch::Batch;
-use crate::device::{Exec, RopeAngles, View, ViewMut};
+use crate::device::{Aligned, Exec, RopeAngles, View, ViewMut};
 use crate::kernels::attention::AttentionRow;
 use crate::kernels::quantize;
 use crate::rank::StepError;
@@ -50,19 +50,20 @@ pub(crate) struct StepCx<'a> {
     pub(crate) norm_eps: f32,
 }
 
-/// Step-local memory, allocated at boot for the widest block and the fullest step.
+/// Step-local memory, allocated at boot for the widest block and the fullest step, on cache lines'
+/// boundaries: a vector that straddles two lines costs two loads.
 pub(crate) struct Scratch {
     hidden_size: usize,
     /// The residual stream, `[n_tokens, hidden]`.
-    pub(crate) residual: Vec<f32>,
+    pub(crate) residual: Aligned,
     /// A projection's input, `[n_tokens, hidden]`.
-    pub(crate) normed: Vec<f32>,
+    pub(crate) normed: Aligned,
     /// A sub-block's result on this rank, then over all ranks, `[n_tokens, hidden]`.
-    pub(crate) partial: Vec<f32>,
+    pub(crate) partial: Aligned,
     /// The widest first projection, `[n_tokens, …]`.
-    pub(crate) wide: Vec<f32>,
+    pub(crate) wide: Aligned,
     /// What the second projection takes, `[n_tokens, …]`.
-    pub(crate) inner: Vec<f32>,
+    pub(crate) inner: Aligned,
     /// A factor per token of a quantized input.
     pub(crate) scales: Vec<f32>,
 }
@@ -134,11 +135,11 @@ impl Scratch {
     pub(crate) fn new(widths: Widths, n_tokens: usize) -> Scratch {
         Scratch {
             hidden_size: widths.hidden,
-            residual: vec![0.0; n_tokens * widths.hidden],
-            normed: vec![0.0; n_tokens * widths.hidden],
-            partial: vec![0.0; n_tokens * widths.hidden],
-            wide: vec![0.0; n_tokens * widths.wide],
-            inner: vec![0.0; n_tokens * widths.inner],
+            residual: Aligned::new(n_tokens * widths.hidden),
+            normed: Aligned::new(n_tokens * widths.hidden),
+            partial: Aligned::new(n_tokens * widths.hidden),
+            wide: Aligned::new(n_tokens * widths.wide),
+            inner: Aligned::new(n_tokens * widths.inner),
             scales: vec![0.0; n_tokens],
         }
     }
