@@ -134,15 +134,21 @@ fn token_ids_are_as_good_as_text() {
 #[test]
 fn choices_are_ordered_by_prompt_then_answer() {
     let prompts = ["What is 3 + 4?", "Take 5 away from 9."];
-    let together = ask(&with(&drawn(), json!({ "prompt": prompts, "n": 2 })));
+    let members = json!({ "prompt": prompts, "n": 2, "return_token_ids": true });
+    let together = ask(&with(&drawn(), members.clone()));
     let choices = together["choices"].as_array().expect("a list");
     assert_eq!(choices.len(), 4);
+    let echoed = ask(&with(&drawn(), with(&members, json!({ "echo": true }))));
     for (prompt_idx, prompt) in prompts.iter().enumerate() {
         let alone = ask(&with(&drawn(), json!({ "prompt": prompt, "n": 2 })));
         for n in [0, 1] {
             let choice = &choices[2 * prompt_idx + n];
             assert_eq!(choice["index"], 2 * prompt_idx + n);
             assert_eq!(choice["text"], alone["choices"][n]["text"], "{prompt} {n}");
+            let text = choice["text"].as_str().expect("text");
+            let with_prompt = &echoed["choices"][2 * prompt_idx + n];
+            assert_eq!(with_prompt["text"], format!("{prompt}{text}"));
+            assert_eq!(with_prompt["prompt_token_ids"], choice["prompt_token_ids"]);
         }
         assert_ne!(alone["choices"][0]["text"], alone["choices"][1]["text"], "{prompt}");
     }
@@ -180,6 +186,10 @@ fn a_stop_string_ends_the_answer_wherever_tokens_are_cut() {
         assert_eq!(stopped["choices"][0]["text"], expected, "stop {stop:?}");
         assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
         assert_eq!(stopped["choices"][0]["stop_reason"], stop);
+        // Nothing is generated beyond it.
+        let n_tokens = stopped["usage"]["completion_tokens"].as_u64().expect("a count") as usize;
+        assert!(tokens[..n_tokens].concat().contains(stop), "stop {stop:?}");
+        assert!(!tokens[..n_tokens - 1].concat().contains(stop), "stop {stop:?}");
         let kept = ask(&with(&body, json!({ "include_stop_str_in_output": true })));
         assert_eq!(kept["choices"][0]["text"], format!("{expected}{stop}"));
         n_tried += 1;

@@ -11,7 +11,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::shutdown::Passage;
 use super::state::App;
@@ -39,7 +39,8 @@ pub struct Record {
     n_generated: AtomicUsize,
     first_token: OnceLock<Duration>,
     app: App,
-    passage: Option<Passage>,
+    _passage: Passage,
+    span: Span,
 }
 
 /// Wraps every route: id, span, metrics, and the line at the end.
@@ -50,8 +51,8 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     };
     let id = given_id(request.headers()).unwrap_or_else(|| format!("{:016x}", random()));
     let header = HeaderValue::from_str(&id).expect("an id of ours, or one that came in a header");
-    let span = tracing::info_span!("request", id, route);
     let record = Arc::new(Record::new(app, id, route));
+    let span = record.span.clone();
     request.extensions_mut().insert(Arc::clone(&record));
     let mut response = next.run(request).instrument(span).await;
     record.answered(&response);
@@ -66,9 +67,8 @@ pub fn random() -> u64 {
 
 impl Record {
     fn new(app: App, id: String, route: String) -> Record {
-        let passage = Some(app.in_flight.enter());
-        app.metrics.http_in_flight(app.in_flight.n());
         Record {
+            span: tracing::info_span!("request", id, route),
             id,
             route,
             began: Instant::now(),
@@ -76,8 +76,8 @@ impl Record {
             n_prompt: AtomicUsize::new(0),
             n_generated: AtomicUsize::new(0),
             first_token: OnceLock::new(),
+            _passage: app.in_flight.enter(),
             app,
-            passage,
         }
     }
 
@@ -104,32 +104,27 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.passage = None;
-        self.app.metrics.http_in_flight(self.app.in_flight.n());
         let status = match *self.status.get_mut() {
             // The client left before there was anything to answer.
             0 => 499,
             status => status,
         };
         let (n_prompt, n_generated) = (*self.n_prompt.get_mut(), *self.n_generated.get_mut());
-        let ttft_ms = self.first_token.get().map(|&after| after.as_secs_f64() * 1e3);
-        let total_ms = self.began.elapsed().as_secs_f64() * 1e3;
+        let ttft_ms = self.first_token.get().copied().map(milliseconds);
+        let total_ms = milliseconds(self.began.elapsed());
+        let _in_span = self.span.enter();
         // Probes would drown the rest.
         if n_prompt == 0 && status < 400 {
-            tracing::debug!(id = self.id, route = self.route, status, total_ms, "request");
+            tracing::debug!(status, total_ms, "answered");
             return;
         }
-        tracing::info!(
-            id = self.id,
-            route = self.route,
-            status,
-            n_prompt,
-            n_generated,
-            ttft_ms,
-            total_ms,
-            "request"
-        );
+        tracing::info!(status, n_prompt, n_generated, ttft_ms, total_ms, "answered");
     }
+}
+
+/// To the microsecond.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
 }
 
 fn given_id(headers: &HeaderMap) -> Option<String> {

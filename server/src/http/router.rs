@@ -46,6 +46,7 @@ async fn version() -> Json<serde_json::Value> {
 }
 
 async fn metrics_text(State(app): State<App>) -> impl IntoResponse {
+    app.metrics.http_in_flight(app.in_flight.n());
     let text = app.metrics.render(&app.engine.stats(), app.engine.info());
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
