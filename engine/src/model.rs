@@ -249,8 +249,8 @@ impl Logits {
     }
 }
 
-/// The same vectors without their rows, free to hold rows of another lifetime. Nothing is allocated:
-/// what a vector of the same layout is collected from is reused (`tests` counts).
+/// The same vectors without their rows, free to hold rows of another lifetime. Nothing is
+/// allocated: what a vector of the same layout is collected from is reused (`tests` counts).
 fn emptied<'b>(rows: Vec<Vec<AttentionRow<'_>>>) -> Vec<Vec<AttentionRow<'b>>> {
     let empty_one = |mut rows: Vec<AttentionRow<'_>>| {
         rows.clear();
