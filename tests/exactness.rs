@@ -1,5 +1,6 @@
 //! The same request gives the same bits, whatever shares its batch: alone or together, whole or in
-//! chunks, on one thread or two, after preemption. No tolerance anywhere in this file.
+//! chunks, after preemption. No tolerance anywhere in this file. That threads change no bit is for
+//! the kernels' own tests to show: this model is mostly too small to be split.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -23,8 +23,8 @@ enum Bound {
     /// Float32 rounding is all that is between us and the oracle: 1e-4.
     Exact,
     /// Float32 rounding, which can move an input of an FP8 projection across a rounding boundary of
-    /// e4m3, where it jumps by a sixteenth to an eighth of itself. Half of the positions must agree
-    /// as if exact; all must stay within what such jumps do to the oracle itself (`noise_flip`,
+    /// e4m3, where it jumps by a sixteenth to an eighth of itself. Nine positions of ten must
+    /// agree as if exact; all must stay within what such jumps do to the oracle itself (`noise_flip`,
     /// measured on it by summing in other orders; see `tests/golden/README.md`).
     Flips,
     /// Keys and values are rounded to BF16, the oracle's are not. Rounding every activation to BF16
@@ -169,13 +169,13 @@ fn logits_agree_with_the_float64_oracle_on_every_number_of_ranks() {
                     .unwrap_or_else(|error| panic!("{} on {n_ranks} ranks: {error}", case.name));
             let mut distances = prefill_distances(&golden, &mut probe);
             distances.sort_by(f32::total_cmp);
-            let median = distances[distances.len() / 2];
+            let ninth = distances[distances.len() * 9 / 10];
             let greatest = *distances.last().expect("positions");
             let what = format!("{}, {:?} cache, tp {n_ranks}", case.name, case.kv_dtype);
-            println!("{what:40} |Δlogit| median {median:.1e}, greatest {greatest:.1e}");
-            let is_exact_mostly = median <= EXACT || case.bound == Bound::Bf16Cache;
+            println!("{what:40} |Δlogit| of 9 in 10 {ninth:.1e}, greatest {greatest:.1e}");
+            let is_exact_mostly = ninth <= EXACT || case.bound == Bound::Bf16Cache;
             if greatest > golden.bound(case.bound) || !is_exact_mostly {
-                failures.push(format!("{what}: median {median}, greatest {greatest}"));
+                failures.push(format!("{what}: of 9 in 10 {ninth}, greatest {greatest}"));
             }
         }
     }
