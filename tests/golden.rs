@@ -22,13 +22,13 @@ struct Case {
 enum Bound {
     /// Float32 rounding is all that is between us and the oracle: 1e-4.
     Exact,
-    /// Float32 rounding, which can move an input of an FP8 projection across a rounding boundary of
-    /// e4m3, where it jumps by a sixteenth to an eighth of itself. Nine positions of ten must
-    /// agree as if exact; all must stay within what such jumps do to the oracle itself (`noise_flip`,
-    /// measured on it by summing in other orders; see `tests/golden/README.md`).
+    /// Float32 rounding, which can move an input of an FP8 projection across a rounding boundary
+    /// of e4m3, where it jumps by a sixteenth to an eighth of itself. Nine positions of ten must
+    /// agree as if exact; all must stay within what such jumps do to the oracle itself
+    /// (`noise_flip`, measured on it by summing in other orders; see `tests/golden/README.md`).
     Flips,
-    /// Keys and values are rounded to BF16, the oracle's are not. Rounding every activation to BF16
-    /// moves the oracle's own logits by `noise_bf16`; keys and values are some of them.
+    /// Keys and values are rounded to BF16, the oracle's are not. Rounding every activation to
+    /// BF16 moves the oracle's own logits by `noise_bf16`; keys and values are some of them.
     Bf16Cache,
 }
 
