@@ -1,0 +1,1 @@
+//! A double of cuBLASLt: matrix products with its rules enforced.

@@ -1,0 +1,1 @@
+//! The driver: devices, contexts, streams, events, modules, graphs, and the C entry points.

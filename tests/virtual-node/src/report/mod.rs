@@ -1,0 +1,1 @@
+//! What was counted: launches, bytes, flops, per kernel and in all.
