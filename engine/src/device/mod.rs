@@ -1,10 +1,11 @@
 //! Where kernels run and what they run on: the executor, matrix views, rotary angles, KV memory.
 //!
-//! It knows no model, no step and no scheduler. `unsafe` is confined to `simd/` (instructions) and
-//! `view.rs` (disjoint tiles of one matrix).
+//! It knows no model, no step and no scheduler. `unsafe` is confined to `simd/` (instructions),
+//! `view.rs` (disjoint tiles of one matrix) and `cuda/` (calls of the driver).
 
 mod aligned;
 mod cpu;
+pub mod cuda;
 mod error;
 mod kv;
 mod rope;
@@ -14,6 +15,7 @@ mod view;
 pub use aligned::Aligned;
 pub use cpu::CpuExec;
 pub(crate) use cpu::{Grid, Tile};
+pub use cuda::{CudaExec, DevicePtr};
 pub use error::DeviceError;
 pub use kv::{KvLocation, KvRegion, KvShape};
 pub(crate) use kv::{KvPlace, Scaled};

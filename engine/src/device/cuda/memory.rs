@@ -1,0 +1,171 @@
+//! Device memory carved from a few large allocations, and pinned host memory.
+//!
+//! Addresses are plain numbers: what lies there, and for how long, is the memory plan's to know.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::context::Context;
+use crate::device::DeviceError;
+
+/// What an allocation starts at a multiple of: enough for any access, TMA and cuBLASLt included.
+pub const ALIGNMENT: usize = 256;
+
+/// Memory of a device. Never dereferenced by the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// For arguments that a kernel does not look at.
+    pub const NULL: DevicePtr = DevicePtr(0);
+
+    /// `n_bytes` further on.
+    #[must_use]
+    pub fn offset(self, n_bytes: usize) -> DevicePtr {
+        DevicePtr(self.0 + n_bytes as u64)
+    }
+
+    /// `n` elements of type `T` further on.
+    #[must_use]
+    pub fn elements<T: Plain>(self, n: usize) -> DevicePtr {
+        self.offset(n * size_of::<T>())
+    }
+
+    /// Whether the address is a multiple of `n_bytes`.
+    pub fn is_aligned(self, n_bytes: usize) -> bool {
+        self.0.is_multiple_of(n_bytes as u64)
+    }
+}
+
+/// A type that is nothing but its bytes: every pattern is a value, and there are no gaps.
+///
+/// # Safety
+/// That must be so.
+pub unsafe trait Plain: Copy + 'static {}
+
+macro_rules! plain {
+    ($($type:ty),*) => {
+        // SAFETY: numbers of fixed size.
+        $(unsafe impl Plain for $type {})*
+    };
+}
+
+plain!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, half::bf16, half::f16);
+
+/// The bytes of `values`.
+pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    // SAFETY: a plain type has no gaps, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The bytes of `values`, to be overwritten.
+pub fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: a plain type has no gaps and takes any bytes, and bytes need no alignment.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+/// A bump allocator over large allocations of the driver.
+pub(super) struct Arena {
+    chunk_bytes: usize,
+    next: Cell<u64>,
+    n_left_bytes: Cell<usize>,
+    n_claimed_bytes: Cell<usize>,
+}
+
+impl Arena {
+    /// With `chunk_bytes` of 0 every allocation is one of the driver's and exactly as long as asked
+    /// for, so that a virtual node notices whoever leaves it.
+    pub(super) fn new(chunk_bytes: usize) -> Arena {
+        Arena {
+            chunk_bytes,
+            next: Cell::new(0),
+            n_left_bytes: Cell::new(0),
+            n_claimed_bytes: Cell::new(0),
+        }
+    }
+
+    pub(super) fn n_claimed_bytes(&self) -> usize {
+        self.n_claimed_bytes.get()
+    }
+
+    pub(super) fn alloc(
+        &self,
+        context: &Context,
+        n_bytes: usize,
+    ) -> Result<DevicePtr, DeviceError> {
+        if n_bytes > self.chunk_bytes / 2 {
+            return self.claim(context, n_bytes).map(DevicePtr);
+        }
+        let n_bytes = n_bytes.next_multiple_of(ALIGNMENT);
+        if n_bytes > self.n_left_bytes.get() {
+            self.next.set(self.claim(context, self.chunk_bytes)?);
+            self.n_left_bytes.set(self.chunk_bytes);
+        }
+        let address = self.next.get();
+        self.next.set(address + n_bytes as u64);
+        self.n_left_bytes.set(self.n_left_bytes.get() - n_bytes);
+        Ok(DevicePtr(address))
+    }
+
+    fn claim(&self, context: &Context, n_bytes: usize) -> Result<u64, DeviceError> {
+        let address = context.claim(n_bytes)?;
+        assert!(DevicePtr(address).is_aligned(ALIGNMENT), "the driver aligns to {ALIGNMENT}");
+        self.n_claimed_bytes.set(self.n_claimed_bytes.get() + n_bytes);
+        Ok(address)
+    }
+}
+
+/// Host memory that copies reach without the processor. The device may write it at any time, so it
+/// is only ever copied from and to: nobody gets a reference into it.
+pub struct Pinned {
+    start: *mut u8,
+    n_bytes: usize,
+    /// Owns the memory.
+    _context: Rc<Context>,
+}
+
+impl Pinned {
+    pub(super) fn new(context: &Rc<Context>, n_bytes: usize) -> Result<Pinned, DeviceError> {
+        let start = context.claim_pinned(n_bytes)?;
+        Ok(Pinned { start, n_bytes, _context: Rc::clone(context) })
+    }
+
+    /// Length.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Copies `values` to `offset_bytes`. Copies that are under way may see old or new bytes.
+    pub fn write<T: Plain>(&self, offset_bytes: usize, values: &[T]) {
+        let n_bytes = size_of_val(values);
+        let to = self.range(offset_bytes, n_bytes);
+        // SAFETY: `range` has seen that it lies inside; `values` cannot overlap memory into which
+        // there are no references; plain types may be copied as bytes.
+        unsafe { to.copy_from_nonoverlapping(values.as_ptr().cast(), n_bytes) }
+    }
+
+    /// Copies from `offset_bytes` to `values`: what the last finished copy left there.
+    pub fn read<T: Plain>(&self, offset_bytes: usize, values: &mut [T]) {
+        let n_bytes = size_of_val(values);
+        let from = self.range(offset_bytes, n_bytes);
+        // SAFETY: as in `write`; any bytes are a value of a plain type.
+        unsafe { from.copy_to_nonoverlapping(values.as_mut_ptr().cast(), n_bytes) }
+    }
+
+    /// Where kernels find it: with unified addresses a device uses the host's.
+    pub fn device_ptr(&self) -> DevicePtr {
+        DevicePtr(self.start as u64)
+    }
+
+    /// The address of a part of it.
+    pub(super) fn range(&self, offset_bytes: usize, n_bytes: usize) -> *mut u8 {
+        let end = offset_bytes.checked_add(n_bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.n_bytes),
+            "{offset_bytes} + {n_bytes} bytes of {} pinned ones",
+            self.n_bytes
+        );
+        // SAFETY: inside the allocation, as was just seen.
+        unsafe { self.start.add(offset_bytes) }
+    }
+}
