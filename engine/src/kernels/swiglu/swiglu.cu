@@ -1,0 +1,142 @@
+// The gated activation of an FFN: out = quantize(silu(gate) * up), silu(x) = x / (1 + exp(-x)).
+//
+// Fused: the scales that the gate/up projection left over, the activation, the product, and the
+// rounding that the down projection asks for.
+//
+//   gate_up        bf16 [n_tokens, 2 * width]: gate, then up
+//   gate_factor, up_factor   multiply the halves: input scale times weight scale, or 1
+//   column_scales  f32 [2 * width] or null: further factors, of the weights' rows
+//   token_scales   f32 [n_tokens] or null: further factors, of the input's rows
+//   out            bf16 or e4m3 [n_tokens, width]
+//   out_scales     f32 [n_tokens], written by the per-token kernels: what `out` must be multiplied
+//                  by, or (`magnitudes`) a row's greatest magnitude in this rank's columns
+//
+// Who owns what: block (i, t) of the plain kernels has columns [i, i + 1) * N_THREADS * 8 of token
+// t, a thread one chunk of each half. The per-token kernels give a token to a cluster, whose blocks
+// stride over its columns; its maximum does not depend on their number.
+//
+// Bound: 4 * width bytes read and 2 * width (bf16) or width (e4m3) written a token. The per-token
+// e4m3 kernel reads its row twice, the second time from the L2.
+//
+// sass swiglu_bf16: LDG.128 2, STG.128 1
+// sass swiglu_e4m3: LDG.128 2, STG.64 1
+// sass swiglu_bf16_magnitudes: LDG.128 2, STG.128 1
+// sass swiglu_e4m3_token: LDG.128 4, STG.64 1
+#include "common.cuh"
+
+constexpr int N_THREADS = 128;
+constexpr int N_THREADS_ROW = 256;
+constexpr int CLUSTER_MAX = 8;
+
+struct Args {
+    const bf16* gate_up;
+    const float* column_scales;
+    const float* token_scales;
+    i32 width;
+    float gate_factor;
+    float up_factor;
+};
+
+// Activations of columns [col, col + 8) of `token`.
+__device__ __forceinline__ F32x8 activated(const Args& args, i32 token, i32 col) {
+    const i32 n_left = args.width - col;
+    const bool is_wide = args.width % CHUNK == 0;
+    const bf16* row = args.gate_up + i64(token) * 2 * args.width;
+    const uint4 gate_raw = load_chunk(row + col, n_left, is_wide);
+    const uint4 up_raw = load_chunk(row + args.width + col, n_left, is_wide);
+    const float token_scale = args.token_scales ? args.token_scales[token] : 1.0f;
+    const float gate_factor = args.gate_factor * token_scale;
+    const float up_factor = args.up_factor * token_scale;
+    F32x8 gate = widened(gate_raw);
+    F32x8 up = widened(up_raw);
+    if (args.column_scales) {
+        const float* scales = args.column_scales + col;
+        const F32x8 of_gate = load_chunk(scales, n_left, is_wide);
+        const F32x8 of_up = load_chunk(scales + args.width, n_left, is_wide);
+#pragma unroll
+        for (int i = 0; i < CHUNK; i++) {
+            gate.x[i] *= of_gate.x[i];
+            up.x[i] *= of_up.x[i];
+        }
+    }
+    F32x8 out;
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) {
+        const float x = gate.x[i] * gate_factor;
+        out.x[i] = x / (1.0f + expf(-x)) * (up.x[i] * up_factor);
+    }
+    return out;
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+swiglu_bf16(Args args, bf16* __restrict__ out) {
+    const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
+    if (col >= args.width) return;
+    const F32x8 v = activated(args, blockIdx.y, col);
+    bf16* place = out + i64(blockIdx.y) * args.width + col;
+    store_chunk(place, v, args.width - col, args.width % CHUNK == 0);
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS)
+swiglu_e4m3(Args args, e4m3* __restrict__ out, float out_scale) {
+    const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
+    if (col >= args.width) return;
+    const uint2 codes = quantized(activated(args, blockIdx.y, col), out_scale);
+    e4m3* place = out + i64(blockIdx.y) * args.width + col;
+    store_chunk(place, codes, args.width - col, args.width % CHUNK == 0);
+}
+
+// The greatest of every thread's value in the cluster. Called once in a kernel.
+__device__ __forceinline__ float cluster_max(float x) {
+    __shared__ float room[N_THREADS_ROW / 32];
+    __shared__ float of_blocks[CLUSTER_MAX];
+    // The others' shared memory may be written once they run.
+    cluster_arrive();
+    const float of_block = block_reduce<Max, N_THREADS_ROW>(x, room);
+    cluster_wait();
+    const u32 n_blocks = cluster_size();
+    if (threadIdx.x < n_blocks) {
+        store_in_cluster(&of_blocks[cluster_rank()], threadIdx.x, of_block);
+    }
+    cluster_arrive();
+    cluster_wait();
+    float greatest = of_blocks[0];
+    for (u32 i = 1; i < n_blocks; i++) greatest = fmaxf(greatest, of_blocks[i]);
+    return greatest;
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
+swiglu_bf16_magnitudes(Args args, bf16* __restrict__ out, float* __restrict__ magnitudes) {
+    const i32 token = blockIdx.y;
+    const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
+    float greatest = 0.0f;
+    for (i32 col = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK; col < args.width;
+         col += step) {
+        // The maximum is of what is stored, so that the quantization to come cannot exceed it.
+        const uint4 rounded = narrowed(activated(args, token, col));
+        const F32x8 v = widened(rounded);
+        bf16* place = out + i64(token) * args.width + col;
+        store_chunk(place, v, args.width - col, args.width % CHUNK == 0);
+        greatest = fmaxf(greatest, greatest_magnitude(v));
+    }
+    greatest = cluster_max(greatest);
+    if (blockIdx.x == 0 && threadIdx.x == 0) magnitudes[token] = greatest;
+}
+
+extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
+swiglu_e4m3_token(Args args, e4m3* __restrict__ out, float* __restrict__ out_scales) {
+    const i32 token = blockIdx.y;
+    const i32 first = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK;
+    const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
+    float greatest = 0.0f;
+    for (i32 col = first; col < args.width; col += step) {
+        greatest = fmaxf(greatest, greatest_magnitude(activated(args, token, col)));
+    }
+    const float scale = scale_of(cluster_max(greatest));
+    for (i32 col = first; col < args.width; col += step) {
+        const uint2 codes = quantized(activated(args, token, col), scale);
+        e4m3* place = out + i64(token) * args.width + col;
+        store_chunk(place, codes, args.width - col, args.width % CHUNK == 0);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) out_scales[token] = scale;
+}
