@@ -1,1 +1,4 @@
-//! A double of cuBLASLt: matrix products with its rules enforced.
+//! A double of cuBLASLt 12.6: matrix products on the node's streams, under the real one's rules.
+
+mod element;
+mod product;
