@@ -6,7 +6,8 @@ use std::ffi::{CString, c_int, c_void};
 use std::ptr;
 
 use cudarc::driver::sys::{
-    self, CUfunction, CUfunction_attribute as Attribute, CUmodule, CUresult,
+    self, CUfunction, CUfunction_attribute as Attribute, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult,
 };
 
 use super::artifact::ARTIFACTS;
@@ -36,6 +37,9 @@ pub struct LaunchConfig {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Neighbours in x that run at once and reach each other's shared memory; 1 for none. Divides
+    /// the grid.
+    pub cluster: u32,
 }
 
 /// One parameter of a kernel, as its signature has it.
@@ -137,26 +141,23 @@ impl Kernels {
             };
         }
         let function = self.function(kernel)?;
-        let LaunchConfig { grid: [grid_x, grid_y, grid_z], block: [x, y, z], shared_bytes } =
-            config;
-        let (stream, pointers) = (stream.raw(), pointers.as_mut_ptr());
-        // SAFETY: the caller answers for the parameters. The driver copies them during the call
-        // and writes to none.
+        let mut cluster = cluster_attribute(config.cluster);
+        let config = CUlaunchConfig {
+            gridDimX: config.grid[0],
+            gridDimY: config.grid[1],
+            gridDimZ: config.grid[2],
+            blockDimX: config.block[0],
+            blockDimY: config.block[1],
+            blockDimZ: config.block[2],
+            sharedMemBytes: config.shared_bytes,
+            hStream: stream.raw(),
+            attrs: &mut cluster,
+            numAttrs: u32::from(config.cluster > 1),
+        };
+        // SAFETY: the caller answers for the parameters. The driver copies them and the attribute
+        // during the call and writes to none.
         let result = unsafe {
-            let none = ptr::null_mut();
-            sys::cuLaunchKernel(
-                function,
-                grid_x,
-                grid_y,
-                grid_z,
-                x,
-                y,
-                z,
-                shared_bytes,
-                stream,
-                pointers,
-                none,
-            )
+            sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), ptr::null_mut())
         };
         check(kernel.name, result)
     }
@@ -201,6 +202,16 @@ impl Kernels {
             check("cuFuncSetAttribute", sys::cuFuncSetAttribute(function, attribute, dynamic_bytes))
         }
     }
+}
+
+/// Asks for clusters of `n_blocks` neighbours in x.
+fn cluster_attribute(n_blocks: u32) -> CUlaunchAttribute {
+    let mut value = CUlaunchAttributeValue { pad: [0; 64] };
+    value.clusterDim.x = n_blocks;
+    value.clusterDim.y = 1;
+    value.clusterDim.z = 1;
+    let id = CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 impl Drop for Kernels {
