@@ -97,4 +97,29 @@ pub enum DeviceError {
         /// Whose memory.
         to: usize,
     },
+    /// cuBLASLt refused a call.
+    #[error("{call}{subject}: {name} ({code})")]
+    Blas {
+        /// The call.
+        call: &'static str,
+        /// The product, where the call is about one.
+        subject: String,
+        /// The library's code.
+        code: u32,
+        /// The code's name.
+        name: String,
+    },
+    /// A rank's share of a projection has rows that FP8 kernels cannot read.
+    #[error(
+        "an FP8 projection of {n_inputs} inputs and {n_outputs} outputs on one rank: both must be \
+         multiples of {multiple}; use fewer ranks"
+    )]
+    RowsNotAligned {
+        /// Rows of the rank's weights.
+        n_outputs: usize,
+        /// Their columns.
+        n_inputs: usize,
+        /// What both must be a multiple of.
+        multiple: usize,
+    },
 }

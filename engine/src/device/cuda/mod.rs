@@ -7,6 +7,7 @@
 //! device.
 
 mod artifact;
+mod blas;
 mod context;
 mod driver;
 mod launch;
@@ -18,11 +19,13 @@ pub(crate) mod testing;
 
 use std::rc::Rc;
 
+pub use blas::{Algorithm, Operands, Product, ProductShape, ProductTypes, WORKSPACE_BYTES};
 pub use context::DeviceInfo;
 pub use launch::{Kernel, LaunchConfig, Param};
 pub use memory::{ALIGNMENT, DevicePtr, Pinned, Plain, bytes_of, bytes_of_mut};
 pub use stream::{Event, Graph, Stream};
 
+use blas::Blas;
 use context::Context;
 use launch::Kernels;
 use memory::Arena;
@@ -35,6 +38,7 @@ const CHUNK_BYTES: usize = 64 << 20;
 /// One GPU of a rank. Fields are dropped in this order, the context last.
 pub struct CudaExec {
     kernels: Kernels,
+    blas: Blas,
     stream: Stream,
     arena: Arena,
     context: Rc<Context>,
@@ -59,7 +63,9 @@ impl CudaExec {
         let context = Rc::new(Context::open(ordinal)?);
         let kernels = Kernels::load(context.info.shared_bytes_max)?;
         let stream = Stream::new(&context)?;
-        Ok(CudaExec { kernels, stream, arena: Arena::new(chunk_bytes), context })
+        let arena = Arena::new(chunk_bytes);
+        let blas = Blas::open(arena.alloc(&context, WORKSPACE_BYTES)?)?;
+        Ok(CudaExec { kernels, blas, stream, arena, context })
     }
 
     /// What the device says of itself.
@@ -143,6 +149,32 @@ impl CudaExec {
     /// [`DeviceError::NoPeerAccess`] where the two are not connected so.
     pub fn enable_peer(&self, peer: usize) -> Result<(), DeviceError> {
         self.context.enable_peer(peer)
+    }
+
+    /// Describes a matrix product and chooses how it is computed; at boot only.
+    ///
+    /// # Errors
+    /// What cuBLASLt has against the shape.
+    pub fn plan_product(
+        &self,
+        shape: ProductShape,
+        n_tokens: usize,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Product, DeviceError> {
+        self.blas.plan(shape, n_tokens, algorithm)
+    }
+
+    /// Submits a matrix product to the stream of steps.
+    ///
+    /// # Errors
+    /// What cuBLASLt says.
+    pub fn submit_product(
+        &self,
+        product: &Product,
+        operands: Operands,
+        n_tokens: usize,
+    ) -> Result<(), DeviceError> {
+        self.blas.submit(&self.stream, product, operands, n_tokens)
     }
 
     /// Submits a kernel to the stream of steps.

@@ -1,6 +1,7 @@
 //! A projection: products of tokens with stored weights, widened on the fly, scales at the end.
 
 mod cpu;
+pub mod cuda;
 
 use weights::{InputScale, LinearWeights, WeightScale};
 

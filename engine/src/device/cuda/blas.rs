@@ -1,0 +1,416 @@
+//! Matrix products of cuBLASLt, described once at boot and submitted without asking it again.
+//!
+//! cudarc's own wrapper knows no FP8, no scale pointers and no memory of what it chose: it makes
+//! the descriptions and asks for an algorithm at every call.
+//!
+//! cuBLASLt thinks in columns. A row-major `[rows, columns]` matrix is to it a column-major
+//! `columns × rows` one, so `out[T, N] = x[T, K] · W[N, K]ᵀ` reads `outᵀ = Wᵀᵀ · xᵀ`: its A is the
+//! weights, transposed, its B is the tokens as they lie, and *its* dimensions are m = N, n = T and
+//! k = K. That is the "TN" form, the only one that has FP8 kernels on Hopper.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use cudarc::cublaslt::sys::{
+    self, cublasComputeType_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulDesc_t,
+    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
+    cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute,
+    cublasLtMatrixLayout_t, cublasLtMatrixLayoutAttribute_t as LayoutAttribute,
+    cublasLtReductionScheme_t, cublasOperation_t, cublasStatus_t, cudaDataType_t,
+};
+
+use super::memory::DevicePtr;
+use super::stream::Stream;
+use crate::device::DeviceError;
+
+/// What cuBLASLt may use for partial sums: NVIDIA's recommendation for Hopper.
+pub const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Types of a product's operands and of what it yields. Sums are f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProductTypes {
+    /// e4m3 × e4m3, written as bf16.
+    F8ToBf16,
+    /// bf16 × bf16, written as bf16.
+    Bf16ToBf16,
+    /// bf16 × bf16, written as f32.
+    Bf16ToF32,
+}
+
+/// A product's shape, up to the number of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProductShape {
+    /// N: rows of the weights.
+    pub n_outputs: usize,
+    /// K: columns of the weights.
+    pub n_inputs: usize,
+    /// Of operands and result.
+    pub types: ProductTypes,
+    /// Whether the sum is multiplied by two factors that lie on the device.
+    pub is_scaled: bool,
+}
+
+/// What a product reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands {
+    /// `[T, K]`
+    pub x: DevicePtr,
+    /// `[N, K]`
+    pub weights: DevicePtr,
+    /// `[T, N]`
+    pub out: DevicePtr,
+    /// One f32 each, where the shape is scaled: the weights' factor and the input's.
+    pub scales: Option<(DevicePtr, DevicePtr)>,
+}
+
+/// The library, opened on one device.
+pub(super) struct Blas {
+    handle: cublasLtHandle_t,
+    workspace: DevicePtr,
+}
+
+/// A product with everything chosen but its addresses and the number of tokens.
+pub struct Product {
+    shape: ProductShape,
+    operation: Operation,
+    weights: Layout,
+    /// Its columns are the tokens; set at each call.
+    x: Layout,
+    out: Layout,
+    algorithm: cublasLtMatmulAlgo_t,
+}
+
+/// An algorithm that was chosen for one product and may serve another of the same shape.
+#[derive(Clone, Copy)]
+pub struct Algorithm(cublasLtMatmulAlgo_t);
+
+struct Operation(cublasLtMatmulDesc_t);
+struct Layout(cublasLtMatrixLayout_t);
+struct Preference(cublasLtMatmulPreference_t);
+
+impl Blas {
+    /// `workspace` holds [`WORKSPACE_BYTES`]. Products on different streams may not share it.
+    pub(super) fn open(workspace: DevicePtr) -> Result<Blas, DeviceError> {
+        let mut handle = ptr::null_mut();
+        // SAFETY: the library is there, which opening the device has seen.
+        check("cublasLtCreate", None, unsafe { sys::cublasLtCreate(&mut handle) })?;
+        Ok(Blas { handle, workspace })
+    }
+
+    /// Describes a product of up to `n_tokens` tokens, and chooses how it is computed unless
+    /// `algorithm` says so.
+    pub(super) fn plan(
+        &self,
+        shape: ProductShape,
+        n_tokens: usize,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Product, DeviceError> {
+        let ProductShape { n_outputs, n_inputs, types, is_scaled } = shape;
+        let (operand, result) = types.of_operands_and_result();
+        let mut product = Product {
+            shape,
+            operation: Operation::new(types)?,
+            weights: Layout::new(operand, n_inputs, n_outputs)?,
+            x: Layout::new(operand, n_inputs, n_tokens)?,
+            out: Layout::new(result, n_outputs, n_tokens)?,
+            algorithm: cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        if is_scaled {
+            // Whether there are factors decides which algorithms there are; where they lie does
+            // not, as long as they are aligned.
+            product.operation.set_scales(self.workspace, self.workspace)?;
+        }
+        product.algorithm = match algorithm {
+            Some(Algorithm(algorithm)) => self.checked(&product, algorithm)?,
+            None => self.chosen(&product)?,
+        };
+        Ok(product)
+    }
+
+    /// Submits a product of `n_tokens` tokens.
+    pub(super) fn submit(
+        &self,
+        stream: &Stream,
+        product: &Product,
+        operands: Operands,
+        n_tokens: usize,
+    ) -> Result<(), DeviceError> {
+        let Operands { x, weights, out, scales } = operands;
+        assert_eq!(scales.is_some(), product.shape.is_scaled, "{:?}", product.shape);
+        if let Some((of_weights, of_input)) = scales {
+            product.operation.set_scales(of_weights, of_input)?;
+        }
+        product.x.set_columns(n_tokens)?;
+        product.out.set_columns(n_tokens)?;
+        let (one, zero) = (1.0f32, 0.0f32);
+        let out_layout = product.out.0;
+        // SAFETY: the descriptions are ours and of one shape; the factors are read during the
+        // call; device addresses are the device's to check. `out` serves as C, which a factor of
+        // zero leaves unread.
+        let status = unsafe {
+            sys::cublasLtMatmul(
+                self.handle,
+                product.operation.0,
+                ptr::from_ref(&one).cast(),
+                address(weights),
+                product.weights.0,
+                address(x),
+                product.x.0,
+                ptr::from_ref(&zero).cast(),
+                address(out),
+                out_layout,
+                address(out).cast_mut(),
+                out_layout,
+                &product.algorithm,
+                address(self.workspace).cast_mut(),
+                WORKSPACE_BYTES,
+                stream.raw().cast(),
+            )
+        };
+        check("cublasLtMatmul", Some((product.shape, n_tokens)), status)
+    }
+
+    /// What the library thinks is fastest.
+    fn chosen(&self, product: &Product) -> Result<cublasLtMatmulAlgo_t, DeviceError> {
+        let preference = Preference::new()?;
+        let mut found = no_result();
+        let mut n_found = 0;
+        let Product { operation, weights, x, out, .. } = product;
+        // SAFETY: the descriptions are ours; there is room for the one result that is asked for.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                operation.0,
+                weights.0,
+                x.0,
+                out.0,
+                out.0,
+                preference.0,
+                1,
+                &mut found,
+                &mut n_found,
+            )
+        };
+        let subject = Some((product.shape, x.columns()?));
+        check("cublasLtMatmulAlgoGetHeuristic", subject, status)?;
+        check("cublasLtMatmulAlgoGetHeuristic", subject, found.state)?;
+        assert_eq!(n_found, 1, "a success has a result");
+        Ok(found.algo)
+    }
+
+    /// `algorithm`, if it computes this product.
+    fn checked(
+        &self,
+        product: &Product,
+        algorithm: cublasLtMatmulAlgo_t,
+    ) -> Result<cublasLtMatmulAlgo_t, DeviceError> {
+        let mut found = no_result();
+        let Product { operation, weights, x, out, .. } = product;
+        // SAFETY: the descriptions are ours; `found` outlives the call.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                operation.0,
+                weights.0,
+                x.0,
+                out.0,
+                out.0,
+                &algorithm,
+                &mut found,
+            )
+        };
+        check("cublasLtMatmulAlgoCheck", Some((product.shape, x.columns()?)), status)?;
+        Ok(algorithm)
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours, and nothing is submitted with it any more.
+        check_late(unsafe { sys::cublasLtDestroy(self.handle) });
+    }
+}
+
+impl Product {
+    /// What it computes.
+    pub fn shape(&self) -> ProductShape {
+        self.shape
+    }
+
+    /// How.
+    pub fn algorithm(&self) -> Algorithm {
+        Algorithm(self.algorithm)
+    }
+}
+
+impl ProductTypes {
+    fn of_operands_and_result(self) -> (cudaDataType_t, cudaDataType_t) {
+        use cudaDataType_t::{CUDA_R_8F_E4M3, CUDA_R_16BF, CUDA_R_32F};
+        match self {
+            ProductTypes::F8ToBf16 => (CUDA_R_8F_E4M3, CUDA_R_16BF),
+            ProductTypes::Bf16ToBf16 => (CUDA_R_16BF, CUDA_R_16BF),
+            ProductTypes::Bf16ToF32 => (CUDA_R_16BF, CUDA_R_32F),
+        }
+    }
+}
+
+impl Operation {
+    fn new(types: ProductTypes) -> Result<Operation, DeviceError> {
+        let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` outlives the call.
+        check("cublasLtMatmulDescCreate", None, unsafe {
+            sys::cublasLtMatmulDescCreate(&mut raw, compute, cudaDataType_t::CUDA_R_32F)
+        })?;
+        let operation = Operation(raw);
+        let transposed = cublasOperation_t::CUBLAS_OP_T;
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
+        if types == ProductTypes::F8ToBf16 {
+            // Hopper's FP8 units add with about 14 bits. Without "fast" accumulation their sums
+            // are added up in f32 every few steps: dear where K is 16,384, and free where the
+            // weights' bytes take the time.
+            let is_fast = 0i8;
+            operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &is_fast)?;
+        }
+        Ok(operation)
+    }
+
+    fn set_scales(&self, of_weights: DevicePtr, of_input: DevicePtr) -> Result<(), DeviceError> {
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &of_weights.0)?;
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &of_input.0)
+    }
+
+    fn set<T: Copy>(&self, attribute: DescAttribute, value: &T) -> Result<(), DeviceError> {
+        let value = ptr::from_ref(value).cast();
+        // SAFETY: the library copies as many bytes as it is told, during the call.
+        check("cublasLtMatmulDescSetAttribute", None, unsafe {
+            sys::cublasLtMatmulDescSetAttribute(self.0, attribute, value, size_of::<T>())
+        })
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        // SAFETY: it is ours.
+        check_late(unsafe { sys::cublasLtMatmulDescDestroy(self.0) });
+    }
+}
+
+impl Layout {
+    /// Columns of `n_rows` elements, one after the other.
+    fn new(
+        element: cudaDataType_t,
+        n_rows: usize,
+        n_columns: usize,
+    ) -> Result<Layout, DeviceError> {
+        let mut raw = ptr::null_mut();
+        let (rows, columns, stride) = (n_rows as u64, n_columns as u64, n_rows as i64);
+        // SAFETY: `raw` outlives the call.
+        check("cublasLtMatrixLayoutCreate", None, unsafe {
+            sys::cublasLtMatrixLayoutCreate(&mut raw, element, rows, columns, stride)
+        })?;
+        Ok(Layout(raw))
+    }
+
+    fn set_columns(&self, n_columns: usize) -> Result<(), DeviceError> {
+        let n_columns = n_columns as u64;
+        let (attribute, value) =
+            (LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_COLS, &raw const n_columns);
+        // SAFETY: the library copies eight bytes during the call.
+        check("cublasLtMatrixLayoutSetAttribute", None, unsafe {
+            sys::cublasLtMatrixLayoutSetAttribute(self.0, attribute, value.cast(), 8)
+        })
+    }
+
+    fn columns(&self) -> Result<usize, DeviceError> {
+        let (mut n_columns, mut n_written) = (0u64, 0);
+        let (attribute, value) = (LayoutAttribute::CUBLASLT_MATRIX_LAYOUT_COLS, &raw mut n_columns);
+        // SAFETY: there is room for the eight bytes.
+        check("cublasLtMatrixLayoutGetAttribute", None, unsafe {
+            let layout = self.0;
+            sys::cublasLtMatrixLayoutGetAttribute(
+                layout,
+                attribute,
+                value.cast(),
+                8,
+                &mut n_written,
+            )
+        })?;
+        Ok(n_columns as usize)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: it is ours.
+        check_late(unsafe { sys::cublasLtMatrixLayoutDestroy(self.0) });
+    }
+}
+
+impl Preference {
+    fn new() -> Result<Preference, DeviceError> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: `raw` outlives the call.
+        check("cublasLtMatmulPreferenceCreate", None, unsafe {
+            sys::cublasLtMatmulPreferenceCreate(&mut raw)
+        })?;
+        let preference = Preference(raw);
+        let workspace = WORKSPACE_BYTES as u64;
+        preference.set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace)?;
+        // Where K is split, the parts are added in f32, not in the type of the result.
+        let scheme = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        let attribute = PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+        preference.set(attribute, scheme)?;
+        Ok(preference)
+    }
+
+    fn set<T: Copy>(&self, attribute: PreferenceAttribute, value: T) -> Result<(), DeviceError> {
+        let bytes = ptr::from_ref(&value).cast();
+        // SAFETY: the library copies as many bytes as it is told, during the call.
+        check("cublasLtMatmulPreferenceSetAttribute", None, unsafe {
+            sys::cublasLtMatmulPreferenceSetAttribute(self.0, attribute, bytes, size_of::<T>())
+        })
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: it is ours.
+        check_late(unsafe { sys::cublasLtMatmulPreferenceDestroy(self.0) });
+    }
+}
+
+fn no_result() -> cublasLtMatmulHeuristicResult_t {
+    cublasLtMatmulHeuristicResult_t {
+        algo: cublasLtMatmulAlgo_t { data: [0; 8] },
+        workspaceSize: 0,
+        state: cublasStatus_t::CUBLAS_STATUS_SUCCESS,
+        wavesCount: 0.0,
+        reserved: [0; 4],
+    }
+}
+
+fn address(ptr: DevicePtr) -> *const c_void {
+    ptr.0 as *const c_void
+}
+
+fn check(
+    call: &'static str,
+    subject: Option<(ProductShape, usize)>,
+    status: cublasStatus_t,
+) -> Result<(), DeviceError> {
+    if status == cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        return Ok(());
+    }
+    let subject = subject.map_or_else(String::new, |(shape, n_tokens)| {
+        let ProductShape { n_outputs, n_inputs, types, .. } = shape;
+        format!(" for {n_tokens} tokens × {n_inputs} inputs × {n_outputs} outputs, {types:?}")
+    });
+    Err(DeviceError::Blas { call, subject, code: status as u32, name: format!("{status:?}") })
+}
+
+fn check_late(status: cublasStatus_t) {
+    if let Err(error) = check("cuBLASLt", None, status) {
+        tracing::warn!(%error, "while a description is given back");
+    }
+}
