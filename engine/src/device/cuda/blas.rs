@@ -16,7 +16,7 @@ use cudarc::cublaslt::sys::{
     cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
     cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute,
     cublasLtMatrixLayout_t, cublasLtMatrixLayoutAttribute_t as LayoutAttribute,
-    cublasLtReductionScheme_t, cublasOperation_t, cublasStatus_t, cudaDataType_t,
+    cublasLtReductionScheme_t, cublasStatus_t, cudaDataType_t,
 };
 
 use super::memory::DevicePtr;
@@ -25,6 +25,9 @@ use crate::device::DeviceError;
 
 /// What cuBLASLt may use for partial sums: NVIDIA's recommendation for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// `CUBLAS_OP_T` of `cublasOperation_t`, which belongs to another header.
+const TRANSPOSED: i32 = 1;
 
 /// Types of a product's operands and of what it yields. Sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -263,8 +266,7 @@ impl Operation {
             sys::cublasLtMatmulDescCreate(&mut raw, compute, cudaDataType_t::CUDA_R_32F)
         })?;
         let operation = Operation(raw);
-        let transposed = cublasOperation_t::CUBLAS_OP_T;
-        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
         if types == ProductTypes::F8ToBf16 {
             // Hopper's FP8 units add with about 14 bits. Without "fast" accumulation their sums
             // are added up in f32 every few steps: dear where K is 16,384, and free where the
