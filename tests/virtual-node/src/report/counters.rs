@@ -17,9 +17,11 @@ pub struct Counters {
 pub struct DeviceCounters {
     /// By kernel; the GEMMs of cuBLASLt and NCCL's collectives are kernels too.
     pub kernels: BTreeMap<String, KernelCounters>,
+    /// Launches of whole graphs; the kernels in them are counted among the kernels too.
     pub graphs: GraphCounters,
     /// Times that the host waited for the device: stream, event, context or blocking copy.
     pub n_host_syncs: u64,
+    /// Copies and memsets, in graphs and out of them.
     pub copies: BTreeMap<CopyKind, Transfers>,
     /// By collective: calls, and bytes of the message on this rank.
     pub collectives: BTreeMap<String, Transfers>,
@@ -28,16 +30,21 @@ pub struct DeviceCounters {
 /// What all launches of one kernel did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelCounters {
+    /// Launches, alone and as nodes of graphs.
     pub n_launches: u64,
+    /// Blocks of all launches.
     pub n_blocks: u64,
     /// Instructions that warps issued.
     pub n_warp_instructions: u64,
     /// Bytes of global memory that active lanes asked for.
     pub bytes_read: u64,
+    /// The same for stores, and for atomics, which count as both.
     pub bytes_written: u64,
     /// 32-byte sectors that those accesses touched, each counted once per warp access.
     pub sectors_read: u64,
+    /// The same for stores and atomics.
     pub sectors_written: u64,
+    /// What it computed.
     pub flops: Flops,
     /// Extra passes through shared memory because lanes met in a bank.
     pub n_bank_conflicts: u64,
@@ -61,7 +68,9 @@ pub struct Flops {
 /// Graphs that were launched, and the nodes in them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphCounters {
+    /// Launches of graphs.
     pub n_launches: u64,
+    /// Nodes of all of them: kernels, copies, memsets, library calls.
     pub n_nodes: u64,
 }
 
@@ -69,18 +78,26 @@ pub struct GraphCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CopyKind {
+    /// Over PCIe to the device.
     HostToDevice,
+    /// Over PCIe to the host.
     DeviceToHost,
+    /// Within one device.
     DeviceToDevice,
+    /// Between devices.
     PeerToPeer,
+    /// Within the host.
     HostToHost,
+    /// Nothing is read.
     Memset,
 }
 
 /// How often something was moved, and how much in all.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfers {
+    /// Times.
     pub n: u64,
+    /// Bytes of all times together.
     pub bytes: u64,
 }
 
