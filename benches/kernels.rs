@@ -5,7 +5,9 @@ use std::hint::black_box;
 
 use benches::{Report, median_seconds};
 use engine::KvDtype;
-use engine::device::{Aligned, CpuExec, Exec, KvRegion, Simd, View, ViewMut};
+use engine::device::{
+    Aligned, Array, ArrayMut, CpuExec, Exec, KvRegion, Projection, Simd, View, ViewMut,
+};
 use engine::kernels::attention::{self, AttentionRow, attention};
 use engine::kernels::linear::{self, linear};
 use scheduler::PageId;
@@ -43,8 +45,9 @@ fn measure_projection(
     peak: f64,
 ) -> anyhow::Result<()> {
     // Several copies, taken in turn: more than the caches hold, as a model's weights are.
-    let layers: Vec<LinearWeights> = (0..6).map(|seed| layer(dtype, seed)).collect();
-    let n_bytes = layers[0].matrix.n_bytes() as f64;
+    let layers: Vec<Projection> =
+        (0..6).map(|seed| Projection::host(vec![layer(dtype, seed)])).collect();
+    let n_bytes = layers[0].parts[0].matrix.n_bytes() as f64;
     let mut project = |n_tokens: usize| -> f64 {
         let mut x = Aligned::new(n_tokens * N_INPUTS);
         x.fill(0.5);
@@ -54,7 +57,7 @@ fn measure_projection(
         median_seconds(N_RUNS, || {
             let args = linear::Args {
                 x: View::new(&x, n_tokens, N_INPUTS),
-                x_scales: &x_scales,
+                x_scales: Array::Host(&x_scales),
                 weights: turn.next().expect("layers come round"),
                 out: ViewMut::new(&mut out, n_tokens, N_OUTPUTS),
             };
@@ -67,7 +70,7 @@ fn measure_projection(
     let n_threads = std::thread::available_parallelism()?.get();
     let plain = median_seconds(N_RUNS, || {
         let layer = turn.next().expect("layers come round");
-        black_box(plain_read(layer.matrix.bytes.as_slice(), n_threads));
+        black_box(plain_read(layer.parts[0].matrix.bytes.as_slice(), n_threads));
     });
     report.row(&case("plain read"), n_bytes / plain / 1e9, "GB/s");
     report.row(&case("1 token"), n_bytes / seconds / 1e9, "GB/s");
@@ -154,12 +157,14 @@ fn measure_attention(
         let seconds = median_seconds(N_RUNS, || {
             let args = attention::Args {
                 q: View::new(&q, n_tokens, width),
-                rows: &rows,
+                rows: attention::Rows::Host(&rows),
                 share: &share,
                 k_scale: 1.0,
                 v_scale: 1.0,
                 cache: &cache,
+                input: InputScale::None,
                 out: ViewMut::new(&mut out, n_tokens, width),
+                out_scales: ArrayMut::Host(&mut scales),
             };
             attention(exec, args).expect("a processor does not fail");
         });

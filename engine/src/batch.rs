@@ -1,11 +1,14 @@
 //! A plan as the kernels want it: positions, KV locations and emitting rows, in flat arrays that
 //! are allocated once.
 
+use std::ops::Range;
+
 use scheduler::{GroupIdx, SlotIdx, StepPlan, TokenId};
 
 use crate::cache::PageTables;
-use crate::device::KvLocation;
-use crate::kernels::attention::AttentionRow;
+use crate::device::{Array, KvLocation, RopeAngles};
+use crate::kernels::attention::{AttentionRow, Rows};
+use crate::kernels::rope_kv::Places;
 
 /// The tokens of a step, row after row.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(crate) struct Batch {
     pub(crate) spans: Vec<Span>,
     /// Tokens whose hidden state becomes logits, in batch order.
     pub(crate) emits: Vec<EmitPoint>,
+    /// Their places among the tokens alone.
+    pub(crate) emitting: Vec<u32>,
 }
 
 /// A row's place in the batch.
@@ -32,7 +37,6 @@ pub(crate) struct Span {
 /// A token whose logits are wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EmitPoint {
-    pub(crate) token_idx: usize,
     pub(crate) row_idx: usize,
     pub(crate) slot: SlotIdx,
     pub(crate) position: usize,
@@ -40,6 +44,55 @@ pub(crate) struct EmitPoint {
     pub(crate) scores: bool,
     /// Sample the token at `position + 1`.
     pub(crate) samples: bool,
+}
+
+/// A step's inputs, as kernels take them.
+#[derive(Clone, Copy)]
+pub(crate) enum Inputs<'a> {
+    /// In this machine's memory.
+    Host {
+        batch: &'a Batch,
+        /// The batch's rows with their pages, per cache group.
+        rows: &'a [Vec<AttentionRow<'a>>],
+        angles: &'a RopeAngles,
+    },
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn n_tokens(&self) -> usize {
+        match self {
+            Inputs::Host { batch, .. } => batch.n_tokens(),
+        }
+    }
+
+    pub(crate) fn tokens(&self) -> Array<'a, TokenId> {
+        match self {
+            Inputs::Host { batch, .. } => Array::Host(&batch.tokens),
+        }
+    }
+
+    /// Positions, and where the KV of `group` goes.
+    pub(crate) fn places(&self, group: GroupIdx) -> Places<'a> {
+        match self {
+            Inputs::Host { batch, angles, .. } => {
+                Places::Host { angles, locations: &batch.locations[group.idx()] }
+            }
+        }
+    }
+
+    /// Rows with their pages in `group`.
+    pub(crate) fn rows(&self, group: GroupIdx) -> Rows<'a> {
+        match self {
+            Inputs::Host { rows, .. } => Rows::Host(&rows[group.idx()]),
+        }
+    }
+
+    /// The tokens of `range` among those that emit.
+    pub(crate) fn emitting(&self, range: Range<usize>) -> Array<'a, u32> {
+        match self {
+            Inputs::Host { batch, .. } => Array::Host(&batch.emitting[range]),
+        }
+    }
 }
 
 impl Batch {
@@ -50,6 +103,7 @@ impl Batch {
             locations: (0..n_groups).map(|_| Vec::with_capacity(n_tokens_max)).collect(),
             spans: Vec::with_capacity(n_slots),
             emits: Vec::with_capacity(n_tokens_max),
+            emitting: Vec::with_capacity(n_tokens_max),
         }
     }
 
@@ -81,8 +135,9 @@ impl Batch {
                 let scores = row.emit.scores();
                 if samples || scores {
                     let (token_idx, slot) = (row.token_idx + offset, row.slot);
-                    let point = EmitPoint { token_idx, row_idx, slot, position, scores, samples };
+                    let point = EmitPoint { row_idx, slot, position, scores, samples };
                     self.emits.push(point);
+                    self.emitting.push(token_idx as u32);
                 }
             }
         }
@@ -108,5 +163,6 @@ impl Batch {
         self.locations.iter_mut().for_each(Vec::clear);
         self.spans.clear();
         self.emits.clear();
+        self.emitting.clear();
     }
 }

@@ -1,19 +1,20 @@
 //! The forward pass of one rank: embedding, the block list, the head.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use parallel::{Communicator, Rank};
 use scheduler::{GroupIdx, StepPlan};
-use weights::{FfnWeights, LinearWeights, Matrix, MixerWeights, ModelSpec, RankWeights};
+use weights::{InputScale, ModelSpec, RankWeights};
 
-use crate::batch::{Batch, EmitPoint};
-use crate::blocks::{
-    Attention, Block, Ffn, Mixer, Replacement, Scratch, StepCx, SwiGlu, Widths, view, view_mut,
+use crate::batch::{Batch, EmitPoint, Inputs};
+use crate::blocks::{Block, Scratch, StepCx, Widths};
+use crate::cache::{CacheLayout, PageTables};
+use crate::device::{
+    Aligned, Buffer, Deferred, Element, Exec, Projection, RopeAngles, RopeFrequencies, Table,
+    Vector, ViewMut,
 };
-use crate::cache::{CacheLayout, PAGE_TOKENS, PageTables};
-use crate::device::{Aligned, Exec, KvRegion, RopeAngles, RopeFrequencies};
 use crate::kernels::attention::AttentionRow;
-use crate::kernels::{embed, linear, rmsnorm};
+use crate::kernels::{embed, linear, quantize};
 use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;
 
@@ -22,13 +23,12 @@ pub(crate) const N_LOGIT_ROWS: usize = 32;
 
 /// One rank's model, with everything that a step writes.
 pub(crate) struct Model {
-    hidden_size: usize,
     norm_eps: f32,
-    embedding: Matrix,
+    embedding: Table,
     vocab_begin: usize,
     blocks: Vec<Block>,
-    final_norm: Arc<[f32]>,
-    head: LinearWeights,
+    final_norm: Vector,
+    head: Projection,
     frequencies: RopeFrequencies,
     tables: PageTables,
     batch: Batch,
@@ -42,10 +42,9 @@ pub(crate) struct Model {
 /// Memory for [`N_LOGIT_ROWS`] positions.
 struct Logits {
     vocab_size: usize,
-    /// Hidden states, then normalised, `[N_LOGIT_ROWS, hidden]` each.
-    picked: Aligned,
-    normed: Aligned,
-    scales: Vec<f32>,
+    /// Normalised hidden states of positions that emit, `[N_LOGIT_ROWS, hidden]`.
+    picked: Buffer,
+    scales: Buffer,
     /// This rank's vocabulary entries, `[N_LOGIT_ROWS, n_local]`.
     local: Aligned,
     /// All of them, `[N_LOGIT_ROWS, vocab]`; only rank 0 of several has it.
@@ -66,35 +65,15 @@ impl Model {
         let head_dim =
             spec.blocks.iter().find_map(|block| block.attention()).map_or(2, |a| a.head_dim);
         let blocks = weights.blocks.into_iter().map(|block| {
-            let block_spec = &spec.blocks[block.block_idx];
-            Block {
-                mixer: block.mixer.map(|mixer| match mixer {
-                    MixerWeights::Attention(weights) => {
-                        let group = layout.group_of(block_spec).expect("it has attention");
-                        let cache = KvRegion::new(
-                            plan.kv_dtype,
-                            plan.group_pages[group.idx()],
-                            PAGE_TOKENS,
-                            weights.share.n_kv_heads,
-                            weights.share.head_dim,
-                        );
-                        Mixer::Attention(Attention { weights, cache, group })
-                    }
-                    MixerWeights::Linear(weights) => Mixer::Linear(Replacement { weights }),
-                }),
-                ffn: block.ffn.map(|ffn| match ffn {
-                    FfnWeights::SwiGlu(weights) => Ffn::SwiGlu(SwiGlu { weights }),
-                    FfnWeights::Linear(weights) => Ffn::Linear(Replacement { weights }),
-                }),
-            }
+            let group = layout.group_of(&spec.blocks[block.block_idx]);
+            Block::host(block, group, plan)
         });
         let n_tokens = plan.n_tokens_per_step;
         Model {
-            hidden_size: spec.hidden_size,
             norm_eps: spec.norm_eps,
             vocab_begin: weights.vocab_begin,
             blocks: blocks.collect(),
-            final_norm: weights.final_norm,
+            final_norm: Vector::Host(weights.final_norm),
             frequencies: RopeFrequencies::new(&spec.rope, head_dim),
             tables: PageTables::new(n_groups, plan.n_slots, plan.n_context_tokens),
             batch: Batch::new(n_groups, n_tokens, plan.n_slots),
@@ -102,8 +81,8 @@ impl Model {
             angles: RopeAngles::new(n_tokens, head_dim),
             scratch: Scratch::new(plan.widths, n_tokens),
             logits: Logits::new(spec, weights.head.matrix.n_rows, plan.n_ranks, rank),
-            embedding: weights.embedding,
-            head: weights.head,
+            embedding: Table::Host(weights.embedding),
+            head: Projection::host(vec![weights.head]),
         }
     }
 
@@ -119,7 +98,6 @@ impl Model {
         self.tables.apply(&plan.pages);
         self.batch.fill(plan, &self.tables);
         self.angles.fill(&self.frequencies, &self.batch.positions);
-        self.embed(exec, communicator)?;
         let mut rows = emptied(std::mem::take(&mut self.rows));
         for (group_idx, rows) in rows.iter_mut().enumerate() {
             let group = GroupIdx(group_idx as u16);
@@ -128,78 +106,42 @@ impl Model {
         let mut cx = StepCx {
             exec,
             communicator,
-            batch: &self.batch,
-            rows: &rows,
-            angles: &self.angles,
+            inputs: Inputs::Host { batch: &self.batch, rows: &rows, angles: &self.angles },
             scratch: &mut self.scratch,
+            pending: Deferred::Nothing,
             norm_eps: self.norm_eps,
         };
+        cx.embed(&self.embedding, self.vocab_begin)?;
         for block in &mut self.blocks {
             block.forward(&mut cx)?;
         }
-        self.rows = emptied(rows);
-        self.emit(exec, communicator, consume)
-    }
-
-    fn embed(&mut self, exec: &mut Exec, communicator: &mut Communicator) -> Result<(), StepError> {
-        let n_tokens = self.batch.n_tokens();
-        let residual = &mut self.scratch.residual;
-        embed::embed(
-            exec,
-            embed::Args {
-                tokens: &self.batch.tokens,
-                table: &self.embedding,
-                vocab_begin: self.vocab_begin,
-                out: view_mut(residual, n_tokens, self.hidden_size),
-            },
-        )?;
-        // Every token is one rank's; the others add zeros, which is exact.
-        communicator.all_reduce_sum(&mut residual[..n_tokens * self.hidden_size])?;
-        Ok(())
-    }
-
-    /// Final norm and head for the positions that emit, a few at a time.
-    fn emit(
-        &mut self,
-        exec: &mut Exec,
-        communicator: &mut Communicator,
-        consume: &mut dyn FnMut(&EmitPoint, &[f32]),
-    ) -> Result<(), StepError> {
-        for points in self.batch.emits.chunks(N_LOGIT_ROWS) {
-            let n_rows = points.len();
-            for (picked, point) in self.logits.picked.chunks_exact_mut(self.hidden_size).zip(points)
-            {
-                let begin = point.token_idx * self.hidden_size;
-                picked.copy_from_slice(&self.scratch.residual[begin..begin + self.hidden_size]);
-            }
-            rmsnorm::rmsnorm(
-                exec,
-                rmsnorm::Args {
-                    x: view(&self.logits.picked, n_rows, self.hidden_size),
-                    weight: &self.final_norm,
-                    eps: self.norm_eps,
-                    input: self.head.input,
-                    out: view_mut(&mut self.logits.normed, n_rows, self.hidden_size),
-                    out_scales: &mut self.logits.scales[..n_rows],
-                },
-            )?;
-            linear::linear(
-                exec,
-                linear::Args {
-                    x: view(&self.logits.normed, n_rows, self.hidden_size),
-                    x_scales: &self.logits.scales[..n_rows],
-                    weights: &self.head,
-                    out: view_mut(&mut self.logits.local, n_rows, self.head.matrix.n_rows),
-                },
-            )?;
-            self.logits.gather(communicator, n_rows)?;
+        if !self.batch.emits.is_empty() {
+            cx.normalise(&self.final_norm, InputScale::None)?;
+        }
+        for (chunk_idx, points) in self.batch.emits.chunks(N_LOGIT_ROWS).enumerate() {
+            let first = chunk_idx * N_LOGIT_ROWS;
+            self.logits.compute(&mut cx, &self.head, first..first + points.len())?;
             for (row_idx, point) in points.iter().enumerate() {
-                if let Some(logits) = self.logits.row(communicator, row_idx) {
+                if let Some(logits) = self.logits.row(cx.communicator, row_idx) {
                     consume(point, logits);
                 }
             }
         }
+        self.rows = emptied(rows);
         Ok(())
+    }
+}
+
+impl StepCx<'_> {
+    /// Starts the residual stream: the looked-up tokens are its first partial result.
+    fn embed(&mut self, table: &Table, vocab_begin: usize) -> Result<(), StepError> {
+        let n_tokens = self.n_tokens();
+        let scratch = &mut *self.scratch;
+        let out = scratch.partial.view_mut(Element::Bf16, n_tokens, scratch.hidden_size);
+        let args = embed::Args { tokens: self.inputs.tokens(), table, vocab_begin, out };
+        embed::embed(self.exec, args)?;
+        let residual = scratch.residual.view_mut(Element::F32, n_tokens, scratch.hidden_size);
+        Ok(self.exec.zero(residual)?)
     }
 }
 
@@ -208,12 +150,45 @@ impl Logits {
         let gathers = n_ranks > 1 && rank.idx() == 0;
         Logits {
             vocab_size: spec.vocab_size,
-            picked: Aligned::new(N_LOGIT_ROWS * spec.hidden_size),
-            normed: Aligned::new(N_LOGIT_ROWS * spec.hidden_size),
-            scales: vec![0.0; N_LOGIT_ROWS],
+            picked: Buffer::host(N_LOGIT_ROWS * spec.hidden_size),
+            scales: Buffer::host(N_LOGIT_ROWS),
             local: Aligned::new(N_LOGIT_ROWS * n_local),
             gathered: vec![0.0; if gathers { N_LOGIT_ROWS * spec.vocab_size } else { 0 }],
         }
+    }
+
+    /// The head for the emitting positions `range`, whose hidden states are normalised.
+    fn compute(
+        &mut self,
+        cx: &mut StepCx<'_>,
+        head: &Projection,
+        range: Range<usize>,
+    ) -> Result<(), StepError> {
+        let (n_tokens, n_rows, hidden_size) = (cx.n_tokens(), range.len(), cx.scratch.hidden_size);
+        let pick = embed::PickArgs {
+            x: cx.scratch.normed.view(Element::Bf16, n_tokens, hidden_size),
+            rows: cx.inputs.emitting(range),
+            out: self.picked.view_mut(Element::Bf16, n_rows, hidden_size),
+        };
+        embed::pick(cx.exec, pick)?;
+        let quantize = quantize::Args {
+            x: self.picked.view_mut(Element::Bf16, n_rows, hidden_size),
+            out: None,
+            input: head.input(),
+            scales: self.scales.array_mut(n_rows),
+        };
+        quantize::quantize(cx.exec, quantize)?;
+        let n_local = head.n_rows();
+        linear::linear(
+            cx.exec,
+            linear::Args {
+                x: self.picked.view(Element::Bf16, n_rows, hidden_size),
+                x_scales: self.scales.array(n_rows),
+                weights: head,
+                out: ViewMut::new(&mut self.local[..n_rows * n_local], n_rows, n_local),
+            },
+        )?;
+        self.gather(cx.communicator, n_rows)
     }
 
     /// Puts every rank's vocabulary entries side by side on rank 0.
@@ -282,7 +257,7 @@ pub(crate) fn widths(spec: &ModelSpec, n_ranks: usize) -> Widths {
 pub(crate) fn logits_bytes(spec: &ModelSpec, n_ranks: usize, rank_idx: usize) -> u64 {
     let n_local = spec.vocab_size.div_ceil(n_ranks);
     let n_gathered = if n_ranks > 1 && rank_idx == 0 { spec.vocab_size } else { 0 };
-    let n_floats = N_LOGIT_ROWS * (2 * spec.hidden_size + 1 + n_local + n_gathered);
+    let n_floats = N_LOGIT_ROWS * (spec.hidden_size + 1 + n_local + n_gathered);
     (n_floats * size_of::<f32>()) as u64
 }
 

@@ -1,114 +1,89 @@
 //! Grouped-query attention of one block on one rank: this rank's heads, its share of the cache.
 
 use scheduler::GroupIdx;
-use weights::AttentionWeights;
+use weights::{AttentionSpec, AttentionWeights};
 
-use super::{StepCx, quantize_cut, view, view_mut};
-use crate::device::KvRegion;
-use crate::kernels::{attention, linear, quantize, rmsnorm, rope_kv};
+use super::StepCx;
+use crate::cache::PAGE_TOKENS;
+use crate::device::{Deferred, Element, KvRegion, Projection, Vector};
+use crate::kernels::{attention, rope_kv};
+use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;
 
 /// `h += o(attend(rope(q(x)), rope(k(x)), v(x)))` with `x = rmsnorm(h)`.
 pub(crate) struct Attention {
-    pub(crate) weights: AttentionWeights,
+    pub(crate) norm: Vector,
+    /// q, k and v.
+    pub(crate) qkv: Projection,
+    pub(crate) o: Projection,
+    /// This rank's heads.
+    pub(crate) share: AttentionSpec,
+    pub(crate) k_scale: f32,
+    pub(crate) v_scale: f32,
     pub(crate) cache: KvRegion,
     pub(crate) group: GroupIdx,
 }
 
 impl Attention {
-    pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
-        self.project_qkv(cx)?;
-        self.attend(cx)?;
-        let n_tokens = cx.batch.n_tokens();
-        let (hidden_size, width) = (cx.scratch.hidden_size, self.q_width());
-        let scales = &mut cx.scratch.scales[..n_tokens];
-        let mut attended = view_mut(&mut cx.scratch.inner, n_tokens, width);
-        quantize_cut(
-            cx.exec,
-            cx.communicator,
-            quantize::Args { x: attended.reborrow(), input: self.weights.o.input, scales },
-        )?;
-        linear::linear(
-            cx.exec,
-            linear::Args {
-                x: attended.as_view(),
-                x_scales: scales,
-                weights: &self.weights.o,
-                out: view_mut(&mut cx.scratch.partial, n_tokens, hidden_size),
-            },
-        )?;
-        cx.add_partial()
-    }
-
-    fn q_width(&self) -> usize {
-        self.weights.share.n_q_heads * self.weights.share.head_dim
-    }
-
-    fn qkv_width(&self) -> usize {
-        self.q_width() + self.weights.share.kv_elements_per_token()
-    }
-
-    /// Normalises, then projects into `wide` as `q | k | v`.
-    fn project_qkv(&self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
-        let n_tokens = cx.batch.n_tokens();
-        let hidden_size = cx.scratch.hidden_size;
-        let scales = &mut cx.scratch.scales[..n_tokens];
-        let weights = &self.weights;
-        rmsnorm::rmsnorm(
-            cx.exec,
-            rmsnorm::Args {
-                x: view(&cx.scratch.residual, n_tokens, hidden_size),
-                weight: &weights.norm,
-                eps: cx.norm_eps,
-                // The loader gives q, k and v one input scale: they share this tensor.
-                input: weights.q.input,
-                out: view_mut(&mut cx.scratch.normed, n_tokens, hidden_size),
-                out_scales: scales,
-            },
-        )?;
-        let x = view(&cx.scratch.normed, n_tokens, hidden_size);
-        let mut qkv = view_mut(&mut cx.scratch.wide, n_tokens, self.qkv_width());
-        let mut begin = 0;
-        for projection in [&weights.q, &weights.k, &weights.v] {
-            let end = begin + projection.matrix.n_rows;
-            let out = qkv.reborrow().columns(begin..end);
-            linear::linear(
-                cx.exec,
-                linear::Args { x, x_scales: scales, weights: projection, out },
-            )?;
-            begin = end;
+    pub(crate) fn host(weights: AttentionWeights, group: GroupIdx, plan: &MemoryPlan) -> Attention {
+        let AttentionWeights { share, norm, q, k, v, o, k_scale, v_scale, .. } = weights;
+        let cache = KvRegion::new(
+            plan.kv_dtype,
+            plan.group_pages[group.idx()],
+            PAGE_TOKENS,
+            share.n_kv_heads,
+            share.head_dim,
+        );
+        Attention {
+            norm: Vector::Host(norm),
+            // The loader gives q, k and v one input scale: they share this tensor.
+            qkv: Projection::host(vec![q, k, v]),
+            o: Projection::host(vec![o]),
+            share,
+            k_scale,
+            v_scale,
+            cache,
+            group,
         }
-        Ok(())
+    }
+
+    pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
+        cx.normalise(&self.norm, self.qkv.input())?;
+        let scales = cx.project_normed(&self.qkv)?;
+        self.attend(cx, scales)?;
+        cx.project_inner(&self.o)
     }
 
     /// Rotates, writes the cache, attends into `inner`.
-    fn attend(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
-        let n_tokens = cx.batch.n_tokens();
-        let (q_width, qkv_width) = (self.q_width(), self.qkv_width());
-        let AttentionWeights { share, k_scale, v_scale, .. } = &self.weights;
-        let mut qkv = view_mut(&mut cx.scratch.wide, n_tokens, qkv_width);
+    fn attend(&mut self, cx: &mut StepCx<'_>, scales: Deferred) -> Result<(), StepError> {
+        let n_tokens = cx.n_tokens();
+        let n_cols = self.qkv.n_rows();
+        let q_width = self.share.n_q_heads * self.share.head_dim;
         rope_kv::rope_kv(
             cx.exec,
             rope_kv::Args {
-                qkv: qkv.reborrow(),
-                angles: cx.angles,
-                share,
-                k_scale: *k_scale,
-                v_scale: *v_scale,
-                locations: &cx.batch.locations[self.group.idx()],
+                qkv: cx.scratch.wide.view_mut(Element::Bf16, n_tokens, n_cols),
+                scales,
+                places: cx.inputs.places(self.group),
+                share: &self.share,
+                k_scale: self.k_scale,
+                v_scale: self.v_scale,
                 cache: &mut self.cache,
             },
         )?;
+        let (q, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
         attention::attention(
             cx.exec,
             attention::Args {
-                q: qkv.as_view().columns(0..q_width),
-                rows: &cx.rows[self.group.idx()],
-                share,
-                k_scale: *k_scale,
-                v_scale: *v_scale,
+                q: q.columns(0..q_width),
+                rows: cx.inputs.rows(self.group),
+                share: &self.share,
+                k_scale: self.k_scale,
+                v_scale: self.v_scale,
                 cache: &self.cache,
-                out: view_mut(&mut cx.scratch.inner, n_tokens, q_width),
+                input: inner.input,
+                out: inner.out,
+                out_scales: inner.scales,
             },
         )?;
         Ok(())

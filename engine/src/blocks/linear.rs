@@ -1,52 +1,48 @@
 //! A square projection in a sub-block's place. Cut by input columns, so that ranks sum as they do
 //! for every other sub-block.
 
-use weights::{InputScale, ReplacementWeights};
+use weights::ReplacementWeights;
 
-use super::{StepCx, quantize_cut, view, view_mut};
-use crate::kernels::{linear, quantize, rmsnorm};
+use super::StepCx;
+use crate::device::{Element, Projection, Vector};
+use crate::kernels::linear;
 use crate::rank::StepError;
 
 /// `h += W · rmsnorm(h)`.
 pub(crate) struct Replacement {
-    pub(crate) weights: ReplacementWeights,
+    pub(crate) norm: Vector,
+    pub(crate) projection: Projection,
+    /// First of this rank's input columns.
+    pub(crate) col_begin: usize,
 }
 
 impl Replacement {
+    pub(crate) fn host(weights: ReplacementWeights) -> Replacement {
+        Replacement {
+            norm: Vector::Host(weights.norm),
+            projection: Projection::host(vec![weights.projection]),
+            col_begin: weights.col_begin,
+        }
+    }
+
+    /// Every rank normalises the whole row, so a per-token scale needs no exchange: only the
+    /// product is this rank's own.
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
-        let n_tokens = cx.batch.n_tokens();
-        let hidden_size = cx.scratch.hidden_size;
-        let projection = &self.weights.projection;
-        let columns = self.weights.col_begin..self.weights.col_begin + projection.matrix.n_cols;
-        let scales = &mut cx.scratch.scales[..n_tokens];
-        let mut normed = view_mut(&mut cx.scratch.normed, n_tokens, hidden_size);
-        rmsnorm::rmsnorm(
-            cx.exec,
-            rmsnorm::Args {
-                x: view(&cx.scratch.residual, n_tokens, hidden_size),
-                weight: &self.weights.norm,
-                eps: cx.norm_eps,
-                input: InputScale::None,
-                out: normed.reborrow(),
-                out_scales: scales,
-            },
-        )?;
-        // Only this rank's columns.
-        let mut x = normed.columns(columns);
-        quantize_cut(
-            cx.exec,
-            cx.communicator,
-            quantize::Args { x: x.reborrow(), input: projection.input, scales },
-        )?;
-        linear::linear(
+        let n_tokens = cx.n_tokens();
+        let input = self.projection.input();
+        cx.normalise(&self.norm, input)?;
+        let columns = self.col_begin..self.col_begin + self.projection.n_cols();
+        let scratch = &mut *cx.scratch;
+        let (element, hidden_size) = (Element::of_input(input), scratch.hidden_size);
+        cx.pending = linear::linear(
             cx.exec,
             linear::Args {
-                x: x.as_view(),
-                x_scales: scales,
-                weights: projection,
-                out: view_mut(&mut cx.scratch.partial, n_tokens, hidden_size),
+                x: scratch.normed.view(element, n_tokens, hidden_size).columns(columns),
+                x_scales: scratch.normed_scales.array(n_tokens),
+                weights: &self.projection,
+                out: scratch.partial.view_mut(Element::Bf16, n_tokens, hidden_size),
             },
         )?;
-        cx.add_partial()
+        Ok(())
     }
 }

@@ -1,22 +1,27 @@
 //! The block list, loaded: each block owns its weights and its region of the cache.
 //!
-//! An empty block is not in the list; an absent sub-block costs nothing.
+//! An empty block is not in the list; an absent sub-block costs nothing. A sub-block leaves its
+//! result in `partial`, not yet summed over the ranks: whoever reads the residual stream next sums
+//! and adds it first, which a device does in one kernel.
 
 mod attention;
 mod linear;
+mod scratch;
 mod swiglu;
 
 use parallel::Communicator;
-use weights::InputScale;
+use scheduler::GroupIdx;
+use weights::{BlockWeights, FfnWeights, InputScale, MixerWeights};
 
 pub(crate) use attention::Attention;
 pub(crate) use linear::Replacement;
+pub(crate) use scratch::{Scratch, Widths};
 pub(crate) use swiglu::SwiGlu;
 
-use crate::batch::Batch;
-use crate::device::{Aligned, Exec, RopeAngles, View, ViewMut};
-use crate::kernels::attention::AttentionRow;
-use crate::kernels::quantize;
+use crate::batch::Inputs;
+use crate::device::{Deferred, Element, Exec, Projection, Vector};
+use crate::kernels::{linear as projection, quantize, reduce_norm};
+use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;
 
 /// A block with at least one sub-block.
@@ -42,43 +47,30 @@ pub(crate) enum Ffn {
 pub(crate) struct StepCx<'a> {
     pub(crate) exec: &'a mut Exec,
     pub(crate) communicator: &'a mut Communicator,
-    pub(crate) batch: &'a Batch,
-    /// The batch's rows with their pages, per cache group.
-    pub(crate) rows: &'a [Vec<AttentionRow<'a>>],
-    pub(crate) angles: &'a RopeAngles,
+    pub(crate) inputs: Inputs<'a>,
     pub(crate) scratch: &'a mut Scratch,
+    /// What the partial result in `scratch` still lacks, besides the other ranks'.
+    pub(crate) pending: Deferred,
     pub(crate) norm_eps: f32,
 }
 
-/// Step-local memory, allocated at boot for the widest block and the fullest step, on cache lines'
-/// boundaries: a vector that straddles two lines costs two loads.
-pub(crate) struct Scratch {
-    hidden_size: usize,
-    /// The residual stream, `[n_tokens, hidden]`.
-    pub(crate) residual: Aligned,
-    /// A projection's input, `[n_tokens, hidden]`.
-    pub(crate) normed: Aligned,
-    /// A sub-block's result on this rank, then over all ranks, `[n_tokens, hidden]`.
-    pub(crate) partial: Aligned,
-    /// The widest first projection, `[n_tokens, …]`.
-    pub(crate) wide: Aligned,
-    /// What the second projection takes, `[n_tokens, …]`.
-    pub(crate) inner: Aligned,
-    /// A factor per token of a quantized input.
-    pub(crate) scales: Vec<f32>,
-}
-
-/// Widths that decide how large [`Scratch`] is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Widths {
-    pub(crate) hidden: usize,
-    /// Columns of the widest first projection (q, k, v together; gate and up together).
-    pub(crate) wide: usize,
-    /// Columns of the widest second projection's input.
-    pub(crate) inner: usize,
-}
-
 impl Block {
+    /// A rank's share on the processor, in the mapped files; `group` of its cache, if it has one.
+    pub(crate) fn host(weights: BlockWeights, group: Option<GroupIdx>, plan: &MemoryPlan) -> Block {
+        let mixer = weights.mixer.map(|mixer| match mixer {
+            MixerWeights::Attention(weights) => {
+                let group = group.expect("a block with attention has a cache");
+                Mixer::Attention(Attention::host(weights, group, plan))
+            }
+            MixerWeights::Linear(weights) => Mixer::Linear(Replacement::host(weights)),
+        });
+        let ffn = weights.ffn.map(|ffn| match ffn {
+            FfnWeights::SwiGlu(weights) => Ffn::SwiGlu(SwiGlu::host(weights)),
+            FfnWeights::Linear(weights) => Ffn::Linear(Replacement::host(weights)),
+        });
+        Block { mixer, ffn }
+    }
+
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
         match &mut self.mixer {
             Some(Mixer::Attention(attention)) => attention.forward(cx)?,
@@ -94,69 +86,74 @@ impl Block {
 }
 
 impl StepCx<'_> {
-    /// Sums the ranks' partial results and adds them to the residual stream.
-    pub(crate) fn add_partial(&mut self) -> Result<(), StepError> {
-        let n = self.batch.n_tokens() * self.scratch.hidden_size;
-        let partial = &mut self.scratch.partial[..n];
-        self.communicator.all_reduce_sum(partial)?;
-        for (x, y) in self.scratch.residual[..n].iter_mut().zip(partial) {
-            *x += *y;
+    /// Tokens of the step.
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.inputs.n_tokens()
+    }
+
+    /// Takes the pending partial result into the residual stream, and normalises that into
+    /// `normed`, quantized by `input`.
+    pub(crate) fn normalise(&mut self, norm: &Vector, input: InputScale) -> Result<(), StepError> {
+        let n_tokens = self.n_tokens();
+        let scratch = &mut *self.scratch;
+        let hidden_size = scratch.hidden_size;
+        reduce_norm::reduce_norm(
+            self.exec,
+            reduce_norm::Args {
+                communicator: self.communicator,
+                partial: scratch.partial.view_mut(Element::Bf16, n_tokens, hidden_size),
+                scales: std::mem::take(&mut self.pending),
+                residual: scratch.residual.view_mut(Element::F32, n_tokens, hidden_size),
+                weight: norm.as_array(),
+                eps: self.norm_eps,
+                input,
+                out: scratch.normed.view_mut(Element::of_input(input), n_tokens, hidden_size),
+                out_scales: scratch.normed_scales.array_mut(n_tokens),
+            },
+        )
+    }
+
+    /// Projects `normed` into `wide`, and says what that still lacks.
+    pub(crate) fn project_normed(&mut self, weights: &Projection) -> Result<Deferred, StepError> {
+        let n_tokens = self.n_tokens();
+        let scratch = &mut *self.scratch;
+        let element = Element::of_input(weights.input());
+        Ok(projection::linear(
+            self.exec,
+            projection::Args {
+                x: scratch.normed.view(element, n_tokens, scratch.hidden_size),
+                x_scales: scratch.normed_scales.array(n_tokens),
+                weights,
+                out: scratch.wide.view_mut(Element::Bf16, n_tokens, weights.n_rows()),
+            },
+        )?)
+    }
+
+    /// Projects `inner`, this rank's share of the columns, into the pending partial result.
+    pub(crate) fn project_inner(&mut self, weights: &Projection) -> Result<(), StepError> {
+        let n_tokens = self.n_tokens();
+        let (input, n_cols) = (weights.input(), weights.n_cols());
+        let element = Element::of_input(input);
+        let Scratch { inner, inner_quantized, inner_scales, partial, .. } = &mut *self.scratch;
+        if input == InputScale::PerToken {
+            let args = quantize::Args {
+                x: inner.view_mut(Element::Bf16, n_tokens, n_cols),
+                out: inner_quantized.as_mut().map(|out| out.view_mut(element, n_tokens, n_cols)),
+                input,
+                scales: inner_scales.array_mut(n_tokens),
+            };
+            quantize::quantize_cut(self.exec, self.communicator, args)?;
         }
+        let quantized = inner_quantized.as_ref().filter(|_| input == InputScale::PerToken);
+        self.pending = projection::linear(
+            self.exec,
+            projection::Args {
+                x: quantized.unwrap_or(inner).view(element, n_tokens, n_cols),
+                x_scales: inner_scales.array(n_tokens),
+                weights,
+                out: partial.view_mut(Element::Bf16, n_tokens, weights.n_rows()),
+            },
+        )?;
         Ok(())
     }
-}
-
-/// Quantizes the input of a projection that is cut by columns: `x` holds this rank's.
-///
-/// A per-token scale comes from the whole row, so ranks exchange their magnitudes: then every
-/// number of ranks rounds alike, and the model's answers do not depend on how it is sharded.
-pub(crate) fn quantize_cut(
-    exec: &mut Exec,
-    communicator: &mut Communicator,
-    args: quantize::Args<'_>,
-) -> Result<(), StepError> {
-    let quantize::Args { mut x, input, scales } = args;
-    if !needs_exchange(input, communicator) {
-        return Ok(quantize::quantize(exec, quantize::Args { x, input, scales })?);
-    }
-    let local = quantize::MagnitudeArgs { x: x.as_view(), magnitudes: scales };
-    quantize::magnitudes(exec, local)?;
-    communicator.all_reduce_max(scales)?;
-    let known = quantize::KnownArgs { x: x.reborrow(), magnitudes: scales };
-    Ok(quantize::quantize_known(exec, known)?)
-}
-
-/// Whether a projection that is cut by columns needs to know the other ranks' magnitudes.
-pub(crate) fn needs_exchange(input: InputScale, communicator: &Communicator) -> bool {
-    input == InputScale::PerToken && communicator.world().n_ranks() > 1
-}
-
-impl Scratch {
-    pub(crate) fn new(widths: Widths, n_tokens: usize) -> Scratch {
-        Scratch {
-            hidden_size: widths.hidden,
-            residual: Aligned::new(n_tokens * widths.hidden),
-            normed: Aligned::new(n_tokens * widths.hidden),
-            partial: Aligned::new(n_tokens * widths.hidden),
-            wide: Aligned::new(n_tokens * widths.wide),
-            inner: Aligned::new(n_tokens * widths.inner),
-            scales: vec![0.0; n_tokens],
-        }
-    }
-
-    /// Bytes that [`Scratch::new`] allocates.
-    pub(crate) fn n_bytes(widths: Widths, n_tokens: usize) -> u64 {
-        let n_floats_per_token = 3 * widths.hidden + widths.wide + widths.inner + 1;
-        (n_tokens * n_floats_per_token * size_of::<f32>()) as u64
-    }
-}
-
-/// The first `n_rows` rows of a buffer as a matrix.
-pub(crate) fn view(data: &[f32], n_rows: usize, n_cols: usize) -> View<'_> {
-    View::new(&data[..n_rows * n_cols], n_rows, n_cols)
-}
-
-/// The same, to be written.
-pub(crate) fn view_mut(data: &mut [f32], n_rows: usize, n_cols: usize) -> ViewMut<'_> {
-    ViewMut::new(&mut data[..n_rows * n_cols], n_rows, n_cols)
 }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::simd::{AttentionScratch, ProductScratch};
-use super::{DeviceError, Simd, SimdLevel, ViewMut};
+use super::{DeviceError, HostViewMut, Simd, SimdLevel};
 
 /// Work under this is done by the calling thread: waking others takes longer than doing it. The
 /// unit is a multiply-add or a byte read, whichever are more.
@@ -49,7 +49,7 @@ pub(crate) struct Tile<'a> {
     /// First column in the whole output.
     pub(crate) col_idx: usize,
     /// The piece.
-    pub(crate) out: ViewMut<'a>,
+    pub(crate) out: HostViewMut<'a>,
 }
 
 impl CpuExec {
@@ -97,7 +97,7 @@ impl CpuExec {
     /// stays in the same columns (the same weights, the same head) over all rows.
     pub(crate) fn for_each_tile(
         &self,
-        out: ViewMut<'_>,
+        out: HostViewMut<'_>,
         grid: Grid,
         body: impl Fn(Tile<'_>, &mut Scratch) + Sync,
     ) {
@@ -117,7 +117,7 @@ impl CpuExec {
     /// Runs `body(row_idx, row, scale)` once for every row of `out` and its scale.
     pub(crate) fn for_each_row(
         &self,
-        mut out: ViewMut<'_>,
+        mut out: HostViewMut<'_>,
         scales: &mut [f32],
         body: impl Fn(usize, &mut [f32], &mut f32) + Sync,
     ) {
@@ -189,7 +189,7 @@ fn tiles_in_turn(tile: Tile<'_>, grid: Grid, body: &impl Fn(Tile<'_>)) {
 
 fn rows_in_parallel(
     row_idx: usize,
-    mut out: ViewMut<'_>,
+    mut out: HostViewMut<'_>,
     scales: &mut [f32],
     body: &(impl Fn(usize, &mut [f32], &mut f32) + Sync),
 ) {
@@ -224,16 +224,20 @@ mod tests {
                     let (n_rows, n_cols) = (11, 37);
                     let mut data = vec![0.0; n_rows * n_cols];
                     let grid = Grid { tile_rows: 4, tile_cols: 5, work };
-                    exec.for_each_tile(ViewMut::new(&mut data, n_rows, n_cols), grid, |tile, _| {
-                        let Tile { row_idx, col_idx, mut out } = tile;
-                        assert_eq!((row_idx % 4, col_idx % 5), (0, 0), "tiles lie on the grid");
-                        assert!(out.n_rows() <= 4 && out.n_cols() <= 5);
-                        for i in 0..out.n_rows() {
-                            for (j, x) in out.row_mut(i).iter_mut().enumerate() {
-                                *x += ((row_idx + i) * n_cols + col_idx + j) as f32 + 1.0;
+                    exec.for_each_tile(
+                        HostViewMut::new(&mut data, n_rows, n_cols),
+                        grid,
+                        |tile, _| {
+                            let Tile { row_idx, col_idx, mut out } = tile;
+                            assert_eq!((row_idx % 4, col_idx % 5), (0, 0), "tiles lie on the grid");
+                            assert!(out.n_rows() <= 4 && out.n_cols() <= 5);
+                            for i in 0..out.n_rows() {
+                                for (j, x) in out.row_mut(i).iter_mut().enumerate() {
+                                    *x += ((row_idx + i) * n_cols + col_idx + j) as f32 + 1.0;
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                     assert!(data.iter().enumerate().all(|(i, &x)| x == i as f32 + 1.0), "{data:?}");
                 });
             }
@@ -247,7 +251,7 @@ mod tests {
                 let (n_rows, n_cols) = (7, SERIAL_ELEMENTS_MAX / 7 + 1);
                 let mut data = vec![0.0; n_rows * n_cols];
                 let mut scales = vec![0.0; n_rows];
-                let out = ViewMut::new(&mut data, n_rows, n_cols);
+                let out = HostViewMut::new(&mut data, n_rows, n_cols);
                 exec.for_each_row(out, &mut scales, |row_idx, row, scale| {
                     row[0] += row_idx as f32;
                     *scale += 2.0 * row_idx as f32;
@@ -263,8 +267,8 @@ mod tests {
     fn nothing_runs_for_an_empty_output() {
         on_a_thread(2, |exec| {
             let grid = Grid { tile_rows: 4, tile_cols: 5, work: 0 };
-            exec.for_each_tile(ViewMut::new(&mut [], 0, 5), grid, |_, _| panic!("no tile"));
-            exec.for_each_row(ViewMut::new(&mut [], 0, 5), &mut [], |_, _, _| panic!("no row"));
+            exec.for_each_tile(HostViewMut::new(&mut [], 0, 5), grid, |_, _| panic!("no tile"));
+            exec.for_each_row(HostViewMut::new(&mut [], 0, 5), &mut [], |_, _, _| panic!("no row"));
         });
     }
 }

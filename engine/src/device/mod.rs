@@ -1,30 +1,48 @@
-//! Where kernels run and what they run on: the executor, matrix views, rotary angles, KV memory.
+//! Where kernels run and what they run on: the executor, views, weights, rotary angles, KV memory.
 //!
 //! It knows no model, no step and no scheduler. `unsafe` is confined to `simd/` (instructions),
-//! `view.rs` (disjoint tiles of one matrix) and `cuda/` (calls of the driver).
+//! `host_view.rs` (disjoint tiles of one matrix) and `cuda/` (calls of the driver).
 
 mod aligned;
+mod buffer;
 mod cpu;
 pub mod cuda;
 mod error;
+mod host_view;
 mod kv;
+mod projection;
 mod rope;
 pub(crate) mod simd;
 mod view;
 
 pub use aligned::Aligned;
+pub use buffer::Buffer;
 pub use cpu::CpuExec;
 pub(crate) use cpu::{Grid, Tile};
 pub use cuda::{CudaExec, DevicePtr};
 pub use error::DeviceError;
+pub use host_view::{HostView, HostViewMut};
 pub use kv::{KvLocation, KvRegion, KvShape};
 pub(crate) use kv::{KvPlace, Scaled};
+pub use projection::{
+    Deferred, DeviceProjection, N_PARTS_MAX, Projection, Table, Vector, WeightFactors,
+};
 pub use rope::{RopeAngles, RopeFrequencies};
 pub use simd::{Simd, SimdLevel};
-pub use view::{View, ViewMut};
+pub use view::{Array, ArrayMut, DeviceArray, DeviceView, Element, View, ViewMut};
 
 /// The device of one rank. Every kernel family matches on it once, in its launcher.
 pub enum Exec {
     /// Cores of this machine.
     Cpu(CpuExec),
+}
+
+impl Exec {
+    /// Sets every element of `out` to zero.
+    pub(crate) fn zero(&mut self, out: ViewMut<'_>) -> Result<(), DeviceError> {
+        match self {
+            Exec::Cpu(_) => out.host().fill(0.0),
+        }
+        Ok(())
+    }
 }

@@ -1,240 +1,326 @@
-//! Row-major f32 matrices, borrowed: what kernels read and write.
+//! What kernels read and write, wherever it lies: matrices and arrays with a place.
 //!
-//! A view is a pointer with a shape, because two tiles of one matrix interleave in memory: neither
-//! is a slice, yet both may be written at once. Elements are only ever reached row by row.
+//! The model graph is written over these; only a family's launcher asks for the place. On the host
+//! every element is f32, quantized values too: [`Element`] says what a device stores.
 
-use std::fmt;
-use std::marker::PhantomData;
 use std::ops::Range;
-use std::ptr::NonNull;
 
-/// A matrix to read: rows of `n_cols` elements, `stride` elements apart.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    first: NonNull<f32>,
-    n_rows: usize,
-    n_cols: usize,
-    stride: usize,
-    owner: PhantomData<&'a [f32]>,
+use weights::InputScale;
+
+use super::{DevicePtr, HostView, HostViewMut};
+
+/// Element type of a matrix in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// The residual stream, logits, scales.
+    F32,
+    /// Partial results, and inputs of projections that are not quantized.
+    Bf16,
+    /// e4m3: inputs of projections that are.
+    F8,
 }
 
-/// A matrix to write: rows of `n_cols` elements, `stride` elements apart, no other view on them.
-pub struct ViewMut<'a> {
-    first: NonNull<f32>,
-    n_rows: usize,
-    n_cols: usize,
-    stride: usize,
-    owner: PhantomData<&'a mut [f32]>,
+impl Element {
+    /// What a device stores a projection's input as.
+    pub fn of_input(input: InputScale) -> Element {
+        match input {
+            InputScale::None => Element::Bf16,
+            InputScale::Static(_) | InputScale::PerToken => Element::F8,
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn n_bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::Bf16 => 2,
+            Element::F8 => 1,
+        }
+    }
 }
 
-// SAFETY: a `View` is a `&[f32]` per row, and shared slices may go to other threads.
-unsafe impl Send for View<'_> {}
-// SAFETY: as above: nothing can be written through it.
-unsafe impl Sync for View<'_> {}
-// SAFETY: a `ViewMut` is a `&mut [f32]` per row, which may go to another thread.
-unsafe impl Send for ViewMut<'_> {}
-// SAFETY: through `&ViewMut` rows can only be read.
-unsafe impl Sync for ViewMut<'_> {}
+/// A matrix in device memory: rows of `n_cols` elements, `stride` elements apart.
+///
+/// Nothing but the stream's order guards the memory behind it: it comes from the rank's arena,
+/// which outlives every view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceView {
+    /// Row 0, column 0.
+    pub first: DevicePtr,
+    /// What it holds.
+    pub element: Element,
+    /// Rows.
+    pub n_rows: usize,
+    /// Elements of a row.
+    pub n_cols: usize,
+    /// Elements from one row's first to the next row's.
+    pub stride: usize,
+}
+
+/// A matrix to read.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// f32 in this machine's memory.
+    Host(HostView<'a>),
+    /// In the rank's device.
+    Device(DeviceView),
+}
+
+/// A matrix to write.
+#[derive(Debug)]
+pub enum ViewMut<'a> {
+    /// f32 in this machine's memory.
+    Host(HostViewMut<'a>),
+    /// In the rank's device.
+    Device(DeviceView),
+}
+
+/// `n` values of a step to read.
+#[derive(Debug)]
+pub enum Array<'a, T> {
+    /// In this machine's memory.
+    Host(&'a [T]),
+    /// In the rank's device.
+    Device(DeviceArray),
+}
+
+/// `n` values of a step to write.
+#[derive(Debug)]
+pub enum ArrayMut<'a, T> {
+    /// In this machine's memory.
+    Host(&'a mut [T]),
+    /// In the rank's device.
+    Device(DeviceArray),
+}
+
+/// Consecutive values in device memory; the kernel that takes them knows their type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceArray {
+    /// The first.
+    pub first: DevicePtr,
+    /// How many.
+    pub n: usize,
+}
+
+impl DeviceView {
+    /// Columns `range` of every row.
+    pub fn columns(self, range: Range<usize>) -> DeviceView {
+        assert!(range.start <= range.end && range.end <= self.n_cols, "{range:?} of {self:?}");
+        let first = self.first.offset(range.start * self.element.n_bytes());
+        DeviceView { first, n_cols: range.len(), ..self }
+    }
+
+    /// Rows `range`.
+    pub fn rows(self, range: Range<usize>) -> DeviceView {
+        assert!(range.start <= range.end && range.end <= self.n_rows, "{range:?} of {self:?}");
+        let first = self.first.offset(range.start * self.stride * self.element.n_bytes());
+        DeviceView { first, n_rows: range.len(), ..self }
+    }
+}
 
 impl<'a> View<'a> {
     /// The whole of `data` as `[n_rows, n_cols]`.
     pub fn new(data: &'a [f32], n_rows: usize, n_cols: usize) -> View<'a> {
-        assert_eq!(data.len(), n_rows * n_cols, "data of [{n_rows}, {n_cols}]");
-        let first = NonNull::from(data).cast();
-        View { first, n_rows, n_cols, stride: n_cols, owner: PhantomData }
+        View::Host(HostView::new(data, n_rows, n_cols))
     }
 
     /// Rows.
     pub fn n_rows(&self) -> usize {
-        self.n_rows
+        match self {
+            View::Host(view) => view.n_rows(),
+            View::Device(view) => view.n_rows,
+        }
     }
 
     /// Elements of a row.
     pub fn n_cols(&self) -> usize {
-        self.n_cols
-    }
-
-    /// Elements from one row's first to the next row's.
-    pub fn stride(&self) -> usize {
-        self.stride
-    }
-
-    /// Row `row_idx`.
-    pub fn row(&self, row_idx: usize) -> &'a [f32] {
-        assert!(row_idx < self.n_rows, "row {row_idx} of {}", self.n_rows);
-        // SAFETY: the constructor's slice, borrowed for 'a, holds `n_cols` elements from
-        // `row_idx * stride` on; narrowing only ever shrinks the ranges.
-        unsafe {
-            let begin = self.first.add(row_idx * self.stride);
-            std::slice::from_raw_parts(begin.as_ptr(), self.n_cols)
+        match self {
+            View::Host(view) => view.n_cols(),
+            View::Device(view) => view.n_cols,
         }
     }
 
     /// Columns `range` of every row.
     pub fn columns(&self, range: Range<usize>) -> View<'a> {
-        check_range(&range, self.n_cols);
-        View { first: offset(self.first, self.n_rows, range.start), n_cols: range.len(), ..*self }
+        match self {
+            View::Host(view) => View::Host(view.columns(range)),
+            View::Device(view) => View::Device(view.columns(range)),
+        }
     }
 
     /// Rows `range`.
     pub fn rows(&self, range: Range<usize>) -> View<'a> {
-        check_range(&range, self.n_rows);
-        let first = offset(self.first, range.len(), range.start * self.stride);
-        View { first, n_rows: range.len(), ..*self }
+        match self {
+            View::Host(view) => View::Host(view.rows(range)),
+            View::Device(view) => View::Device(view.rows(range)),
+        }
+    }
+
+    /// For a processor's kernel.
+    pub fn host(self) -> HostView<'a> {
+        match self {
+            View::Host(view) => view,
+            View::Device(view) => panic!("{view:?} for a kernel of the host"),
+        }
+    }
+
+    /// For a device's kernel.
+    pub fn device(self) -> DeviceView {
+        match self {
+            View::Host(view) => panic!("{view:?} for a kernel of the device"),
+            View::Device(view) => view,
+        }
     }
 }
 
 impl<'a> ViewMut<'a> {
     /// The whole of `data` as `[n_rows, n_cols]`.
     pub fn new(data: &'a mut [f32], n_rows: usize, n_cols: usize) -> ViewMut<'a> {
-        assert_eq!(data.len(), n_rows * n_cols, "data of [{n_rows}, {n_cols}]");
-        let first = NonNull::from(data).cast();
-        ViewMut { first, n_rows, n_cols, stride: n_cols, owner: PhantomData }
+        ViewMut::Host(HostViewMut::new(data, n_rows, n_cols))
     }
 
     /// Rows.
     pub fn n_rows(&self) -> usize {
-        self.n_rows
+        self.as_view().n_rows()
     }
 
     /// Elements of a row.
     pub fn n_cols(&self) -> usize {
-        self.n_cols
-    }
-
-    /// Elements from one row's first to the next row's.
-    pub fn stride(&self) -> usize {
-        self.stride
-    }
-
-    /// Row `row_idx`, to read.
-    pub fn row(&self, row_idx: usize) -> &[f32] {
-        self.as_view().row(row_idx)
-    }
-
-    /// Row `row_idx`, to write.
-    pub fn row_mut(&mut self, row_idx: usize) -> &mut [f32] {
-        assert!(row_idx < self.n_rows, "row {row_idx} of {}", self.n_rows);
-        // SAFETY: as in `View::row`; the exclusive borrow of `self` makes this the only reference
-        // to the row, since splitting consumes a view and hands out disjoint parts.
-        unsafe {
-            let begin = self.first.add(row_idx * self.stride);
-            std::slice::from_raw_parts_mut(begin.as_ptr(), self.n_cols)
-        }
+        self.as_view().n_cols()
     }
 
     /// The same matrix to read, while `self` stays borrowed.
     pub fn as_view(&self) -> View<'_> {
-        let ViewMut { first, n_rows, n_cols, stride, .. } = *self;
-        View { first, n_rows, n_cols, stride, owner: PhantomData }
+        match self {
+            ViewMut::Host(view) => View::Host(view.as_view()),
+            ViewMut::Device(view) => View::Device(*view),
+        }
     }
 
     /// The same matrix for a shorter while.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { owner: PhantomData, ..*self }
+        match self {
+            ViewMut::Host(view) => ViewMut::Host(view.reborrow()),
+            ViewMut::Device(view) => ViewMut::Device(*view),
+        }
     }
 
     /// Columns `range` of every row.
     pub fn columns(self, range: Range<usize>) -> ViewMut<'a> {
-        check_range(&range, self.n_cols);
-        ViewMut { first: offset(self.first, self.n_rows, range.start), n_cols: range.len(), ..self }
+        match self {
+            ViewMut::Host(view) => ViewMut::Host(view.columns(range)),
+            ViewMut::Device(view) => ViewMut::Device(view.columns(range)),
+        }
     }
 
-    /// Rows `range`.
-    pub fn rows(self, range: Range<usize>) -> ViewMut<'a> {
-        check_range(&range, self.n_rows);
-        let first = offset(self.first, range.len(), range.start * self.stride);
-        ViewMut { first, n_rows: range.len(), ..self }
+    /// For a processor's kernel.
+    pub fn host(self) -> HostViewMut<'a> {
+        match self {
+            ViewMut::Host(view) => view,
+            ViewMut::Device(view) => panic!("{view:?} for a kernel of the host"),
+        }
     }
 
-    /// Columns before `col_idx`, and the rest.
-    pub fn split_columns(self, col_idx: usize) -> (ViewMut<'a>, ViewMut<'a>) {
-        let ViewMut { first, n_rows, n_cols, stride, owner } = self;
-        // The parts share no element, so each is the only view on its own.
-        let left = ViewMut { first, n_rows, n_cols, stride, owner };
-        let right = ViewMut { first, n_rows, n_cols, stride, owner };
-        (left.columns(0..col_idx), right.columns(col_idx..n_cols))
-    }
-
-    /// Rows before `row_idx`, and the rest.
-    pub fn split_rows(self, row_idx: usize) -> (ViewMut<'a>, ViewMut<'a>) {
-        let ViewMut { first, n_rows, n_cols, stride, owner } = self;
-        let upper = ViewMut { first, n_rows, n_cols, stride, owner };
-        let lower = ViewMut { first, n_rows, n_cols, stride, owner };
-        (upper.rows(0..row_idx), lower.rows(row_idx..n_rows))
-    }
-
-    /// Sets every element.
-    pub fn fill(&mut self, value: f32) {
-        for row_idx in 0..self.n_rows {
-            self.row_mut(row_idx).fill(value);
+    /// For a device's kernel.
+    pub fn device(self) -> DeviceView {
+        match self {
+            ViewMut::Host(view) => panic!("{view:?} for a kernel of the device"),
+            ViewMut::Device(view) => view,
         }
     }
 }
 
-impl fmt::Debug for View<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "View[{}, {}]", self.n_rows, self.n_cols)
+impl<T> Clone for Array<'_, T> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
-impl fmt::Debug for ViewMut<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ViewMut[{}, {}]", self.n_rows, self.n_cols)
+impl<T> Copy for Array<'_, T> {}
+
+impl<'a, T> From<&'a [T]> for Array<'a, T> {
+    fn from(values: &'a [T]) -> Array<'a, T> {
+        Array::Host(values)
     }
 }
 
-fn check_range(range: &Range<usize>, n: usize) {
-    assert!(range.start <= range.end && range.end <= n, "{range:?} of {n}");
+impl<'a, T> From<&'a mut [T]> for ArrayMut<'a, T> {
+    fn from(values: &'a mut [T]) -> ArrayMut<'a, T> {
+        ArrayMut::Host(values)
+    }
 }
 
-/// `first + n`, or `first` where no row is left: the sum could lie beyond the allocation.
-fn offset(first: NonNull<f32>, n_rows: usize, n: usize) -> NonNull<f32> {
-    if n_rows == 0 {
-        return first;
+impl<'a, T> Array<'a, T> {
+    /// How many values.
+    pub fn len(&self) -> usize {
+        match self {
+            Array::Host(values) => values.len(),
+            Array::Device(array) => array.n,
+        }
     }
-    // SAFETY: callers have checked that `n` is the first element of a row of theirs, or one past
-    // a row's last where no column is left: inside the allocation or at its end.
-    unsafe { first.add(n) }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// For a processor's kernel.
+    pub fn host(self) -> &'a [T] {
+        match self {
+            Array::Host(values) => values,
+            Array::Device(array) => panic!("{array:?} for a kernel of the host"),
+        }
+    }
+
+    /// For a device's kernel.
+    pub fn device(self) -> DevicePtr {
+        match self {
+            Array::Host(values) => panic!("{} values for a kernel of the device", values.len()),
+            Array::Device(array) => array.first,
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn counted(n: usize) -> Vec<f32> {
-        (0..n).map(|i| i as f32).collect()
+impl<'a, T> ArrayMut<'a, T> {
+    /// How many values.
+    pub fn len(&self) -> usize {
+        self.as_array().len()
     }
 
-    #[test]
-    fn narrowing_keeps_the_stride() {
-        let data = counted(20);
-        let view = View::new(&data, 4, 5).rows(1..4).columns(2..4);
-        assert_eq!((view.n_rows(), view.n_cols(), view.stride()), (3, 2, 5));
-        assert_eq!(view.row(0), [7.0, 8.0]);
-        assert_eq!(view.row(2), [17.0, 18.0]);
-        assert_eq!(view.rows(3..3).n_rows(), 0);
-        assert!(view.columns(2..2).row(2).is_empty());
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    #[test]
-    fn parts_of_a_matrix_are_written_apart() {
-        let mut data = vec![0.0; 12];
-        let (mut left, right) = ViewMut::new(&mut data, 3, 4).split_columns(1);
-        let (mut upper, mut lower) = right.split_rows(2);
-        left.fill(1.0);
-        upper.fill(2.0);
-        lower.reborrow().row_mut(0).copy_from_slice(&[3.0, 4.0, 5.0]);
-        assert_eq!(lower.as_view().row(0), lower.row(0));
-        assert_eq!(data, [1.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 1.0, 3.0, 4.0, 5.0]);
+    /// The same values to read, while `self` stays borrowed.
+    pub fn as_array(&self) -> Array<'_, T> {
+        match self {
+            ArrayMut::Host(values) => Array::Host(values),
+            ArrayMut::Device(array) => Array::Device(*array),
+        }
     }
 
-    #[test]
-    fn ranges_beyond_the_matrix_are_refused() {
-        let data = counted(6);
-        let view = View::new(&data, 2, 3);
-        assert!(std::panic::catch_unwind(|| view.row(2)).is_err());
-        assert!(std::panic::catch_unwind(|| view.columns(1..4)).is_err());
-        assert!(std::panic::catch_unwind(|| view.rows(2..3)).is_err());
+    /// The same values for a shorter while.
+    pub fn reborrow(&mut self) -> ArrayMut<'_, T> {
+        match self {
+            ArrayMut::Host(values) => ArrayMut::Host(values),
+            ArrayMut::Device(array) => ArrayMut::Device(*array),
+        }
+    }
+
+    /// For a processor's kernel.
+    pub fn host(self) -> &'a mut [T] {
+        match self {
+            ArrayMut::Host(values) => values,
+            ArrayMut::Device(array) => panic!("{array:?} for a kernel of the host"),
+        }
+    }
+
+    /// For a device's kernel.
+    pub fn device(self) -> DevicePtr {
+        match self {
+            ArrayMut::Host(values) => panic!("{} values for a kernel of the device", values.len()),
+            ArrayMut::Device(array) => array.first,
+        }
     }
 }

@@ -9,7 +9,7 @@ pub mod attention;
 pub mod embed;
 pub mod linear;
 pub mod quantize;
-pub mod rmsnorm;
+pub mod reduce_norm;
 pub mod rope_kv;
 pub mod swiglu;
 

@@ -26,7 +26,6 @@ fn sampler(sampling: SamplingParams, vocab_size: usize, generated: &[u32]) -> Sa
 
 fn point() -> EmitPoint {
     EmitPoint {
-        token_idx: 0,
         row_idx: 0,
         slot: SlotIdx(0),
         position: 2,

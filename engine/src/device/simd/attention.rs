@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::device::{Aligned, View};
+use crate::device::{Aligned, HostView};
 
 use super::element::Widened;
 use super::lanes::Lanes;
@@ -35,7 +35,7 @@ pub(crate) struct Chunk {
 #[derive(Clone, Copy)]
 pub(crate) struct Queries<'a> {
     /// `[n_tokens, n_heads * head_dim]`
-    pub(crate) q: View<'a>,
+    pub(crate) q: HostView<'a>,
     /// Width of a head.
     pub(crate) head_dim: usize,
     /// Position of the first token.

@@ -5,7 +5,7 @@
 
 use weights::{Dtype, Matrix};
 
-use crate::device::{Aligned, View, ViewMut};
+use crate::device::{Aligned, HostView, HostViewMut};
 
 use super::element::{Bf16, E4m3, Element, F16, F32, Stored, Widened, prefetch, widen};
 use super::lanes::{Lanes, padded};
@@ -25,13 +25,13 @@ const N_ROWS_AHEAD: usize = 2;
 /// A tile of a product.
 pub(crate) struct Product<'a> {
     /// `[T, K]`
-    pub(crate) x: View<'a>,
+    pub(crate) x: HostView<'a>,
     /// `[N_all, K]`
     pub(crate) weights: &'a Matrix,
     /// The tile's first row of `weights`.
     pub(crate) row_begin: usize,
     /// `[T, N]`: sums of widened weights, see [`widened_factor`](super::widened_factor).
-    pub(crate) out: ViewMut<'a>,
+    pub(crate) out: HostViewMut<'a>,
 }
 
 /// What a thread needs for [`by_panels`].
@@ -211,7 +211,7 @@ pub(super) fn by_panels<S: Lanes>(s: S, mut product: Product<'_>, scratch: &mut 
 /// Adds the products of `x` `[T, K]` with the rows of `panel` `[N, K]` (zeroes up to whole blocks)
 /// to `sums` `[T, N]`.
 #[inline(always)]
-fn add_panel<S: Lanes>(s: S, x: View<'_>, panel: Blocks<'_>, sums: &mut [[f32; 16]]) {
+fn add_panel<S: Lanes>(s: S, x: HostView<'_>, panel: Blocks<'_>, sums: &mut [[f32; 16]]) {
     let n_rows = sums.len() / x.n_rows();
     let mut t = 0;
     while t < x.n_rows() {
@@ -233,7 +233,7 @@ fn add_panel<S: Lanes>(s: S, x: View<'_>, panel: Blocks<'_>, sums: &mut [[f32; 1
 #[inline(always)]
 fn add_rows<S: Lanes, const M: usize, const N: usize>(
     s: S,
-    x: View<'_>,
+    x: HostView<'_>,
     panel: Blocks<'_>,
     sums: &mut [[f32; 16]],
 ) -> usize {

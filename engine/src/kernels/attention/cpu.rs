@@ -1,15 +1,20 @@
 //! A tile is a few tokens of a few heads that share a key/value head: each chunk of the cache is
 //! widened once for all of them.
 
+use weights::InputScale;
+
 use crate::device::simd::{
     AttentionScratch, Chunk, N_QUERIES_MAX, Queries, attend, prefetch, widen,
 };
-use crate::device::{CpuExec, Grid, KvRegion, Simd, ViewMut};
+use crate::device::{CpuExec, Grid, HostViewMut, KvRegion, Simd};
+use crate::kernels::quantize::quantize_row;
 
-use super::{Args, AttentionRow};
+use super::{Args, AttentionRow, Rows};
 
 pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
-    let Args { q, rows, share, k_scale, v_scale, cache, out } = args;
+    let Args { q, rows, share, k_scale, v_scale, cache, input, out, out_scales } = args;
+    let Rows::Host(rows) = rows;
+    let (q, mut out) = (q.host(), out.host());
     let head_dim = share.head_dim;
     let group = share.n_q_heads / share.n_kv_heads;
     let n_heads = heads_of_tile(group, share.n_kv_heads, exec.n_threads());
@@ -21,7 +26,7 @@ pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
     };
     let window = share.window.unwrap_or(usize::MAX);
     let score_factor = cache.factor(k_scale) / (head_dim as f32).sqrt();
-    exec.for_each_tile(out, grid, |tile, scratch| {
+    exec.for_each_tile(out.reborrow(), grid, |tile, scratch| {
         let (cols, mut out) = (tile.col_idx..tile.col_idx + tile.out.n_cols(), tile.out);
         let tokens = tile.row_idx..tile.row_idx + out.n_rows();
         let first = rows.partition_point(|row| row.token_idx + row.n_tokens <= tokens.start);
@@ -41,6 +46,13 @@ pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
             source.attend(queries, &mut scratch.attention, out);
         }
     });
+    let simd = exec.simd();
+    match input {
+        InputScale::None => out_scales.host().fill(1.0),
+        _ => exec.for_each_row(out, out_scales.host(), |_, row, scale| {
+            *scale = quantize_row(simd, input, row);
+        }),
+    }
 }
 
 /// Query heads of a tile: a divisor of the group, so that a tile has one key/value head; as many
@@ -63,7 +75,12 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn attend(&self, queries: Queries<'_>, scratch: &mut AttentionScratch, mut out: ViewMut<'_>) {
+    fn attend(
+        &self,
+        queries: Queries<'_>,
+        scratch: &mut AttentionScratch,
+        mut out: HostViewMut<'_>,
+    ) {
         let (n_tokens, n_heads) = (queries.q.n_rows(), queries.n_heads());
         scratch.begin(n_tokens * n_heads, queries.head_dim);
         let (first, end) = (queries.visible(0).start, queries.visible(n_tokens - 1).end);

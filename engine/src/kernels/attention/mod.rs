@@ -3,9 +3,9 @@
 mod cpu;
 
 use scheduler::PageId;
-use weights::AttentionSpec;
+use weights::{AttentionSpec, InputScale};
 
-use crate::device::{DeviceError, Exec, KvRegion, View, ViewMut};
+use crate::device::{ArrayMut, DeviceError, Exec, KvRegion, View, ViewMut};
 
 /// `out[t][h] = Σ_j softmax_j(q[t][h] · k[j] / sqrt(head_dim)) · v[j]` over the positions j that
 /// the token sees: its own and those before it, as far back as the window goes. Query head h reads
@@ -18,7 +18,7 @@ pub struct Args<'a> {
     /// `[T, n_q_heads * head_dim]`, rotated.
     pub q: View<'a>,
     /// Which tokens belong to which sequence: in order, every token once.
-    pub rows: &'a [AttentionRow<'a>],
+    pub rows: Rows<'a>,
     /// This rank's heads, and the window.
     pub share: &'a AttentionSpec,
     /// Factor of keys in an FP8 cache.
@@ -27,8 +27,19 @@ pub struct Args<'a> {
     pub v_scale: f32,
     /// This block's pages; those of the step's own tokens are written already.
     pub cache: &'a KvRegion,
+    /// How the next projection's input is quantized; not per token, which needs other heads.
+    pub input: InputScale,
     /// `[T, n_q_heads * head_dim]`
     pub out: ViewMut<'a>,
+    /// `[T]`: what `out` must be multiplied by to be the attended values.
+    pub out_scales: ArrayMut<'a, f32>,
+}
+
+/// The step's rows, as far as attention needs to know them.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// With their pages.
+    Host(&'a [AttentionRow<'a>]),
 }
 
 /// One sequence's share of the tokens.
@@ -64,15 +75,24 @@ impl Args<'_> {
         assert_eq!(shape.1, n_q_heads * head_dim, "q has every head");
         let cache = self.cache.shape();
         assert_eq!((cache.n_kv_heads, cache.head_dim), (n_kv_heads, head_dim), "the cache's heads");
+        assert_ne!(self.input, InputScale::PerToken, "a token's scale needs all ranks' heads");
+        assert_eq!(self.out_scales.len(), shape.0, "out_scales is [T]");
+        match self.rows {
+            Rows::Host(rows) => self.check_rows(rows),
+        }
+    }
+
+    fn check_rows(&self, rows: &[AttentionRow<'_>]) {
+        let (n_tokens, cache) = (self.q.n_rows(), self.cache.shape());
         let mut token_idx = 0;
-        for row in self.rows {
+        for row in rows {
             assert_eq!(row.token_idx, token_idx, "rows cover the tokens in order");
             token_idx += row.n_tokens;
             let n_positions = row.start + row.n_tokens;
             let n_pages = row.pages.len();
             assert!(n_positions <= n_pages * cache.page_tokens, "{n_positions} in {n_pages} pages");
         }
-        assert_eq!(token_idx, shape.0, "rows cover the tokens");
+        assert_eq!(token_idx, n_tokens, "rows cover the tokens");
     }
 }
 

@@ -3,11 +3,13 @@
 
 use half::bf16;
 use scheduler::PageId;
-use weights::AttentionSpec;
+use weights::{AttentionSpec, InputScale};
 
-use super::{Args, AttentionRow, attention};
+use super::{Args, AttentionRow, Rows, attention};
 use crate::KvDtype;
-use crate::device::{Exec, KvLocation, KvPlace, KvRegion, Scaled, Simd, SimdLevel, View, ViewMut};
+use crate::device::{
+    ArrayMut, Exec, KvLocation, KvPlace, KvRegion, Scaled, Simd, SimdLevel, View, ViewMut,
+};
 use crate::kernels::testing::{
     ROUNDING, Rng, assert_close, assert_same_bits, e4m3_nearest, e4m3_value, everywhere, levels,
     on_exec,
@@ -108,12 +110,14 @@ impl Case {
         let mut out = vec![f32::NAN; q.len()];
         let args = Args {
             q: View::new(&q, token_idx, width),
-            rows: &rows,
+            rows: Rows::Host(&rows),
             share: &self.share,
             k_scale: K_SCALE,
             v_scale: V_SCALE,
             cache: &cache,
+            input: InputScale::None,
             out: ViewMut::new(&mut out, token_idx, width),
+            out_scales: ArrayMut::Host(&mut vec![f32::NAN; token_idx]),
         };
         attention(exec, args).expect("it runs");
         out

@@ -1,12 +1,14 @@
 //! A copy that widens.
 
 use crate::device::simd::{widen, widened_factor};
-use crate::device::{CpuExec, Grid};
+use crate::device::{CpuExec, Grid, Table};
 
-use super::Args;
+use super::{Args, PickArgs};
 
 pub(super) fn embed(exec: &CpuExec, args: Args<'_>) {
     let Args { tokens, table, vocab_begin, out } = args;
+    let (tokens, out) = (tokens.host(), out.host());
+    let Table::Host(table) = table else { panic!("{table:?} for a kernel of the host") };
     let simd = exec.simd();
     let factor = widened_factor(table.dtype);
     let grid = Grid { tile_rows: 1, tile_cols: out.n_cols(), work: out.n_rows() * out.n_cols() };
@@ -21,4 +23,12 @@ pub(super) fn embed(exec: &CpuExec, args: Args<'_>) {
             row.iter_mut().for_each(|x| *x *= factor);
         }
     });
+}
+
+pub(super) fn pick(args: PickArgs<'_>) {
+    let PickArgs { x, rows, out } = args;
+    let (x, mut out) = (x.host(), out.host());
+    for (i, &row_idx) in rows.host().iter().enumerate() {
+        out.row_mut(i).copy_from_slice(x.row(row_idx as usize));
+    }
 }

@@ -3,16 +3,15 @@
 mod cpu;
 
 use scheduler::TokenId;
-use weights::Matrix;
 
-use crate::device::{DeviceError, Exec, ViewMut};
+use crate::device::{Array, DeviceError, Exec, Table, View, ViewMut};
 
 /// `out[t] = table[tokens[t] - vocab_begin]`, or zeroes for a token that another rank holds.
 pub struct Args<'a> {
     /// `[T]`
-    pub tokens: &'a [TokenId],
+    pub tokens: Array<'a, TokenId>,
     /// `[n, hidden]`: vocabulary entries `vocab_begin ..`.
-    pub table: &'a Matrix,
+    pub table: &'a Table,
     /// The table's first vocabulary entry.
     pub vocab_begin: usize,
     /// `[T, hidden]`
@@ -28,10 +27,30 @@ pub fn embed(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
     Ok(())
 }
 
+/// `out[i] = x[rows[i]]`.
+pub struct PickArgs<'a> {
+    /// `[T, hidden]`
+    pub x: View<'a>,
+    /// `[n]`, each below T.
+    pub rows: Array<'a, u32>,
+    /// `[n, hidden]`
+    pub out: ViewMut<'a>,
+}
+
+/// Copies the rows that are wanted one below another.
+pub fn pick(exec: &mut Exec, args: PickArgs<'_>) -> Result<(), DeviceError> {
+    let shape = (args.out.n_rows(), args.out.n_cols());
+    assert_eq!(shape, (args.rows.len(), args.x.n_cols()), "out is [n, hidden]");
+    match exec {
+        Exec::Cpu(_) => cpu::pick(args),
+    }
+    Ok(())
+}
+
 impl Args<'_> {
     fn check(&self) {
         let shape = (self.out.n_rows(), self.out.n_cols());
-        assert_eq!(shape, (self.tokens.len(), self.table.n_cols), "out is [T, hidden]");
+        assert_eq!(shape, (self.tokens.len(), self.table.n_cols()), "out is [T, hidden]");
     }
 }
 

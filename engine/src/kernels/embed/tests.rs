@@ -4,7 +4,7 @@ use scheduler::TokenId;
 use weights::Dtype;
 
 use super::{Args, embed};
-use crate::device::ViewMut;
+use crate::device::{Array, Table, ViewMut};
 use crate::kernels::testing::{Rng, StoredMatrix, everywhere};
 
 #[test]
@@ -22,7 +22,12 @@ fn rows_are_copied_and_strangers_are_zero() {
             let run = |exec: &mut _| {
                 let mut out = vec![f32::NAN; tokens.len() * hidden];
                 let view = ViewMut::new(&mut out, tokens.len(), hidden);
-                let args = Args { tokens: &tokens, table: &table.matrix, vocab_begin, out: view };
+                let args = Args {
+                    tokens: Array::Host(&tokens),
+                    table: &Table::Host(table.matrix.clone()),
+                    vocab_begin,
+                    out: view,
+                };
                 embed(exec, args).expect("it runs");
                 out
             };
@@ -47,8 +52,12 @@ fn nan_entries_stay_nan() {
         let run = |exec: &mut _| {
             let mut out = vec![0.0; 3];
             let view = ViewMut::new(&mut out, 1, 3);
-            let args =
-                Args { tokens: &[TokenId(0)], table: &table.matrix, vocab_begin: 0, out: view };
+            let args = Args {
+                tokens: Array::Host(&[TokenId(0)]),
+                table: &Table::Host(table.matrix.clone()),
+                vocab_begin: 0,
+                out: view,
+            };
             embed(exec, args).expect("it runs");
             out
         };

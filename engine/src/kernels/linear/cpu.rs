@@ -5,7 +5,7 @@ use weights::{LinearWeights, WeightScale};
 use crate::device::simd::{
     PANEL_ROWS, PANEL_TOKENS, Product, direct_product, panel_product, widened_factor,
 };
-use crate::device::{CpuExec, Grid, Tile};
+use crate::device::{CpuExec, Grid, HostView, HostViewMut, Tile};
 
 use super::Args;
 
@@ -17,6 +17,26 @@ const DIRECT_ROWS: usize = 64;
 
 pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     let Args { x, x_scales, weights, out } = args;
+    let (x, x_scales, mut out) = (x.host(), x_scales.host(), out.host());
+    let mut begin = 0;
+    for part in &weights.parts {
+        let end = begin + part.matrix.n_rows;
+        let out = out.reborrow().columns(begin..end);
+        project(exec, Part { x, x_scales, weights: part, out });
+        begin = end;
+    }
+}
+
+/// One part of a projection, with its own columns of the output.
+struct Part<'a> {
+    x: HostView<'a>,
+    x_scales: &'a [f32],
+    weights: &'a LinearWeights,
+    out: HostViewMut<'a>,
+}
+
+fn project(exec: &CpuExec, part: Part<'_>) {
+    let Part { x, x_scales, weights, out } = part;
     let simd = exec.simd();
     let n_tokens = x.n_rows();
     let is_many = n_tokens >= N_TOKENS_MANY;

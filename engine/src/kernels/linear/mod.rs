@@ -3,13 +3,14 @@
 mod cpu;
 pub mod cuda;
 
-use weights::{InputScale, LinearWeights, WeightScale};
+use weights::{InputScale, WeightScale};
 
-use crate::device::{DeviceError, Exec, View, ViewMut};
+use crate::device::{Array, Deferred, DeviceError, Exec, Projection, View, ViewMut};
 
-/// `out[t][n] = (Σ_k x[t][k] · w[n][k]) · weight_scale[n] · x_scales[t]`.
+/// `out[t][n] = (Σ_k x[t][k] · w[n][k]) · weight_scale[n] · x_scales[t]`, but for the factors that
+/// the launcher gives back as [`Deferred`].
 ///
-/// Whatever the stored type, an output is within `K / 16 + 8` roundings of f32 of the exact one,
+/// On the processor none are, and whatever the stored type, an output is within `K / 16 + 8` roundings of f32 of the exact one,
 /// each of the size of `Σ_k |x[t][k] · w[n][k]|` times the scales: widening is exact, sums have
 /// sixteen lanes and a tree of four levels, and two scales follow. (One rounding more a product
 /// where the level has no fused multiply-add.)
@@ -17,35 +18,38 @@ pub struct Args<'a> {
     /// `[T, K]`: quantized values, where the projection asks for them.
     pub x: View<'a>,
     /// `[T]`
-    pub x_scales: &'a [f32],
-    /// `[N, K]`
-    pub weights: &'a LinearWeights,
+    pub x_scales: Array<'a, f32>,
+    /// `[N, K]`, in parts.
+    pub weights: &'a Projection,
     /// `[T, N]`
     pub out: ViewMut<'a>,
 }
 
-/// Projects every token.
-pub fn linear(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
+/// Projects every token, and says what `out` still lacks.
+pub fn linear(exec: &mut Exec, args: Args<'_>) -> Result<Deferred, DeviceError> {
     args.check();
     match exec {
-        Exec::Cpu(cpu) => cpu::linear(cpu, args),
+        Exec::Cpu(cpu) => {
+            cpu::linear(cpu, args);
+            Ok(Deferred::Nothing)
+        }
     }
-    Ok(())
 }
 
 impl Args<'_> {
     fn check(&self) {
-        let matrix = &self.weights.matrix;
         let n_tokens = self.x.n_rows();
-        assert_eq!(self.x.n_cols(), matrix.n_cols, "x is [T, K], weights are [N, K]");
+        assert_eq!(self.x.n_cols(), self.weights.n_cols(), "x is [T, K], weights are [N, K]");
         let shape = (self.out.n_rows(), self.out.n_cols());
-        assert_eq!(shape, (n_tokens, matrix.n_rows), "out is [T, N]");
+        assert_eq!(shape, (n_tokens, self.weights.n_rows()), "out is [T, N]");
         assert_eq!(self.x_scales.len(), n_tokens, "x_scales is [T]");
-        if let WeightScale::PerRow(scales) = &self.weights.scale {
-            assert_eq!(scales.len(), matrix.n_rows, "a scale for every output");
+        for part in &self.weights.parts {
+            if let WeightScale::PerRow(scales) = &part.scale {
+                assert_eq!(scales.len(), part.matrix.n_rows, "a scale for every output");
+            }
         }
-        if self.weights.input == InputScale::None {
-            assert!(self.x_scales.iter().all(|scale| *scale == 1.0), "x is not quantized");
+        if let (InputScale::None, Array::Host(scales)) = (self.weights.input(), self.x_scales) {
+            assert!(scales.iter().all(|scale| *scale == 1.0), "x is not quantized");
         }
     }
 }

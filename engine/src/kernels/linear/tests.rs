@@ -5,7 +5,7 @@ use std::sync::Arc;
 use weights::{Dtype, InputScale, LinearWeights, WeightScale};
 
 use super::{Args, linear};
-use crate::device::{Exec, View, ViewMut};
+use crate::device::{Array, Deferred, Exec, Projection, View, ViewMut};
 use crate::kernels::testing::{
     ROUNDING, Rng, StoredMatrix, assert_close, assert_same_bits, everywhere, levels, on_exec,
 };
@@ -62,8 +62,9 @@ impl Case {
         let n_rows = self.weights.matrix.n_rows;
         let mut out = vec![f32::NAN; x.n_rows() * n_rows];
         let view = ViewMut::new(&mut out, x.n_rows(), n_rows);
-        let args = Args { x, x_scales, weights: &self.weights, out: view };
-        linear(exec, args).expect("it runs");
+        let weights = &Projection::host(vec![self.weights.clone()]);
+        let args = Args { x, x_scales: Array::Host(x_scales), weights, out: view };
+        assert_eq!(linear(exec, args).expect("it runs"), Deferred::Nothing);
         out
     }
 

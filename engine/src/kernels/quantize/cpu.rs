@@ -11,21 +11,26 @@ use super::{Args, KnownArgs, MagnitudeArgs};
 const E4M3_MAX: f32 = 448.0;
 
 pub(super) fn quantize(exec: &CpuExec, args: Args<'_>) {
-    let Args { x, input, scales } = args;
+    let Args { x, out, input, scales } = args;
+    assert!(out.is_none(), "the host quantizes in place");
+    let (x, scales) = (x.host(), scales.host());
     let simd = exec.simd();
     exec.for_each_row(x, scales, |_, row, scale| *scale = quantize_row(simd, input, row));
 }
 
 pub(super) fn magnitudes(exec: &CpuExec, args: MagnitudeArgs<'_>) {
     // One pass over what the cache still holds: not worth a thread's waking.
-    for (row_idx, magnitude) in args.magnitudes.iter_mut().enumerate() {
-        *magnitude = max_magnitude(exec.simd(), args.x.row(row_idx));
+    let x = args.x.host();
+    for (row_idx, magnitude) in args.magnitudes.host().iter_mut().enumerate() {
+        *magnitude = max_magnitude(exec.simd(), x.row(row_idx));
     }
 }
 
 pub(super) fn quantize_known(exec: &CpuExec, args: KnownArgs<'_>) {
+    let KnownArgs { x, out, magnitudes } = args;
+    assert!(out.is_none(), "the host quantizes in place");
     let simd = exec.simd();
-    exec.for_each_row(args.x, args.magnitudes, |_, row, magnitude| {
+    exec.for_each_row(x.host(), magnitudes.host(), |_, row, magnitude| {
         *magnitude = scale_of(*magnitude);
         quantize_e4m3(simd, row, *magnitude);
     });

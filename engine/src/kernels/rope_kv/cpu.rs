@@ -1,11 +1,14 @@
 //! A token at a time, each by the thread that calls: little work next to the projections.
 
-use crate::device::{CpuExec, KvPlace, Scaled};
+use crate::device::{CpuExec, Deferred, KvPlace, Scaled};
 
-use super::Args;
+use super::{Args, Places};
 
 pub(super) fn rope_kv(exec: &CpuExec, args: Args<'_>) {
-    let Args { mut qkv, angles, share, k_scale, v_scale, locations, cache } = args;
+    let Args { qkv, scales, places, share, k_scale, v_scale, cache } = args;
+    assert_eq!(scales, Deferred::Nothing, "the processor finishes its products");
+    let Places::Host { angles, locations } = places;
+    let mut qkv = qkv.host();
     let head_dim = share.head_dim;
     for (token_idx, &at) in locations.iter().enumerate() {
         let (cos, sin) = angles.token(token_idx);

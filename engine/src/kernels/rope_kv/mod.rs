@@ -4,24 +4,36 @@ mod cpu;
 
 use weights::AttentionSpec;
 
-use crate::device::{DeviceError, Exec, KvLocation, KvRegion, RopeAngles, ViewMut};
+use crate::device::{Deferred, DeviceError, Exec, KvLocation, KvRegion, RopeAngles, ViewMut};
 
 /// Rotates halves of every query and key head in place, then writes keys and values to the cache.
 pub struct Args<'a> {
     /// `[T, (n_q_heads + 2 * n_kv_heads) * head_dim]`: queries, keys, values.
     pub qkv: ViewMut<'a>,
+    /// Factors that `qkv` still lacks.
+    pub scales: Deferred,
     /// Of these T tokens.
-    pub angles: &'a RopeAngles,
+    pub places: Places<'a>,
     /// This rank's heads.
     pub share: &'a AttentionSpec,
     /// An FP8 cache holds `key / k_scale`.
     pub k_scale: f32,
     /// An FP8 cache holds `value / v_scale`.
     pub v_scale: f32,
-    /// `[T]`: no two alike.
-    pub locations: &'a [KvLocation],
     /// This block's pages.
     pub cache: &'a mut KvRegion,
+}
+
+/// Where the step's tokens stand in their sequences, and where their keys and values go.
+#[derive(Clone, Copy)]
+pub enum Places<'a> {
+    /// Worked out by the host.
+    Host {
+        /// Angles of every token.
+        angles: &'a RopeAngles,
+        /// `[T]`: no two alike.
+        locations: &'a [KvLocation],
+    },
 }
 
 /// Rotates and writes every token.
@@ -38,9 +50,13 @@ impl Args<'_> {
         let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = *self.share;
         let n_tokens = self.qkv.n_rows();
         assert_eq!(self.qkv.n_cols(), (n_q_heads + 2 * n_kv_heads) * head_dim, "q, k and v");
-        assert_eq!(self.angles.n_tokens(), n_tokens, "angles of every token");
-        assert_eq!(self.angles.n_pairs() * 2, head_dim, "angles of every pair");
-        assert_eq!(self.locations.len(), n_tokens, "a location for every token");
+        match self.places {
+            Places::Host { angles, locations } => {
+                assert_eq!(angles.n_tokens(), n_tokens, "angles of every token");
+                assert_eq!(angles.n_pairs() * 2, head_dim, "angles of every pair");
+                assert_eq!(locations.len(), n_tokens, "a location for every token");
+            }
+        }
         let shape = self.cache.shape();
         assert_eq!((shape.n_kv_heads, shape.head_dim), (n_kv_heads, head_dim), "the cache's heads");
     }

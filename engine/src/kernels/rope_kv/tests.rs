@@ -4,9 +4,9 @@ use half::bf16;
 use scheduler::PageId;
 use weights::{AttentionSpec, RopeScaling, RopeSpec};
 
-use super::{Args, rope_kv};
+use super::{Args, Places, rope_kv};
 use crate::KvDtype;
-use crate::device::{Exec, KvLocation, KvRegion, RopeAngles, RopeFrequencies, ViewMut};
+use crate::device::{Deferred, Exec, KvLocation, KvRegion, RopeAngles, RopeFrequencies, ViewMut};
 use crate::kernels::testing::{
     ROUNDING, Rng, assert_close, e4m3_nearest, e4m3_value, everywhere, levels, on_exec,
 };
@@ -50,11 +50,11 @@ impl Case {
         let mut qkv = self.qkv.clone();
         let args = Args {
             qkv: ViewMut::new(&mut qkv, self.positions.len(), self.n_cols()),
-            angles: &self.angles,
+            scales: Deferred::Nothing,
+            places: Places::Host { angles: &self.angles, locations: &self.locations },
             share: &self.share,
             k_scale: K_SCALE,
             v_scale: V_SCALE,
-            locations: &self.locations,
             cache: &mut cache,
         };
         rope_kv(exec, args).expect("it runs");

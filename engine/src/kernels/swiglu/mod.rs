@@ -4,18 +4,20 @@ mod cpu;
 
 use weights::InputScale;
 
-use crate::device::{DeviceError, Exec, View, ViewMut};
+use crate::device::{ArrayMut, Deferred, DeviceError, Exec, View, ViewMut};
 
 /// `out[t] = quantize(silu(gate[t]) * up[t])`, `silu(x) = x / (1 + exp(-x))`.
 pub struct Args<'a> {
     /// `[T, 2 * w]`: gate, then up.
     pub gate_up: View<'a>,
+    /// Factors that `gate_up` still lacks.
+    pub scales: Deferred,
     /// How the next projection's input is quantized.
     pub input: InputScale,
     /// `[T, w]`
     pub out: ViewMut<'a>,
     /// `[T]`: what `out` must be multiplied by to be the activations.
-    pub out_scales: &'a mut [f32],
+    pub out_scales: ArrayMut<'a, f32>,
 }
 
 /// Activates every token.

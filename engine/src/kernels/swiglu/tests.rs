@@ -3,7 +3,7 @@
 use weights::InputScale;
 
 use super::{Args, swiglu};
-use crate::device::{Exec, View, ViewMut};
+use crate::device::{ArrayMut, Deferred, Exec, View, ViewMut};
 use crate::kernels::testing::{
     ROUNDING, Rng, assert_close, assert_same_bits, everywhere, levels, on_exec,
 };
@@ -14,7 +14,9 @@ fn run(exec: &mut Exec, gate_up: View<'_>, input: InputScale) -> Vec<f32> {
     let mut out = vec![f32::NAN; n_tokens * width];
     let mut out_scales = vec![f32::NAN; n_tokens];
     let view = ViewMut::new(&mut out, n_tokens, width);
-    let args = Args { gate_up, input, out: view, out_scales: &mut out_scales };
+    let out_scales_view = ArrayMut::Host(&mut out_scales);
+    let scales = Deferred::Nothing;
+    let args = Args { gate_up, scales, input, out: view, out_scales: out_scales_view };
     swiglu(exec, args).expect("it runs");
     out.extend(out_scales);
     out

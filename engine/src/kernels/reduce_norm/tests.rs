@@ -1,9 +1,12 @@
-//! Normalisation against float64; quantization is the quantize family's, applied to its result.
+//! The sum over ranks bit for bit, normalisation against float64; quantization is the quantize
+//! family's, applied to its result.
 
 use weights::InputScale;
 
-use super::{Args, rmsnorm};
-use crate::device::{Exec, View, ViewMut};
+use parallel::Communicator;
+
+use super::{Args, reduce_norm};
+use crate::device::{Array, ArrayMut, Deferred, Exec, HostView, ViewMut};
 use crate::kernels::testing::{
     ROUNDING, Rng, assert_close, assert_same_bits, e4m3_nearest, e4m3_value, everywhere, levels,
     on_exec,
@@ -11,21 +14,65 @@ use crate::kernels::testing::{
 
 const EPS: f32 = 1e-5;
 
-/// Normalised values, then scales.
-fn run(exec: &mut Exec, x: View<'_>, weight: &[f32], input: InputScale) -> Vec<f32> {
-    let mut out = vec![f32::NAN; x.n_rows() * x.n_cols()];
-    let mut out_scales = vec![f32::NAN; x.n_rows()];
-    let args = Args {
-        x,
-        weight,
-        eps: EPS,
-        input,
-        out: ViewMut::new(&mut out, x.n_rows(), x.n_cols()),
-        out_scales: &mut out_scales,
-    };
-    rmsnorm(exec, args).expect("it runs");
-    out.extend(out_scales);
-    out
+/// Normalised values, then scales. All of the residual stream comes from the partial result.
+fn run(exec: &mut Exec, x: HostView<'_>, weight: &[f32], input: InputScale) -> Vec<f32> {
+    let partial: Vec<f32> = (0..x.n_rows()).flat_map(|t| x.row(t).to_vec()).collect();
+    let mut step = Step { communicator: Communicator::Solo, residual: vec![0.0; partial.len()] };
+    step.run(exec, partial, weight, input)
+}
+
+struct Step {
+    communicator: Communicator,
+    residual: Vec<f32>,
+}
+
+impl Step {
+    fn run(
+        &mut self,
+        exec: &mut Exec,
+        mut partial: Vec<f32>,
+        weight: &[f32],
+        input: InputScale,
+    ) -> Vec<f32> {
+        let (n_cols, n_tokens) = (weight.len(), partial.len() / weight.len());
+        let mut out = vec![f32::NAN; partial.len()];
+        let mut out_scales = vec![f32::NAN; n_tokens];
+        let args = Args {
+            communicator: &mut self.communicator,
+            partial: ViewMut::new(&mut partial, n_tokens, n_cols),
+            scales: Deferred::Nothing,
+            residual: ViewMut::new(&mut self.residual, n_tokens, n_cols),
+            weight: Array::Host(weight),
+            eps: EPS,
+            input,
+            out: ViewMut::new(&mut out, n_tokens, n_cols),
+            out_scales: ArrayMut::Host(&mut out_scales),
+        };
+        reduce_norm(exec, args).expect("it runs");
+        out.extend(out_scales);
+        out
+    }
+}
+
+#[test]
+fn the_residual_stream_grows_by_the_partial_result() {
+    let mut rng = Rng::new(21);
+    let (n_tokens, n_cols) = (3, 50);
+    let numbers = |rng: &mut Rng| rng.numbers(n_tokens * n_cols);
+    let (before, partial, weight) = (numbers(&mut rng), numbers(&mut rng), rng.numbers(n_cols));
+    let sums: Vec<f32> = before.iter().zip(&partial).map(|(x, y)| x + y).collect();
+    for level in levels() {
+        let (residual, out) = on_exec(1, level, |exec| {
+            let residual = before.clone();
+            let mut step = Step { communicator: Communicator::Solo, residual };
+            let out = step.run(exec, partial.clone(), &weight, InputScale::None);
+            (step.residual, out)
+        });
+        assert_same_bits(&residual, &sums, &format!("{level:?}"));
+        let view = HostView::new(&sums, n_tokens, n_cols);
+        let of_sums = on_exec(1, level, |exec| run(exec, view, &weight, InputScale::None));
+        assert_same_bits(&out, &of_sums, &format!("{level:?}"));
+    }
 }
 
 fn expected(x: &[f32], weight: &[f32]) -> Vec<(f64, f64)> {
@@ -51,7 +98,7 @@ fn values_are_within_the_bound() {
                 x[..n_cols].fill(0.0);
                 x[n_cols] = f32::NAN;
             }
-            let view = View::new(&x, n_tokens, n_cols);
+            let view = HostView::new(&x, n_tokens, n_cols);
             let mut expected = expected(&x, &weight);
             expected.extend(vec![(1.0, 0.0); n_tokens]);
             let what = format!("[{n_tokens}, {n_cols}]");
@@ -69,7 +116,7 @@ fn quantization_follows_with_one_more_rounding() {
     let (n_tokens, n_cols) = (5, 130);
     let x = rng.numbers(n_tokens * n_cols);
     let weight = rng.numbers(n_cols);
-    let view = View::new(&x, n_tokens, n_cols);
+    let view = HostView::new(&x, n_tokens, n_cols);
     for level in levels() {
         let of = |input| on_exec(1, level, |exec| run(exec, view, &weight, input));
         let plain = of(InputScale::None);
@@ -95,10 +142,10 @@ fn a_token_alone_has_the_same_bits() {
     let x = rng.numbers(n_tokens * n_cols);
     let weight = rng.numbers(n_cols);
     for input in [InputScale::None, InputScale::PerToken] {
-        let batch = View::new(&x, n_tokens, n_cols);
+        let batch = HostView::new(&x, n_tokens, n_cols);
         for (level, out) in everywhere("batch", |exec| run(exec, batch, &weight, input)) {
             for t in 0..n_tokens {
-                let alone = View::new(&x, n_tokens, n_cols).rows(t..t + 1);
+                let alone = HostView::new(&x, n_tokens, n_cols).rows(t..t + 1);
                 let alone = on_exec(1, level, |exec| run(exec, alone, &weight, input));
                 assert_same_bits(
                     &out[t * n_cols..(t + 1) * n_cols],

@@ -1,0 +1,89 @@
+//! Step-local memory, allocated at boot for the widest block and the fullest step.
+
+use weights::InputScale;
+
+use crate::device::{ArrayMut, Buffer, Element, Projection, View, ViewMut};
+
+/// What sub-blocks write and read within a step. A device stores the residual stream as f32, a
+/// projection's input as e4m3 where it is quantized, everything else as bf16.
+pub(crate) struct Scratch {
+    pub(crate) hidden_size: usize,
+    /// The residual stream, `[n_tokens, hidden]`.
+    pub(crate) residual: Buffer,
+    /// A first projection's input, `[n_tokens, hidden]`.
+    pub(crate) normed: Buffer,
+    /// A factor per token of `normed`.
+    pub(crate) normed_scales: Buffer,
+    /// The widest first projection, `[n_tokens, …]`.
+    pub(crate) wide: Buffer,
+    /// What the second projection takes, `[n_tokens, …]`.
+    pub(crate) inner: Buffer,
+    /// The same, where a device has quantized it in a step of its own.
+    pub(crate) inner_quantized: Option<Buffer>,
+    /// A factor per token of `inner`.
+    pub(crate) inner_scales: Buffer,
+    /// A sub-block's result on this rank, `[n_tokens, hidden]`.
+    pub(crate) partial: Buffer,
+}
+
+/// Where a kernel puts the second projection's input.
+pub(crate) struct Inner<'a> {
+    /// What the kernel itself quantizes by.
+    pub(crate) input: InputScale,
+    pub(crate) out: ViewMut<'a>,
+    pub(crate) scales: ArrayMut<'a, f32>,
+}
+
+/// Widths that decide how large [`Scratch`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Widths {
+    pub(crate) hidden: usize,
+    /// Columns of the widest first projection (q, k, v together; gate and up together).
+    pub(crate) wide: usize,
+    /// Columns of the widest second projection's input.
+    pub(crate) inner: usize,
+}
+
+impl Scratch {
+    pub(crate) fn new(widths: Widths, n_tokens: usize) -> Scratch {
+        Scratch {
+            hidden_size: widths.hidden,
+            residual: Buffer::host(n_tokens * widths.hidden),
+            normed: Buffer::host(n_tokens * widths.hidden),
+            normed_scales: Buffer::host(n_tokens),
+            wide: Buffer::host(n_tokens * widths.wide),
+            inner: Buffer::host(n_tokens * widths.inner),
+            inner_quantized: None,
+            inner_scales: Buffer::host(n_tokens),
+            partial: Buffer::host(n_tokens * widths.hidden),
+        }
+    }
+
+    /// Bytes that [`Scratch::new`] allocates.
+    pub(crate) fn n_bytes(widths: Widths, n_tokens: usize) -> u64 {
+        let n_floats_per_token = 3 * widths.hidden + widths.wide + widths.inner + 2;
+        (n_tokens * n_floats_per_token * size_of::<f32>()) as u64
+    }
+
+    /// The first projection's result of `n_cols` columns, and the place for the input of `second`.
+    pub(crate) fn wide_and_inner(
+        &mut self,
+        n_tokens: usize,
+        n_cols: usize,
+        second: &Projection,
+    ) -> (View<'_>, Inner<'_>) {
+        let wide = self.wide.view(Element::Bf16, n_tokens, n_cols);
+        let input = fused(second.input());
+        let out = self.inner.view_mut(Element::of_input(input), n_tokens, second.n_cols());
+        (wide, Inner { input, out, scales: self.inner_scales.array_mut(n_tokens) })
+    }
+}
+
+/// What the kernel before a projection that is cut by columns quantizes by: a scale per token
+/// needs the other ranks' columns, and so a step of its own.
+pub(crate) fn fused(input: InputScale) -> InputScale {
+    match input {
+        InputScale::PerToken => InputScale::None,
+        known => known,
+    }
+}
