@@ -77,8 +77,7 @@ __device__ __forceinline__ F32x8 load_chunk(const float* p, i32 n_left, bool is_
     return v;
 }
 
-__device__ __forceinline__ void store_chunk(bf16* p, const F32x8& v, i32 n_left, bool is_wide) {
-    const uint4 raw = narrowed(v);
+__device__ __forceinline__ void store_chunk(bf16* p, uint4 raw, i32 n_left, bool is_wide) {
     if (is_wide) {
         *reinterpret_cast<uint4*>(p) = raw;
         return;
@@ -88,6 +87,10 @@ __device__ __forceinline__ void store_chunk(bf16* p, const F32x8& v, i32 n_left,
     for (int i = 0; i < CHUNK; i++) {
         if (i < n_left) p[i] = __ushort_as_bfloat16((unsigned short)(words[i / 2] >> 16 * (i % 2)));
     }
+}
+
+__device__ __forceinline__ void store_chunk(bf16* p, const F32x8& v, i32 n_left, bool is_wide) {
+    store_chunk(p, narrowed(v), n_left, is_wide);
 }
 
 // `e4m3(clamp(v / scale, ±448))`, ties to even, NaN stays NaN.
@@ -197,4 +200,112 @@ __device__ __forceinline__ void store_in_cluster(float* own, u32 rank, float val
         "}" ::"r"(u32(__cvta_generic_to_shared(own))),
         "r"(rank), "f"(value)
         : "memory");
+}
+
+constexpr int CLUSTER_MAX = 8;
+
+// What `cluster_reduce` needs of a block with N_THREADS threads.
+template <int N_THREADS>
+struct ClusterRoom {
+    float of_warps[N_THREADS / 32];
+    float of_blocks[CLUSTER_MAX];
+};
+
+// Over all threads of a cluster, of which each gets the same bits: over the block, then over the
+// blocks in their order. Every block of the cluster must be known to run: a `cluster_arrive` at
+// the kernel's begin and a `cluster_wait` before the first of these. A room may be used again when
+// another room has been used in between; nothing is left under way, so that a block may exit.
+template <typename Operation, int N_THREADS>
+__device__ __forceinline__ float cluster_reduce(float x, ClusterRoom<N_THREADS>& room) {
+    const float of_block = block_reduce<Operation, N_THREADS>(x, room.of_warps);
+    const u32 n_blocks = cluster_size();
+    if (n_blocks == 1) return of_block;
+    if (threadIdx.x < n_blocks) {
+        store_in_cluster(&room.of_blocks[cluster_rank()], threadIdx.x, of_block);
+    }
+    cluster_arrive();
+    cluster_wait();
+    float result = room.of_blocks[0];
+    for (u32 i = 1; i < n_blocks; i++) result = Operation::of(result, room.of_blocks[i]);
+    return result;
+}
+
+// ---- exchanges: ranks that read each other's memory ---------------------------------------------
+
+constexpr int N_RANKS_MAX = 8;
+
+// An address in each rank's memory.
+template <typename T>
+struct OfRanks {
+    T* of[N_RANKS_MAX];
+};
+
+// How the ranks of a node meet inside a kernel.
+//
+// Every rank has N_RANKS_MAX flags, the r-th written by rank r alone, and a state of its own: the
+// number of exchanges so far (the epoch), then how many blocks have left the present one. Both live
+// on the device, so that the same launch can be replayed from a graph: nothing of it counts.
+//
+// One barrier a call is enough, at its begin. `enter` publishes what this rank's earlier kernels
+// have written and returns when every rank has published; then all may read all. Nothing tells a
+// rank when the others have finished reading. So what they read may only be written again by work
+// that comes after a *later* exchange on the same stream: to enter that one, each rank must have
+// ended this call. Therefore two buffers that take turns suffice, and where exchanges of two kinds
+// alternate, one of each kind.
+//
+// All blocks of the grid must fit on the device at once: block 0 is the one that publishes, and
+// others wait for it, whatever the order they start in.
+struct Exchange {
+    OfRanks<u32> flags;
+    // Those of this rank. Picking them out of `flags` would be an array in local memory.
+    u32* own_flags;
+    u32* state;
+    i32 n_ranks;
+    i32 rank;
+};
+
+// Predicated rather than branched around: the compiler would join the branches of several flags
+// into one that looks its address up, from an array in local memory.
+__device__ __forceinline__ void publish_if(bool condition, u32* flag, u32 epoch) {
+    asm volatile(
+        "{\n\t"
+        ".reg .pred wanted;\n\t"
+        "setp.ne.u32 wanted, %0, 0;\n\t"
+        "@wanted st.release.sys.global.u32 [%1], %2;\n\t"
+        "}" ::"r"(u32(condition)),
+        "l"(flag), "r"(epoch)
+        : "memory");
+}
+
+__device__ __forceinline__ u32 published(const u32* flag) {
+    u32 epoch;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(epoch) : "l"(flag) : "memory");
+    return epoch;
+}
+
+// Every thread of the grid calls it. Gives back the exchange's epoch, for `leave`.
+__device__ __forceinline__ u32 enter(const Exchange& exchange) {
+    const u32 epoch = *reinterpret_cast<volatile u32*>(exchange.state) + 1;
+#pragma unroll
+    for (int r = 0; r < N_RANKS_MAX; r++) {
+        const bool is_publisher = blockIdx.x == 0 && threadIdx.x == r && r < exchange.n_ranks;
+        publish_if(is_publisher, exchange.flags.of[r] + exchange.rank, epoch);
+    }
+    if (threadIdx.x < exchange.n_ranks) {
+        // The difference is right even when the count has wrapped around.
+        while (i32(published(exchange.own_flags + threadIdx.x) - epoch) < 0) {}
+    }
+    __syncthreads();
+    return epoch;
+}
+
+// Every thread of the grid calls it, at any time after `enter`: the last block to leave counts the
+// exchange, when no block can still be asking for its number.
+__device__ __forceinline__ void leave(const Exchange& exchange, u32 epoch) {
+    if (threadIdx.x != 0) return;
+    __threadfence();
+    if (atomicAdd(exchange.state + 1, 1) == gridDim.x - 1) {
+        exchange.state[1] = 0;
+        exchange.state[0] = epoch;
+    }
 }

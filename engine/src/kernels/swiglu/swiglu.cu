@@ -26,7 +26,6 @@
 
 constexpr int N_THREADS = 128;
 constexpr int N_THREADS_ROW = 256;
-constexpr int CLUSTER_MAX = 8;
 
 struct Args {
     const bf16* gate_up;
@@ -36,6 +35,13 @@ struct Args {
     float gate_factor;
     float up_factor;
 };
+
+// What every kernel starts with, and the same as one value.
+#define PARAMS                                                                           \
+    const bf16 *__restrict__ gate_up, const float *__restrict__ column_scales,           \
+        const float *__restrict__ token_scales, i32 width, float gate_factor, float up_factor
+#define ARGS \
+    Args { gate_up, column_scales, token_scales, width, gate_factor, up_factor }
 
 // Activations of columns [col, col + 8) of `token`.
 __device__ __forceinline__ F32x8 activated(const Args& args, i32 token, i32 col) {
@@ -69,74 +75,65 @@ __device__ __forceinline__ F32x8 activated(const Args& args, i32 token, i32 col)
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
-swiglu_bf16(Args args, bf16* __restrict__ out) {
+swiglu_bf16(PARAMS, bf16* __restrict__ out) {
     const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
-    if (col >= args.width) return;
-    const F32x8 v = activated(args, blockIdx.y, col);
-    bf16* place = out + i64(blockIdx.y) * args.width + col;
-    store_chunk(place, v, args.width - col, args.width % CHUNK == 0);
+    if (col >= width) return;
+    const F32x8 v = activated(ARGS, blockIdx.y, col);
+    bf16* place = out + i64(blockIdx.y) * width + col;
+    store_chunk(place, v, width - col, width % CHUNK == 0);
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
-swiglu_e4m3(Args args, e4m3* __restrict__ out, float out_scale) {
+swiglu_e4m3(PARAMS, e4m3* __restrict__ out, float out_scale) {
     const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
-    if (col >= args.width) return;
-    const uint2 codes = quantized(activated(args, blockIdx.y, col), out_scale);
-    e4m3* place = out + i64(blockIdx.y) * args.width + col;
-    store_chunk(place, codes, args.width - col, args.width % CHUNK == 0);
+    if (col >= width) return;
+    const uint2 codes = quantized(activated(ARGS, blockIdx.y, col), out_scale);
+    e4m3* place = out + i64(blockIdx.y) * width + col;
+    store_chunk(place, codes, width - col, width % CHUNK == 0);
 }
 
 // The greatest of every thread's value in the cluster. Called once in a kernel.
 __device__ __forceinline__ float cluster_max(float x) {
-    __shared__ float room[N_THREADS_ROW / 32];
-    __shared__ float of_blocks[CLUSTER_MAX];
-    // The others' shared memory may be written once they run.
-    cluster_arrive();
-    const float of_block = block_reduce<Max, N_THREADS_ROW>(x, room);
-    cluster_wait();
-    const u32 n_blocks = cluster_size();
-    if (threadIdx.x < n_blocks) {
-        store_in_cluster(&of_blocks[cluster_rank()], threadIdx.x, of_block);
-    }
-    cluster_arrive();
-    cluster_wait();
-    float greatest = of_blocks[0];
-    for (u32 i = 1; i < n_blocks; i++) greatest = fmaxf(greatest, of_blocks[i]);
-    return greatest;
+    __shared__ ClusterRoom<N_THREADS_ROW> room;
+    return cluster_reduce<Max>(x, room);
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
-swiglu_bf16_magnitudes(Args args, bf16* __restrict__ out, float* __restrict__ magnitudes) {
+swiglu_bf16_magnitudes(PARAMS, bf16* __restrict__ out, float* __restrict__ magnitudes) {
+    cluster_arrive();
     const i32 token = blockIdx.y;
     const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
     float greatest = 0.0f;
-    for (i32 col = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK; col < args.width;
+    for (i32 col = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK; col < width;
          col += step) {
         // The maximum is of what is stored, so that the quantization to come cannot exceed it.
-        const uint4 rounded = narrowed(activated(args, token, col));
+        const uint4 rounded = narrowed(activated(ARGS, token, col));
         const F32x8 v = widened(rounded);
-        bf16* place = out + i64(token) * args.width + col;
-        store_chunk(place, v, args.width - col, args.width % CHUNK == 0);
+        bf16* place = out + i64(token) * width + col;
+        store_chunk(place, v, width - col, width % CHUNK == 0);
         greatest = fmaxf(greatest, greatest_magnitude(v));
     }
+    cluster_wait();
     greatest = cluster_max(greatest);
     if (blockIdx.x == 0 && threadIdx.x == 0) magnitudes[token] = greatest;
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
-swiglu_e4m3_token(Args args, e4m3* __restrict__ out, float* __restrict__ out_scales) {
+swiglu_e4m3_token(PARAMS, e4m3* __restrict__ out, float* __restrict__ out_scales) {
+    cluster_arrive();
     const i32 token = blockIdx.y;
     const i32 first = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK;
     const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
     float greatest = 0.0f;
-    for (i32 col = first; col < args.width; col += step) {
-        greatest = fmaxf(greatest, greatest_magnitude(activated(args, token, col)));
+    for (i32 col = first; col < width; col += step) {
+        greatest = fmaxf(greatest, greatest_magnitude(activated(ARGS, token, col)));
     }
+    cluster_wait();
     const float scale = scale_of(cluster_max(greatest));
-    for (i32 col = first; col < args.width; col += step) {
-        const uint2 codes = quantized(activated(args, token, col), scale);
-        e4m3* place = out + i64(token) * args.width + col;
-        store_chunk(place, codes, args.width - col, args.width % CHUNK == 0);
+    for (i32 col = first; col < width; col += step) {
+        const uint2 codes = quantized(activated(ARGS, token, col), scale);
+        e4m3* place = out + i64(token) * width + col;
+        store_chunk(place, codes, width - col, width % CHUNK == 0);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) out_scales[token] = scale;
 }
