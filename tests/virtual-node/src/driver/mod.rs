@@ -1,1 +1,3 @@
-//! The driver: devices, contexts, streams, events, modules, graphs, and the C entry points.
+//! libcuda: contexts, streams, memory, modules, launches and graphs.
+
+pub mod status;
