@@ -9,9 +9,11 @@ pub mod config;
 pub mod cublaslt;
 #[doc(hidden)]
 pub mod driver;
+#[doc(hidden)]
 pub mod exec;
 pub mod memory;
 #[doc(hidden)]
 pub mod nccl;
+#[doc(hidden)]
 pub mod ptx;
 pub mod report;

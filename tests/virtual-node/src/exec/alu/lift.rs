@@ -1,0 +1,355 @@
+//! From a closure over one lane to a function over a warp.
+//!
+//! Each lift computes all 32 lanes, whatever the mask, and writes the active ones: a loop without
+//! branches, which the compiler vectorises. So closures must be total: no lane's garbage may make
+//! them panic. Every loop is compiled twice, for any x86-64 and for AVX2 with FMA, and the
+//! processor chooses; both give the same bits.
+
+use crate::exec::registers::Registers;
+
+/// Rows of an instruction: target, four sources, second target.
+pub type Rows = [u16; 6];
+
+/// Runs an instruction for the lanes of a mask.
+///
+/// # Safety
+///
+/// Every row that the function's slots name must lie in its file, and the processor must have
+/// the features for which the function was chosen.
+pub type AluFn = unsafe fn(&mut Registers, &Rows, u32);
+
+/// Which register file an operand lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    R32,
+    R64,
+    Pred,
+}
+
+/// An instruction's function and what it takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Alu {
+    pub run: AluFn,
+    pub target: Slot,
+    pub sources: [Option<Slot>; 4],
+    /// Floating-point operations of each lane.
+    pub n_flops: u8,
+}
+
+impl Alu {
+    /// How many sources it takes.
+    pub fn n_sources(&self) -> usize {
+        self.sources.iter().flatten().count()
+    }
+
+    /// With so many floating-point operations for each lane.
+    pub(super) fn flops(self, n_flops: u8) -> Alu {
+        Alu { n_flops, ..self }
+    }
+}
+
+/// How a value is kept in a register.
+pub trait Bits: Copy {
+    const SLOT: Slot;
+    const ZERO: Self;
+    /// # Safety
+    ///
+    /// The row must lie in its file.
+    unsafe fn row(registers: &mut Registers, row: u16) -> *mut [Self; 32];
+}
+
+impl Bits for u32 {
+    const SLOT: Slot = Slot::R32;
+    const ZERO: u32 = 0;
+
+    #[inline(always)]
+    unsafe fn row(registers: &mut Registers, row: u16) -> *mut [u32; 32] {
+        debug_assert!((row as usize) < registers.r32.len());
+        // SAFETY: the caller vouches for the row.
+        unsafe { &raw mut (*registers.r32.as_mut_ptr().add(row as usize)).0 }
+    }
+}
+
+impl Bits for u64 {
+    const SLOT: Slot = Slot::R64;
+    const ZERO: u64 = 0;
+
+    #[inline(always)]
+    unsafe fn row(registers: &mut Registers, row: u16) -> *mut [u64; 32] {
+        debug_assert!((row as usize) < registers.r64.len());
+        // SAFETY: the caller vouches for the row.
+        unsafe { &raw mut (*registers.r64.as_mut_ptr().add(row as usize)).0 }
+    }
+}
+
+/// A type of a lane's value.
+pub trait Lane: Copy + 'static {
+    type Bits: Bits;
+    fn of(bits: Self::Bits) -> Self;
+    fn bits(self) -> Self::Bits;
+}
+
+macro_rules! lane {
+    ($type:ty, $bits:ty, |$b:ident| $of:expr, |$v:ident| $to:expr) => {
+        impl Lane for $type {
+            type Bits = $bits;
+            #[inline(always)]
+            fn of($b: $bits) -> $type {
+                $of
+            }
+            #[inline(always)]
+            fn bits(self) -> $bits {
+                let $v = self;
+                $to
+            }
+        }
+    };
+}
+
+lane!(u8, u32, |b| b as u8, |v| u32::from(v));
+lane!(i8, u32, |b| b as i8, |v| i32::from(v) as u32);
+lane!(u16, u32, |b| b as u16, |v| u32::from(v));
+lane!(i16, u32, |b| b as i16, |v| i32::from(v) as u32);
+lane!(u32, u32, |b| b, |v| v);
+lane!(i32, u32, |b| b as i32, |v| v as u32);
+lane!(f32, u32, |b| f32::from_bits(b), |v| v.to_bits());
+lane!(u64, u64, |b| b, |v| v);
+lane!(i64, u64, |b| b as i64, |v| v as u64);
+lane!(f64, u64, |b| f64::from_bits(b), |v| v.to_bits());
+
+/// The closure, which is nothing but its type.
+#[inline(always)]
+fn closure<F: Copy>() -> F {
+    const { assert!(size_of::<F>() == 0, "an instruction's closure captures nothing") };
+    // SAFETY: a value without bytes, of a type that is Copy and of which the lift was given one.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Writes the active lanes.
+///
+/// # Safety
+///
+/// `target` is a row of a live file.
+#[inline(always)]
+unsafe fn write<B: Bits>(target: *mut [B; 32], values: &[B; 32], mask: u32) {
+    // SAFETY: the caller vouches for the row; `values` is not part of a file.
+    let target = unsafe { &mut *target };
+    if mask == !0 {
+        *target = *values;
+    } else {
+        blend(target, values, mask);
+    }
+}
+
+#[inline(never)]
+fn blend<B: Bits>(target: &mut [B; 32], values: &[B; 32], mask: u32) {
+    for (lane, slot) in target.iter_mut().enumerate() {
+        *slot = if mask >> lane & 1 != 0 { values[lane] } else { *slot };
+    }
+}
+
+/// Whether the functions for AVX2 may run here.
+fn is_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Defines a lift: a loop that is compiled for both kinds of processor.
+macro_rules! lifts {
+    ($(
+        $(#[$doc:meta])*
+        fn $name:ident<$($lane:ident),+>(Fn($($arg:ty),+) -> $result:ty)
+            $target:expr, [$($source:expr),+];
+        |$registers:ident, $rows:ident, $mask:ident, $f:ident| $body:block
+    )+) => {$(
+        $(#[$doc])*
+        pub fn $name<$($lane: Lane,)+ F>(_: F) -> Alu
+        where
+            F: Fn($($arg),+) -> $result + Copy + 'static,
+        {
+            #[inline(always)]
+            unsafe fn each<$($lane: Lane,)+ F>($registers: &mut Registers, $rows: &Rows, $mask: u32)
+            where
+                F: Fn($($arg),+) -> $result + Copy + 'static,
+            {
+                let $f = closure::<F>();
+                $body
+            }
+            /// # Safety
+            ///
+            /// As [`AluFn`].
+            unsafe fn plain<$($lane: Lane,)+ F>(registers: &mut Registers, rows: &Rows, mask: u32)
+            where
+                F: Fn($($arg),+) -> $result + Copy + 'static,
+            {
+                // SAFETY: the caller vouches for the rows.
+                unsafe { each::<$($lane,)+ F>(registers, rows, mask) }
+            }
+            /// # Safety
+            ///
+            /// As [`AluFn`].
+            #[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2,fma"))]
+            unsafe fn fast<$($lane: Lane,)+ F>(registers: &mut Registers, rows: &Rows, mask: u32)
+            where
+                F: Fn($($arg),+) -> $result + Copy + 'static,
+            {
+                // SAFETY: the caller vouches for the rows.
+                unsafe { each::<$($lane,)+ F>(registers, rows, mask) }
+            }
+            let run: AluFn = if is_fast() {
+                fast::<$($lane,)+ F>
+            } else {
+                plain::<$($lane,)+ F>
+            };
+            let mut sources = [None; 4];
+            for (slot, source) in sources.iter_mut().zip([$($source),+]) {
+                *slot = Some(source);
+            }
+            Alu { run, target: $target, sources, n_flops: 0 }
+        }
+    )+};
+}
+
+/// What a lane's type is kept in.
+const fn slot<L: Lane>() -> Slot {
+    L::Bits::SLOT
+}
+
+/// A row to read. It may be the target's row, too: lanes are read before they are written.
+macro_rules! row {
+    ($lane:ty, $registers:ident, $rows:ident[$idx:literal]) => {{
+        // SAFETY: the caller of an `AluFn` vouches for its rows, and nothing else holds them.
+        unsafe { &*<$lane as Lane>::Bits::row($registers, $rows[$idx]) }
+    }};
+}
+
+macro_rules! put {
+    ($lane:ty, $registers:ident, $rows:ident[$idx:literal], $out:ident, $mask:ident) => {{
+        // SAFETY: as in `row`.
+        unsafe {
+            write(<$lane as Lane>::Bits::row($registers, $rows[$idx]), &$out, $mask);
+        }
+    }};
+}
+
+lifts! {
+    /// An instruction of one source.
+    fn lift1<A, D>(Fn(A) -> D) slot::<D>(), [slot::<A>()];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let mut out = [D::Bits::ZERO; 32];
+        for lane in 0..32 {
+            out[lane] = f(A::of(a[lane])).bits();
+        }
+        put!(D, registers, rows[0], out, mask);
+    }
+
+    /// An instruction of two sources.
+    fn lift2<A, B, D>(Fn(A, B) -> D) slot::<D>(), [slot::<A>(), slot::<B>()];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let b = row!(B, registers, rows[2]);
+        let mut out = [D::Bits::ZERO; 32];
+        for lane in 0..32 {
+            out[lane] = f(A::of(a[lane]), B::of(b[lane])).bits();
+        }
+        put!(D, registers, rows[0], out, mask);
+    }
+
+    /// An instruction of three sources.
+    fn lift3<A, B, C, D>(Fn(A, B, C) -> D)
+        slot::<D>(), [slot::<A>(), slot::<B>(), slot::<C>()];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let b = row!(B, registers, rows[2]);
+        let c = row!(C, registers, rows[3]);
+        let mut out = [D::Bits::ZERO; 32];
+        for lane in 0..32 {
+            out[lane] = f(A::of(a[lane]), B::of(b[lane]), C::of(c[lane])).bits();
+        }
+        put!(D, registers, rows[0], out, mask);
+    }
+
+    /// An instruction of four sources.
+    fn lift4<A, B, C, E, D>(Fn(A, B, C, E) -> D)
+        slot::<D>(), [slot::<A>(), slot::<B>(), slot::<C>(), slot::<E>()];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let b = row!(B, registers, rows[2]);
+        let c = row!(C, registers, rows[3]);
+        let e = row!(E, registers, rows[4]);
+        let mut out = [D::Bits::ZERO; 32];
+        for lane in 0..32 {
+            out[lane] =
+                f(A::of(a[lane]), B::of(b[lane]), C::of(c[lane]), E::of(e[lane])).bits();
+        }
+        put!(D, registers, rows[0], out, mask);
+    }
+
+    /// A question about one value.
+    fn test1<A>(Fn(A) -> bool) Slot::Pred, [slot::<A>()];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let mut out = 0;
+        for lane in 0..32 {
+            out |= u32::from(f(A::of(a[lane]))) << lane;
+        }
+        registers.set_predicate(crate::exec::inst::Pred(rows[0]), out, mask);
+    }
+
+    /// A comparison of two values.
+    fn test2<A, B>(Fn(A, B) -> bool) Slot::Pred, [slot::<A>(), slot::<B>()];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let b = row!(B, registers, rows[2]);
+        let mut out = 0;
+        for lane in 0..32 {
+            out |= u32::from(f(A::of(a[lane]), B::of(b[lane]))) << lane;
+        }
+        registers.set_predicate(crate::exec::inst::Pred(rows[0]), out, mask);
+    }
+
+    /// Takes one of two values, as a predicate says.
+    fn choose<A>(Fn(A, A, bool) -> A) slot::<A>(), [slot::<A>(), slot::<A>(), Slot::Pred];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let b = row!(A, registers, rows[2]);
+        let predicate = registers.predicates[rows[3] as usize];
+        let mut out = [A::Bits::ZERO; 32];
+        for lane in 0..32 {
+            out[lane] = f(A::of(a[lane]), A::of(b[lane]), predicate >> lane & 1 != 0).bits();
+        }
+        put!(A, registers, rows[0], out, mask);
+    }
+
+    /// Arithmetic of three values with a carry into it (row 4) and one out of it (row 5).
+    fn carry<A>(Fn(A, A, A, bool) -> (A, bool))
+        slot::<A>(), [slot::<A>(), slot::<A>(), slot::<A>(), Slot::Pred];
+    |registers, rows, mask, f| {
+        let a = row!(A, registers, rows[1]);
+        let b = row!(A, registers, rows[2]);
+        let c = row!(A, registers, rows[3]);
+        let carry_in = registers.predicates[rows[4] as usize];
+        let mut out = [A::Bits::ZERO; 32];
+        let mut carry_out = 0;
+        for lane in 0..32 {
+            let is_carried = carry_in >> lane & 1 != 0;
+            let (sum, carried) = f(A::of(a[lane]), A::of(b[lane]), A::of(c[lane]), is_carried);
+            out[lane] = sum.bits();
+            carry_out |= u32::from(carried) << lane;
+        }
+        put!(A, registers, rows[0], out, mask);
+        registers.set_predicate(crate::exec::inst::Pred(rows[5]), carry_out, mask);
+    }
+}
+
+/// An instruction between predicates: whole masks at once.
+pub fn masks(run: AluFn, n_sources: usize) -> Alu {
+    let mut sources = [None; 4];
+    sources[..n_sources].fill(Some(Slot::Pred));
+    Alu { run, target: Slot::Pred, sources, n_flops: 0 }
+}

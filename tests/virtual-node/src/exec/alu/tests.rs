@@ -1,0 +1,1 @@
+//! Arithmetic against values worked out apart from it.
