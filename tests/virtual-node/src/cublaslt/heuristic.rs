@@ -26,7 +26,6 @@ pub struct Algo {
     pub tile: (u16, u16),
     /// Parts of `k` that are computed apart and added up.
     pub n_splits: u16,
-    pub workspace_bytes: u64,
     /// What the pointers to A, B, C and D must be aligned to.
     pub alignment_bytes: u64,
     /// Of types, transpositions and epilogue.
@@ -48,12 +47,12 @@ impl Algo {
     pub fn to_bytes(self) -> AlgoBytes {
         let tile = u64::from(self.tile.0) << 16 | u64::from(self.tile.1);
         let shape = tile << 32 | u64::from(self.n_splits);
-        [MAGIC, self.id.into(), shape, self.workspace_bytes, self.alignment_bytes, self.kind, 0, 0]
+        [MAGIC, self.id.into(), shape, self.alignment_bytes, self.kind, 0, 0, 0]
     }
 
     /// Reads what a heuristic once handed out.
     pub fn from_bytes(bytes: &AlgoBytes) -> Result<Algo, Refusal> {
-        let [magic, id, shape, workspace_bytes, alignment_bytes, kind, ..] = *bytes;
+        let [magic, id, shape, alignment_bytes, kind, ..] = *bytes;
         if magic != MAGIC {
             return Err(invalid("these bytes are no algorithm"));
         }
@@ -61,7 +60,6 @@ impl Algo {
             id: id as u32,
             tile: ((shape >> 48) as u16, (shape >> 32) as u16),
             n_splits: shape as u16,
-            workspace_bytes,
             alignment_bytes,
             kind,
         })
@@ -73,15 +71,13 @@ impl Algo {
             let reason = "the algorithm was found for other types, transpositions or epilogue";
             return Err(unsupported(reason));
         }
-        let needed = workspace_bytes(problem, self.n_splits);
-        if needed > self.workspace_bytes {
-            return Err(unsupported(format!(
-                "the algorithm was found for a smaller product: it has {} bytes of workspace and \
-                 needs {needed}",
-                self.workspace_bytes
-            )));
-        }
         Ok(())
+    }
+
+    /// Workspace for this product: partial sums in single precision.
+    pub fn workspace_bytes(&self, problem: &Problem) -> u64 {
+        let n_partial = if self.n_splits > 1 { usize::from(self.n_splits) } else { 0 };
+        (n_partial * problem.m * problem.n * problem.n_batches * 4) as u64
     }
 
     /// How often the product's tiles fill the device.
@@ -114,11 +110,11 @@ pub fn candidates(
     let mut algos = Vec::new();
     for &n_splits in SPLITS {
         for (idx, &tile) in tiles.iter().enumerate() {
-            let workspace_bytes = workspace_bytes(problem, n_splits);
-            let fits = workspace_bytes <= preference.workspace_bytes_max();
+            let id = 60 + idx as u32;
+            let algo = Algo { id, tile, n_splits, alignment_bytes, kind };
+            let fits = algo.workspace_bytes(problem) <= preference.workspace_bytes_max();
             if fits && (n_splits == 1 || preference.allows_split_k()) {
-                let id = 60 + idx as u32;
-                algos.push(Algo { id, tile, n_splits, workspace_bytes, alignment_bytes, kind });
+                algos.push(algo);
             }
         }
     }
@@ -131,11 +127,6 @@ pub fn candidates(
 fn waste(algo: &Algo, problem: &Problem) -> f32 {
     let n_waves = algo.n_waves(problem);
     n_waves.ceil() / n_waves + 0.01 * f32::from(algo.n_splits)
-}
-
-fn workspace_bytes(problem: &Problem, n_splits: u16) -> u64 {
-    let n_partial = if n_splits > 1 { usize::from(n_splits) } else { 0 };
-    (n_partial * problem.m * problem.n * problem.n_batches * 4) as u64
 }
 
 fn kind_of(problem: &Problem) -> u64 {
@@ -188,7 +179,7 @@ mod tests {
     fn the_preference_is_kept_to() {
         let problem = f8_problem(2304, 8, 16_384);
         let none = candidates(&problem, &preference(0), 8).unwrap();
-        assert!(!none.is_empty() && none.iter().all(|algo| algo.workspace_bytes == 0));
+        assert!(!none.is_empty() && none.iter().all(|algo| algo.n_splits == 1));
         let mut no_splits = preference(32 << 20);
         no_splits.set(REDUCTION_SCHEME_MASK, &0u32.to_le_bytes()).unwrap();
         let algos = candidates(&problem, &no_splits, 8).unwrap();
@@ -200,11 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn an_algorithm_is_for_its_kind_and_size() {
-        let algos = candidates(&f8_problem(2304, 8, 16_384), &preference(32 << 20), 8).unwrap();
+    fn an_algorithm_is_for_its_kind() {
+        let problem = f8_problem(2304, 8, 16_384);
+        let algos = candidates(&problem, &preference(32 << 20), 8).unwrap();
         let split = algos.iter().find(|algo| algo.n_splits > 1).unwrap();
         let larger = f8_problem(2304, 64, 16_384);
-        assert!(split.check(&larger).unwrap_err().reason.contains("smaller product"));
+        assert!(split.check(&larger).is_ok());
+        assert_eq!(split.workspace_bytes(&larger), 8 * split.workspace_bytes(&problem));
         let mut other = f8_problem(2304, 8, 16_384);
         other.operation.epilogue.has_bias = true;
         assert!(split.check(&other).unwrap_err().reason.contains("other types"));

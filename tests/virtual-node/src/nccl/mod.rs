@@ -1,1 +1,6 @@
-//! A double of NCCL: communicators between ranks of one process, with faults on request.
+//! A double of NCCL: collectives over the devices of one process, on their streams.
+
+pub mod faults;
+pub mod reduce;
+pub mod types;
+pub mod world;
