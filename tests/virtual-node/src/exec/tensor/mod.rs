@@ -1,5 +1,12 @@
 //! Matrix instructions, asynchronous copies and transaction barriers.
 
+pub mod descriptor;
+pub mod element;
+pub mod fragment;
+pub mod mbarrier;
+pub mod swizzle;
+pub mod tensor_map;
+
 use thiserror::Error;
 
 use crate::exec::fault::{Cause, Flow, Trap};
