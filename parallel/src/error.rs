@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::nccl::NcclError;
 use crate::world::Rank;
 
 /// What a rank did where its peers expected a collective.
@@ -44,6 +45,15 @@ pub enum CollectiveError {
         /// What each rank called, in rank order.
         calls: Vec<Call>,
     },
+    /// A rank's device did not finish, and there is no line to other devices to blame.
+    #[error("the device has not finished after {waited:?}")]
+    DeviceStands {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// Devices could not exchange data.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
     /// A slice is longer than what the pool was made for.
     #[error("{call}, but collectives here hold at most {n_floats_max} floats")]
     TooLong {

@@ -128,6 +128,26 @@ impl HostCommunicator {
         Ok(())
     }
 
+    /// A number of each rank, in rank order: for what is exchanged at boot.
+    ///
+    /// # Errors
+    /// As the others.
+    pub fn all_gather_word(&mut self, mine: u64) -> Result<Vec<u64>, CollectiveError> {
+        // Sixteen bits at a time, because every such number is a float.
+        let digits: [f32; 4] = std::array::from_fn(|i| (mine >> (16 * i) & 0xFFFF) as f32);
+        let mut words = Vec::with_capacity(self.world().n_ranks());
+        self.all_gather(&digits, &mut |_, digits| {
+            let word = digits.iter().rev().fold(0, |word, &digit| word << 16 | digit as u64);
+            words.push(word);
+        })?;
+        Ok(words)
+    }
+
+    /// Whether a peer has failed, or the pool stops.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.group.is_aborted()
+    }
+
     /// Shows `data` to the peers and waits until they have shown theirs.
     fn publish(&mut self, call: Call, data: &[f32]) -> Result<Phase, CollectiveError> {
         if let Some(failure) = &self.failure {

@@ -83,6 +83,7 @@ fn may_be_unsafe(path: &str) -> bool {
             is_launcher && rest.matches('/').count() == 1
         })
         || path == "parallel/src/nccl.rs"
+        || path == "parallel/src/nccl/library.rs"
         || path == "weights/src/source.rs"
         // It answers C callers and holds the memory of devices.
         || path.starts_with("tests/virtual-node/")
