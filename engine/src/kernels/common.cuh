@@ -1,8 +1,8 @@
 // What the families share: numbers as memory holds them, reductions in a fixed order, clusters.
 //
 // A chunk is eight neighbouring columns of a row: 16 bytes of bf16, 32 of f32, 8 of e4m3. Chunks
-// are moved whole where rows are multiples of eight and element by element where they are not, so
-// that no width is refused. Everything here is device code; nothing knows a model.
+// are moved whole where rows allow it and element by element where they do not, so that no width is
+// refused. Everything here is device code; nothing knows a model.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -52,8 +52,8 @@ __device__ __forceinline__ uint4 narrowed(const F32x8& v) {
                       bf16_pair(v.x[4], v.x[5]), bf16_pair(v.x[6], v.x[7]));
 }
 
-// Columns at `p`, of which `n_left` are the row's. `is_wide`: rows are multiples of a chunk, so
-// that the whole chunk is there and its address divides by 16. What is missing reads as zero.
+// Columns at `p`, of which `n_left` are the row's; what is missing reads as zero. `is_wide`: the
+// host has seen that every row begins and ends at a multiple of a chunk, in columns and in address.
 __device__ __forceinline__ uint4 load_chunk(const bf16* p, i32 n_left, bool is_wide) {
     if (is_wide) return *reinterpret_cast<const uint4*>(p);
     u32 words[4] = {0, 0, 0, 0};

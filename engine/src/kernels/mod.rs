@@ -7,6 +7,7 @@
 
 pub mod attention;
 pub mod embed;
+pub mod launching;
 pub mod linear;
 pub mod quantize;
 pub mod reduce_norm;

@@ -22,14 +22,13 @@ constexpr int N_CHUNKS = 2;
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 embed_bf16(const i32* __restrict__ tokens, const i32* __restrict__ last_tokens,
            const bf16* __restrict__ table, bf16* __restrict__ out, i32 vocab_begin,
-           i32 n_entries, i32 hidden) {
+           i32 n_entries, i32 hidden, i32 is_wide) {
     i32 token = tokens[blockIdx.y];
     if (token < 0) token = last_tokens[-1 - token];
     const i32 entry = token - vocab_begin;
     const bool is_held = entry >= 0 && entry < n_entries;
     const bf16* row = table + i64(is_held ? entry : 0) * hidden;
     bf16* place = out + i64(blockIdx.y) * hidden;
-    const bool is_wide = hidden % CHUNK == 0;
     const i32 first = (blockIdx.x * N_CHUNKS * N_THREADS + threadIdx.x) * CHUNK;
 
     uint4 chunks[N_CHUNKS];

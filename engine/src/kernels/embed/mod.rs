@@ -1,6 +1,7 @@
 //! Rows of the embedding table, for the tokens that this rank holds.
 
 mod cpu;
+mod cuda;
 
 use scheduler::TokenId;
 

@@ -1,6 +1,7 @@
 //! A projection's input, rounded to e4m3 as its checkpoint was calibrated for.
 
 mod cpu;
+mod cuda;
 
 use parallel::Communicator;
 use weights::InputScale;

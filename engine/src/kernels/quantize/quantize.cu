@@ -1,9 +1,9 @@
 // The input of a projection that is cut by columns, rounded to e4m3 with a scale per token: the
 // scale is of the whole row, of which this rank holds `width` columns.
 //
-//   x           bf16 [n_tokens, width]
+//   x           bf16 [n_tokens, in_stride], of which width columns
 //   magnitudes  f32 [n_tokens]: greatest magnitude of a row, in this rank's columns or in all
-//   out         e4m3 [n_tokens, width]: x / scale
+//   out         e4m3 [n_tokens, out_stride]: x / scale in width columns, then zeroes
 //   scales      f32 [n_tokens]: greatest magnitude / 448, or 1
 //
 // `magnitudes_bf16` finds them for this rank. Then either somebody else takes the maximum over the
@@ -29,10 +29,10 @@ constexpr int N_THREADS_ROW = 256;
 constexpr int N_IN_FLIGHT = 4;
 
 extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
-magnitudes_bf16(const bf16* __restrict__ x, float* __restrict__ magnitudes, i32 width) {
+magnitudes_bf16(const bf16* __restrict__ x, float* __restrict__ magnitudes, i32 width,
+                i32 in_stride, i32 is_wide) {
     __shared__ float room[N_THREADS_ROW / 32];
-    const bf16* row = x + i64(blockIdx.x) * width;
-    const bool is_wide = width % CHUNK == 0;
+    const bf16* row = x + i64(blockIdx.x) * in_stride;
     constexpr i32 STEP = N_THREADS_ROW * CHUNK;
     float greatest = 0.0f;
     for (i32 first = threadIdx.x * CHUNK; first < width; first += N_IN_FLIGHT * STEP) {
@@ -52,38 +52,53 @@ magnitudes_bf16(const bf16* __restrict__ x, float* __restrict__ magnitudes, i32 
     if (threadIdx.x == 0) magnitudes[blockIdx.x] = greatest;
 }
 
-__device__ __forceinline__ void quantize_chunk(const bf16* x, e4m3* out, i32 token, i32 col,
-                                               i32 width, float scale) {
-    if (col >= width) return;
-    const bool is_wide = width % CHUNK == 0;
-    const i64 at = i64(token) * width + col;
-    const F32x8 v = widened(load_chunk(x + at, width - col, is_wide));
-    store_chunk(out + at, quantized(v, scale), width - col, is_wide);
+struct Rows {
+    const bf16* x;
+    e4m3* out;
+    i32 width;
+    i32 in_stride;
+    i32 out_stride;
+    bool is_wide;
+};
+
+#define PARAMS                                                                             \
+    const bf16 *__restrict__ x, e4m3 *__restrict__ out, i32 width, i32 in_stride,          \
+        i32 out_stride, i32 is_wide
+#define ROWS \
+    Rows { x, out, width, in_stride, out_stride, is_wide != 0 }
+
+// The first column of this thread in tile `tile`.
+__device__ __forceinline__ i32 col_of(i32 tile) { return (tile * N_THREADS + threadIdx.x) * CHUNK; }
+
+__device__ __forceinline__ void quantize_chunk(const Rows& rows, i32 token, i32 col, float scale) {
+    if (col >= rows.out_stride) return;
+    F32x8 v = {};
+    const i32 n_left = rows.width - col;
+    if (n_left > 0) {
+        v = widened(load_chunk(rows.x + i64(token) * rows.in_stride + col, n_left, rows.is_wide));
+    }
+    e4m3* place = rows.out + i64(token) * rows.out_stride + col;
+    store_chunk(place, quantized(v, scale), rows.out_stride - col, rows.is_wide);
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
-quantize_static(const bf16* __restrict__ x, e4m3* __restrict__ out, i32 width, float scale) {
-    const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
-    quantize_chunk(x, out, blockIdx.y, col, width, scale);
+quantize_static(PARAMS, float scale) {
+    quantize_chunk(ROWS, blockIdx.y, col_of(blockIdx.x), scale);
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
-quantize_known(const bf16* __restrict__ x, const float* __restrict__ magnitudes,
-               e4m3* __restrict__ out, float* __restrict__ scales, i32 width) {
+quantize_known(PARAMS, const float* __restrict__ magnitudes, float* __restrict__ scales) {
     const i32 token = blockIdx.y;
     const float scale = scale_of(magnitudes[token]);
-    const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
-    quantize_chunk(x, out, token, col, width, scale);
+    quantize_chunk(ROWS, token, col_of(blockIdx.x), scale);
     if (blockIdx.x == 0 && threadIdx.x == 0) scales[token] = scale;
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
-quantize_exchanged(const bf16* __restrict__ x, const OfRanks<const float> magnitudes,
-                   e4m3* __restrict__ out, float* __restrict__ scales, i32 n_tokens, i32 width,
-                   const Exchange exchange) {
+quantize_exchanged(PARAMS, const OfRanks<const float> magnitudes, float* __restrict__ scales,
+                   i32 n_tokens, const Exchange exchange) {
     const u32 epoch = enter(exchange);
-    constexpr i32 TILE = N_THREADS * CHUNK;
-    const i32 n_tiles = (width + TILE - 1) / TILE;
+    const i32 n_tiles = (out_stride + N_THREADS * CHUNK - 1) / (N_THREADS * CHUNK);
     for (i64 i = blockIdx.x; i < i64(n_tokens) * n_tiles; i += gridDim.x) {
         const i32 token = i32(i / n_tiles);
         const i32 tile = i32(i % n_tiles);
@@ -96,7 +111,7 @@ quantize_exchanged(const bf16* __restrict__ x, const OfRanks<const float> magnit
 #pragma unroll
         for (int r = 0; r < N_RANKS_MAX; r++) greatest = fmaxf(greatest, of_ranks[r]);
         const float scale = scale_of(greatest);
-        quantize_chunk(x, out, token, tile * TILE + threadIdx.x * CHUNK, width, scale);
+        quantize_chunk(ROWS, token, col_of(tile), scale);
         if (tile == 0 && threadIdx.x == 0) scales[token] = scale;
     }
     leave(exchange, epoch);

@@ -2,6 +2,7 @@
 //! stream, which is then normalised, and quantized as the next projection asks.
 
 mod cpu;
+mod cuda;
 
 use parallel::Communicator;
 use weights::InputScale;

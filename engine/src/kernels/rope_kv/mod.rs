@@ -1,6 +1,7 @@
 //! Queries and keys turned by their positions, keys and values written to their pages.
 
 mod cpu;
+mod cuda;
 
 use weights::AttentionSpec;
 

@@ -4,7 +4,8 @@
 // i and i + head_dim / 2), the rounding of queries to bf16, and of keys and values to the cache's
 // element type.
 //
-//   wide           bf16 [n_tokens, (n_q_heads + 2 * n_kv_heads) * head_dim]: queries, keys, values
+//   wide           bf16 [n_tokens, wide_stride], of which (n_q_heads + 2 * n_kv_heads) * head_dim
+//                  columns: queries, keys, values
 //   q_factor, k_factor, v_factor   multiply the three parts
 //   column_scales  f32 [columns of wide] or null, token_scales f32 [n_tokens] or null: further
 //                  factors, of the weights' rows and of the input's rows
@@ -43,10 +44,12 @@ struct Args {
     const i32* slots;
     const i32* page_tables;
     bf16* q;
+    i32 wide_stride;
     i32 n_pages_per_slot;
     i32 n_q_heads;
     i32 n_kv_heads;
     i32 head_dim;
+    bool is_wide;
     float q_factor;
     float k_factor;
     float v_factor;
@@ -58,14 +61,14 @@ struct Args {
     const bf16 *__restrict__ wide, const float *__restrict__ column_scales,                 \
         const float *__restrict__ token_scales, const double *__restrict__ frequencies,     \
         const i32 *__restrict__ positions, const i32 *__restrict__ slots,                   \
-        const i32 *__restrict__ page_tables, bf16 *__restrict__ q, i32 n_pages_per_slot,    \
-        i32 n_q_heads, i32 n_kv_heads, i32 head_dim, float q_factor, float k_factor,        \
-        float v_factor, float k_scale, float v_scale
+        const i32 *__restrict__ page_tables, bf16 *__restrict__ q, i32 wide_stride,         \
+        i32 n_pages_per_slot, i32 n_q_heads, i32 n_kv_heads, i32 head_dim, i32 is_wide,     \
+        float q_factor, float k_factor, float v_factor, float k_scale, float v_scale
 #define ARGS                                                                                \
     Args {                                                                                  \
         wide, column_scales, token_scales, frequencies, positions, slots, page_tables, q,   \
-            n_pages_per_slot, n_q_heads, n_kv_heads, head_dim, q_factor, k_factor,          \
-            v_factor, k_scale, v_scale                                                      \
+            wide_stride, n_pages_per_slot, n_q_heads, n_kv_heads, head_dim, is_wide != 0,   \
+            q_factor, k_factor, v_factor, k_scale, v_scale                                  \
     }
 
 struct Angles {
@@ -139,9 +142,9 @@ __device__ __forceinline__ void rotate_and_write(const Args& args, Cached* keys,
     const i64 table = i64(slot) * args.n_pages_per_slot;
     const i32 page = args.page_tables[table + position / PAGE_TOKENS];
     const i32 n_heads = args.n_q_heads + 2 * args.n_kv_heads;
-    const i64 row = i64(token) * n_heads * args.head_dim;
+    const i64 row = i64(token) * args.wide_stride;
     const float token_scale = args.token_scales ? args.token_scales[token] : 1.0f;
-    const bool is_wide = half % CHUNK == 0;
+    const bool is_wide = args.is_wide;
     const i32 n_chunks = (half + CHUNK - 1) / CHUNK;
 
     for (i32 i = threadIdx.x; i < n_heads * n_chunks; i += blockDim.x) {

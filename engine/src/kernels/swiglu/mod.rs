@@ -1,6 +1,7 @@
 //! The gated activation between the two halves of an FFN, and the quantization that follows it.
 
 mod cpu;
+mod cuda;
 
 use weights::InputScale;
 

@@ -3,11 +3,11 @@
 // Fused: the scales that the gate/up projection left over, the activation, the product, and the
 // rounding that the down projection asks for.
 //
-//   gate_up        bf16 [n_tokens, 2 * width]: gate, then up
+//   gate_up        bf16 [n_tokens, in_stride], of which 2 * width columns: gate, then up
 //   gate_factor, up_factor   multiply the halves: input scale times weight scale, or 1
 //   column_scales  f32 [2 * width] or null: further factors, of the weights' rows
 //   token_scales   f32 [n_tokens] or null: further factors, of the input's rows
-//   out            bf16 or e4m3 [n_tokens, width]
+//   out            bf16 or e4m3 [n_tokens, out_stride]: width columns, then zeroes
 //   out_scales     f32 [n_tokens], written by the per-token kernels: what `out` must be multiplied
 //                  by, or (`magnitudes`) a row's greatest magnitude in this rank's columns
 //
@@ -32,6 +32,9 @@ struct Args {
     const float* column_scales;
     const float* token_scales;
     i32 width;
+    i32 in_stride;
+    i32 out_stride;
+    bool is_wide;
     float gate_factor;
     float up_factor;
 };
@@ -39,15 +42,20 @@ struct Args {
 // What every kernel starts with, and the same as one value.
 #define PARAMS                                                                           \
     const bf16 *__restrict__ gate_up, const float *__restrict__ column_scales,           \
-        const float *__restrict__ token_scales, i32 width, float gate_factor, float up_factor
-#define ARGS \
-    Args { gate_up, column_scales, token_scales, width, gate_factor, up_factor }
+        const float *__restrict__ token_scales, i32 width, i32 in_stride, i32 out_stride, \
+        i32 is_wide, float gate_factor, float up_factor
+#define ARGS                                                                             \
+    Args {                                                                               \
+        gate_up, column_scales, token_scales, width, in_stride, out_stride, is_wide != 0, \
+            gate_factor, up_factor                                                       \
+    }
 
-// Activations of columns [col, col + 8) of `token`.
+// Activations of columns [col, col + 8) of `token`; zeroes beyond the width.
 __device__ __forceinline__ F32x8 activated(const Args& args, i32 token, i32 col) {
     const i32 n_left = args.width - col;
-    const bool is_wide = args.width % CHUNK == 0;
-    const bf16* row = args.gate_up + i64(token) * 2 * args.width;
+    const bool is_wide = args.is_wide;
+    if (n_left <= 0) return {};
+    const bf16* row = args.gate_up + i64(token) * args.in_stride;
     const uint4 gate_raw = load_chunk(row + col, n_left, is_wide);
     const uint4 up_raw = load_chunk(row + args.width + col, n_left, is_wide);
     const float token_scale = args.token_scales ? args.token_scales[token] : 1.0f;
@@ -77,19 +85,19 @@ __device__ __forceinline__ F32x8 activated(const Args& args, i32 token, i32 col)
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 swiglu_bf16(PARAMS, bf16* __restrict__ out) {
     const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
-    if (col >= width) return;
+    if (col >= out_stride) return;
     const F32x8 v = activated(ARGS, blockIdx.y, col);
-    bf16* place = out + i64(blockIdx.y) * width + col;
-    store_chunk(place, v, width - col, width % CHUNK == 0);
+    bf16* place = out + i64(blockIdx.y) * out_stride + col;
+    store_chunk(place, v, out_stride - col, is_wide);
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 swiglu_e4m3(PARAMS, e4m3* __restrict__ out, float out_scale) {
     const i32 col = (blockIdx.x * N_THREADS + threadIdx.x) * CHUNK;
-    if (col >= width) return;
+    if (col >= out_stride) return;
     const uint2 codes = quantized(activated(ARGS, blockIdx.y, col), out_scale);
-    e4m3* place = out + i64(blockIdx.y) * width + col;
-    store_chunk(place, codes, width - col, width % CHUNK == 0);
+    e4m3* place = out + i64(blockIdx.y) * out_stride + col;
+    store_chunk(place, codes, out_stride - col, is_wide);
 }
 
 // The greatest of every thread's value in the cluster. Called once in a kernel.
@@ -104,13 +112,13 @@ swiglu_bf16_magnitudes(PARAMS, bf16* __restrict__ out, float* __restrict__ magni
     const i32 token = blockIdx.y;
     const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
     float greatest = 0.0f;
-    for (i32 col = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK; col < width;
+    for (i32 col = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK; col < out_stride;
          col += step) {
         // The maximum is of what is stored, so that the quantization to come cannot exceed it.
         const uint4 rounded = narrowed(activated(ARGS, token, col));
         const F32x8 v = widened(rounded);
-        bf16* place = out + i64(token) * width + col;
-        store_chunk(place, v, width - col, width % CHUNK == 0);
+        bf16* place = out + i64(token) * out_stride + col;
+        store_chunk(place, v, out_stride - col, is_wide);
         greatest = fmaxf(greatest, greatest_magnitude(v));
     }
     cluster_wait();
@@ -125,15 +133,15 @@ swiglu_e4m3_token(PARAMS, e4m3* __restrict__ out, float* __restrict__ out_scales
     const i32 first = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK;
     const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
     float greatest = 0.0f;
-    for (i32 col = first; col < width; col += step) {
+    for (i32 col = first; col < out_stride; col += step) {
         greatest = fmaxf(greatest, greatest_magnitude(activated(ARGS, token, col)));
     }
     cluster_wait();
     const float scale = scale_of(cluster_max(greatest));
-    for (i32 col = first; col < width; col += step) {
+    for (i32 col = first; col < out_stride; col += step) {
         const uint2 codes = quantized(activated(ARGS, token, col), scale);
-        e4m3* place = out + i64(token) * width + col;
-        store_chunk(place, codes, width - col, width % CHUNK == 0);
+        e4m3* place = out + i64(token) * out_stride + col;
+        store_chunk(place, codes, out_stride - col, is_wide);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) out_scales[token] = scale;
 }

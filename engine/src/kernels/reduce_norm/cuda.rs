@@ -1,0 +1,132 @@
+//! The launch of `reduce_norm.cu`.
+
+use crate::device::cuda::{CudaExec, Kernel, LaunchConfig, Param};
+use crate::device::{Deferred, DeviceError, DevicePtr, WeightFactors};
+use crate::kernels::launching::{
+    CHUNK, Exchange, Factors, N_RANKS_MAX, by_value, cluster_of, count, of_ranks,
+};
+
+const N_THREADS: usize = 256;
+
+/// Greatest width of the residual stream: eight blocks of a cluster, a chunk a thread.
+pub const HIDDEN_MAX: usize = 8 * N_THREADS * CHUNK;
+
+/// Blocks of a multiprocessor that surely run at once, of the four that registers allow: clusters
+/// are placed within groups of multiprocessors and leave some unused.
+const N_BLOCKS_RESIDENT: usize = 2;
+
+/// What to launch, on memory of the executor's device unless said otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Launch {
+    /// bf16 `[n_tokens, hidden]` in each rank's memory; the first alone where nobody is met.
+    pub(super) partials: [DevicePtr; N_RANKS_MAX],
+    /// How the ranks meet; [`Exchange::ALONE`] where the sum is made already.
+    pub(super) exchange: Exchange,
+    /// Factors that the sum still lacks.
+    pub(super) scales: Deferred,
+    /// f32 `[n_tokens, hidden]`; null for zeroes.
+    pub(super) residual_in: DevicePtr,
+    /// The same memory, or null where nobody reads the stream again.
+    pub(super) residual_out: DevicePtr,
+    /// i32 `[n_rows]`: tokens whose rows are wanted, negative for none; null for all, in order.
+    pub(super) rows: DevicePtr,
+    pub(super) n_rows: usize,
+    pub(super) hidden: usize,
+    /// `None` where only the residual is wanted.
+    pub(super) norm: Option<Norm>,
+}
+
+/// The norm and what becomes of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Norm {
+    /// f32 `[hidden]`.
+    pub(super) weight: DevicePtr,
+    pub(super) eps: f32,
+    /// `[n_rows, hidden]`.
+    pub(super) out: DevicePtr,
+    pub(super) output: Output,
+}
+
+/// What the output is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Output {
+    /// bf16.
+    Bf16,
+    /// e4m3 of one scale.
+    E4m3(f32),
+    /// e4m3, with the scales of the rows into this f32 `[n_rows]`.
+    E4m3PerToken(DevicePtr),
+}
+
+/// Launches; where ranks meet, also without rows, because the others wait.
+pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError> {
+    let &Launch { exchange, n_rows, hidden, .. } = launch;
+    assert!(hidden.is_multiple_of(CHUNK) && hidden <= HIDDEN_MAX, "a stream of {hidden}");
+    if n_rows == 0 && exchange.n_ranks == 1 {
+        return Ok(());
+    }
+    let factors = sum_factors(launch.scales);
+    let (partials, exchange_words) = (of_ranks(launch.partials), exchange.words());
+    let mut params: Vec<Param<'_>> = vec![
+        by_value(&partials),
+        factors.columns.into(),
+        factors.tokens.into(),
+        launch.residual_in.into(),
+        launch.residual_out.into(),
+        launch.rows.into(),
+        count(n_rows).into(),
+        count(hidden).into(),
+        by_value(&exchange_words),
+    ];
+    let name = match launch.norm {
+        None => "reduce_residual",
+        Some(Norm { weight, eps, out, output }) => {
+            params.extend([Param::from(weight), eps.into(), out.into()]);
+            match output {
+                Output::Bf16 => "reduce_norm_bf16",
+                Output::E4m3(scale) => {
+                    params.push(scale.into());
+                    "reduce_norm_e4m3"
+                }
+                Output::E4m3PerToken(scales) => {
+                    params.push(scales.into());
+                    "reduce_norm_e4m3_token"
+                }
+            }
+        }
+    };
+    let config = config(exec.info().n_multiprocessors, launch);
+    // SAFETY: these are the parameters of `reduce_norm.cu`'s kernels, and the caller's arrays have
+    // the shapes that `Launch` states.
+    unsafe { exec.launch(Kernel { family: "reduce_norm", name }, config, &params) }
+}
+
+/// A partial result is one product's: static scales are in it already, and rows have their own.
+fn sum_factors(scales: Deferred) -> Factors {
+    if let Deferred::Scales { weights: WeightFactors::PerPart(parts), .. } = scales {
+        panic!("factors {parts:?} belong into the product");
+    }
+    scales.into()
+}
+
+/// A row a cluster, whose size the width alone decides: it is part of the order of summation.
+/// Where ranks meet, all blocks must be resident, and clusters take several rows.
+fn config(n_multiprocessors: usize, launch: &Launch) -> LaunchConfig {
+    let cluster = cluster_of(launch.hidden, N_THREADS * CHUNK);
+    let n_clusters = match launch.exchange.n_ranks {
+        1 => launch.n_rows,
+        _ => {
+            let n_resident = n_multiprocessors * N_BLOCKS_RESIDENT / cluster as usize;
+            launch.n_rows.clamp(1, n_resident)
+        }
+    };
+    LaunchConfig {
+        grid: [cluster * n_clusters as u32, 1, 1],
+        block: [N_THREADS as u32, 1, 1],
+        shared_bytes: 0,
+        cluster,
+    }
+}
+
+#[cfg(test)]
+mod tests;
