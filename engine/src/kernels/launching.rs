@@ -64,6 +64,31 @@ pub(super) fn by_value(words: &[u64]) -> Param<'_> {
     Param::Bytes(bytes_of(words))
 }
 
+/// Parameters of kernels that differ in their last ones, gathered without allocating.
+pub(super) struct Params<'a> {
+    params: [Param<'a>; Params::N_MAX],
+    n: usize,
+}
+
+impl<'a> Params<'a> {
+    const N_MAX: usize = 16;
+
+    pub(super) fn new(first: &[Param<'a>]) -> Params<'a> {
+        let mut params = Params { params: [Param::Word(0); Params::N_MAX], n: 0 };
+        params.extend(first);
+        params
+    }
+
+    pub(super) fn extend(&mut self, more: &[Param<'a>]) {
+        self.params[self.n..self.n + more.len()].copy_from_slice(more);
+        self.n += more.len();
+    }
+
+    pub(super) fn as_slice(&self) -> &[Param<'a>] {
+        &self.params[..self.n]
+    }
+}
+
 /// Factors that a product still lacks, as kernels take them.
 pub(super) struct Factors {
     /// Of the parts; 1 where rows have their own.
@@ -78,9 +103,7 @@ impl From<Deferred> for Factors {
     fn from(deferred: Deferred) -> Factors {
         let none = DevicePtr::NULL;
         match deferred {
-            Deferred::Nothing => {
-                Factors { parts: [1.0; N_PARTS_MAX], columns: none, tokens: none }
-            }
+            Deferred::Nothing => Factors { parts: [1.0; N_PARTS_MAX], columns: none, tokens: none },
             Deferred::Scales { weights, tokens } => {
                 let (parts, columns) = match weights {
                     WeightFactors::PerPart(parts) => (parts, none),

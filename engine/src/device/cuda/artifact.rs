@@ -19,4 +19,5 @@ macro_rules! artifacts {
 }
 
 /// Every family that has device code: `engine/src/kernels/<family>/<family>.cubin`.
-pub(super) const ARTIFACTS: &[Artifact] = artifacts!["embed", "quantize", "reduce_norm", "rope_kv", "swiglu"];
+pub(super) const ARTIFACTS: &[Artifact] =
+    artifacts!["embed", "quantize", "reduce_norm", "rope_kv", "swiglu"];

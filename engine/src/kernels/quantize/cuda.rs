@@ -3,7 +3,7 @@
 use crate::device::cuda::{CudaExec, Kernel, LaunchConfig, Param};
 use crate::device::{DeviceError, DevicePtr};
 use crate::kernels::launching::{
-    CHUNK, Exchange, N_RANKS_MAX, by_value, count, is_wide, n_rows, of_ranks,
+    CHUNK, Exchange, N_RANKS_MAX, Params, by_value, count, is_wide, n_rows, of_ranks,
 };
 
 /// Threads of a block that has a tile of a row.
@@ -91,20 +91,21 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
     if n_tokens == 0 {
         return Ok(());
     }
-    let rows = [
+    let rows = Params::new(&[
         x.into(),
         out.into(),
         count(width).into(),
         count(in_stride).into(),
         count(out_stride).into(),
         is_wide(&[width, in_stride, out_stride], &[x, out]).into(),
-    ];
+    ]);
     let config = config(exec.info().n_multiprocessors, n_tokens, out_stride, scale);
     let submit = |name, last: &[Param<'_>]| {
-        let params: Vec<Param<'_>> = rows.iter().chain(last).copied().collect();
+        let mut params = Params::new(rows.as_slice());
+        params.extend(last);
         // SAFETY: these are the parameters of the kernels of `quantize.cu`, and the caller's
         // arrays have the shapes that `Launch` states.
-        unsafe { exec.launch(Kernel { family: "quantize", name }, config, &params) }
+        unsafe { exec.launch(Kernel { family: "quantize", name }, config, params.as_slice()) }
     };
     match scale {
         Scale::Static(scale) => submit("quantize_static", &[scale.into()]),
@@ -113,30 +114,19 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
         }
         Scale::Exchanged { magnitudes, scales, exchange } => {
             let (magnitudes, exchange) = (of_ranks(magnitudes), exchange.words());
-            let last = [
-                by_value(&magnitudes),
-                scales.into(),
-                count(n_tokens).into(),
-                by_value(&exchange),
-            ];
+            let last =
+                [by_value(&magnitudes), scales.into(), count(n_tokens).into(), by_value(&exchange)];
             submit("quantize_exchanged", &last)
         }
     }
 }
 
 /// A tile a block; where ranks meet, as many blocks as surely run at once.
-fn config(
-    n_multiprocessors: usize,
-    n_tokens: usize,
-    n_cols: usize,
-    scale: Scale,
-) -> LaunchConfig {
+fn config(n_multiprocessors: usize, n_tokens: usize, n_cols: usize, scale: Scale) -> LaunchConfig {
     let n_tiles = n_cols.div_ceil(N_THREADS * CHUNK);
     let grid = match scale {
         Scale::Static(_) | Scale::Known { .. } => [n_tiles as u32, n_rows(n_tokens), 1],
-        Scale::Exchanged { .. } => {
-            [(n_tiles * n_tokens).min(2 * n_multiprocessors) as u32, 1, 1]
-        }
+        Scale::Exchanged { .. } => [(n_tiles * n_tokens).min(2 * n_multiprocessors) as u32, 1, 1],
     };
     LaunchConfig { grid, block: [N_THREADS as u32, 1, 1], shared_bytes: 0, cluster: 1 }
 }

@@ -1,9 +1,9 @@
 //! The launch of `reduce_norm.cu`.
 
-use crate::device::cuda::{CudaExec, Kernel, LaunchConfig, Param};
+use crate::device::cuda::{CudaExec, Kernel, LaunchConfig};
 use crate::device::{Deferred, DeviceError, DevicePtr, WeightFactors};
 use crate::kernels::launching::{
-    CHUNK, Exchange, Factors, N_RANKS_MAX, by_value, cluster_of, count, of_ranks,
+    CHUNK, Exchange, Factors, N_RANKS_MAX, Params, by_value, cluster_of, count, of_ranks,
 };
 
 const N_THREADS: usize = 256;
@@ -67,7 +67,7 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
     }
     let factors = sum_factors(launch.scales);
     let (partials, exchange_words) = (of_ranks(launch.partials), exchange.words());
-    let mut params: Vec<Param<'_>> = vec![
+    let mut params = Params::new(&[
         by_value(&partials),
         factors.columns.into(),
         factors.tokens.into(),
@@ -77,19 +77,19 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
         count(n_rows).into(),
         count(hidden).into(),
         by_value(&exchange_words),
-    ];
+    ]);
     let name = match launch.norm {
         None => "reduce_residual",
         Some(Norm { weight, eps, out, output }) => {
-            params.extend([Param::from(weight), eps.into(), out.into()]);
+            params.extend(&[weight.into(), eps.into(), out.into()]);
             match output {
                 Output::Bf16 => "reduce_norm_bf16",
                 Output::E4m3(scale) => {
-                    params.push(scale.into());
+                    params.extend(&[scale.into()]);
                     "reduce_norm_e4m3"
                 }
                 Output::E4m3PerToken(scales) => {
-                    params.push(scales.into());
+                    params.extend(&[scales.into()]);
                     "reduce_norm_e4m3_token"
                 }
             }
@@ -98,7 +98,7 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
     let config = config(exec.info().n_multiprocessors, launch);
     // SAFETY: these are the parameters of `reduce_norm.cu`'s kernels, and the caller's arrays have
     // the shapes that `Launch` states.
-    unsafe { exec.launch(Kernel { family: "reduce_norm", name }, config, &params) }
+    unsafe { exec.launch(Kernel { family: "reduce_norm", name }, config, params.as_slice()) }
 }
 
 /// A partial result is one product's: static scales are in it already, and rows have their own.

@@ -55,7 +55,10 @@ pub(super) struct Cache {
 pub(super) enum Cached {
     Bf16,
     /// `key / k_scale` and `value / v_scale`.
-    E4m3 { k_scale: f32, v_scale: f32 },
+    E4m3 {
+        k_scale: f32,
+        v_scale: f32,
+    },
 }
 
 /// Launches; nothing where there are no tokens.

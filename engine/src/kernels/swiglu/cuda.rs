@@ -1,8 +1,8 @@
 //! The launch of `swiglu.cu`.
 
-use crate::device::cuda::{CudaExec, Kernel, LaunchConfig, Param};
+use crate::device::cuda::{CudaExec, Kernel, LaunchConfig};
 use crate::device::{Deferred, DeviceError, DevicePtr};
-use crate::kernels::launching::{CHUNK, Factors, cluster_of, count, is_wide, n_rows};
+use crate::kernels::launching::{CHUNK, Factors, Params, cluster_of, count, is_wide, n_rows};
 
 /// Threads of a block that has a tile of a row.
 const N_THREADS: usize = 128;
@@ -47,16 +47,8 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
     }
     let factors = Factors::from(scales);
     let is_wide = is_wide(&[width, in_stride, out_stride], &[gate_up, out, factors.columns]);
-    let (name, last) = match output {
-        Output::Bf16 => ("swiglu_bf16", None),
-        Output::Bf16AndMagnitudes(magnitudes) => {
-            ("swiglu_bf16_magnitudes", Some(Param::from(magnitudes)))
-        }
-        Output::E4m3(scale) => ("swiglu_e4m3", Some(Param::from(scale))),
-        Output::E4m3PerToken(scales) => ("swiglu_e4m3_token", Some(Param::from(scales))),
-    };
     let [gate_factor, up_factor, _] = factors.parts;
-    let params = [
+    let mut params = Params::new(&[
         gate_up.into(),
         factors.columns.into(),
         factors.tokens.into(),
@@ -67,21 +59,32 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
         gate_factor.into(),
         up_factor.into(),
         out.into(),
-        last.unwrap_or(0u32.into()),
-    ];
-    let n_params = params.len() - usize::from(last.is_none());
+    ]);
+    let name = match output {
+        Output::Bf16 => "swiglu_bf16",
+        Output::Bf16AndMagnitudes(magnitudes) => {
+            params.extend(&[magnitudes.into()]);
+            "swiglu_bf16_magnitudes"
+        }
+        Output::E4m3(scale) => {
+            params.extend(&[scale.into()]);
+            "swiglu_e4m3"
+        }
+        Output::E4m3PerToken(scales) => {
+            params.extend(&[scales.into()]);
+            "swiglu_e4m3_token"
+        }
+    };
     let config = config(n_tokens, out_stride, output);
     // SAFETY: these are the parameters of `swiglu.cu`'s kernels, and the caller's matrices have
     // the shapes that `Launch` states.
-    unsafe { exec.launch(Kernel { family: "swiglu", name }, config, &params[..n_params]) }
+    unsafe { exec.launch(Kernel { family: "swiglu", name }, config, params.as_slice()) }
 }
 
 /// A tile a block, or a row a cluster where its maximum is wanted.
 fn config(n_tokens: usize, n_cols: usize, output: Output) -> LaunchConfig {
     let (n_threads, n_blocks, cluster) = match output {
-        Output::Bf16 | Output::E4m3(_) => {
-            (N_THREADS, n_cols.div_ceil(N_THREADS * CHUNK) as u32, 1)
-        }
+        Output::Bf16 | Output::E4m3(_) => (N_THREADS, n_cols.div_ceil(N_THREADS * CHUNK) as u32, 1),
         Output::Bf16AndMagnitudes(_) | Output::E4m3PerToken(_) => {
             let cluster = cluster_of(n_cols, N_THREADS_ROW * CHUNK);
             (N_THREADS_ROW, cluster, cluster)
