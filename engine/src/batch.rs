@@ -1,8 +1,6 @@
 //! A plan as the kernels want it: positions, KV locations and emitting rows, in flat arrays that
 //! are allocated once.
 
-use std::ops::Range;
-
 use scheduler::{GroupIdx, SlotIdx, StepPlan, TokenId};
 
 use crate::cache::PageTables;
@@ -87,10 +85,10 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// The tokens of `range` among those that emit.
-    pub(crate) fn emitting(&self, range: Range<usize>) -> Array<'a, u32> {
+    /// The tokens that emit; `None` where all do.
+    pub(crate) fn emitting(&self) -> Option<Array<'a, u32>> {
         match self {
-            Inputs::Host { batch, .. } => Array::Host(&batch.emitting[range]),
+            Inputs::Host { batch, .. } => Some(Array::Host(&batch.emitting)),
         }
     }
 }

@@ -97,7 +97,7 @@ fn build(
     };
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
-    let model = Model::new(spec, weights, plan, seat.rank);
+    let model = Model::host(spec, weights, plan, seat.rank);
     let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     Ok(ModelWorker { model, exec, communicator: seat.communicator, sampler })
 }

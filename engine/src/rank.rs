@@ -6,8 +6,9 @@ use parallel::{CollectiveError, Communicator, RankWorker};
 use scheduler::{SlotIdx, StepPlan, TokenId};
 use thiserror::Error;
 
+use crate::batch::EmitPoint;
 use crate::device::{DeviceError, Exec};
-use crate::model::Model;
+use crate::model::{Model, StepRun};
 use crate::request::{Request, TokenScore};
 use crate::sampler::Sampler;
 
@@ -117,28 +118,28 @@ impl ModelWorker {
     fn step(&mut self, input: &StepInput) -> Result<RankReply, StepError> {
         let ModelWorker { model, exec, communicator, sampler } = self;
         let Some(sampler) = sampler else {
-            model.forward(exec, communicator, &input.plan, &mut |_, _| {})?;
+            let (plan, consume) = (&input.plan, &mut |_: &EmitPoint, _: &[f32]| {});
+            model.forward(StepRun { exec, communicator, plan, consume })?;
             return Ok(RankReply::Stepped(None));
         };
         for entering in &input.entering {
             sampler.enter(entering);
         }
         let mut output = StepOutput { rows: vec![RowOutput::default(); input.plan.rows.len()] };
-        model.forward(exec, communicator, &input.plan, &mut |point, logits| {
+        let consume = &mut |point: &EmitPoint, logits: &[f32]| {
             sampler.take(point, logits, &mut output.rows[point.row_idx]);
-        })?;
+        };
+        model.forward(StepRun { exec, communicator, plan: &input.plan, consume })?;
         Ok(RankReply::Stepped(Some(output)))
     }
     fn probe(&mut self, plan: &StepPlan) -> Result<RankReply, StepError> {
         let ModelWorker { model, exec, communicator, .. } = self;
         let mut probed = Vec::new();
-        model.forward(exec, communicator, plan, &mut |point, logits| {
-            probed.push(Probed {
-                row_idx: point.row_idx,
-                position: point.position,
-                logits: logits.to_vec(),
-            });
-        })?;
+        let consume = &mut |point: &EmitPoint, logits: &[f32]| {
+            let &EmitPoint { row_idx, position, .. } = point;
+            probed.push(Probed { row_idx, position, logits: logits.to_vec() });
+        };
+        model.forward(StepRun { exec, communicator, plan, consume })?;
         Ok(RankReply::Probed(probed))
     }
 }

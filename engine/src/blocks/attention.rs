@@ -63,6 +63,11 @@ impl Attention {
             cx.exec,
             rope_kv::Args {
                 qkv: cx.scratch.wide.view_mut(Element::Bf16, n_tokens, n_cols),
+                q: cx
+                    .scratch
+                    .rotated
+                    .as_mut()
+                    .map(|q| q.view_mut(Element::Bf16, n_tokens, q_width)),
                 scales,
                 places: cx.inputs.places(self.group),
                 share: &self.share,
@@ -71,11 +76,12 @@ impl Attention {
                 cache: &mut self.cache,
             },
         )?;
-        let (q, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
+        let (wide, rotated, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
+        let in_place = || wide.columns(0..q_width);
         attention::attention(
             cx.exec,
             attention::Args {
-                q: q.columns(0..q_width),
+                q: rotated.map_or_else(in_place, |q| q.view(Element::Bf16, n_tokens, q_width)),
                 rows: cx.inputs.rows(self.group),
                 share: &self.share,
                 k_scale: self.k_scale,

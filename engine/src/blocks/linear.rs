@@ -34,7 +34,7 @@ impl Replacement {
         let columns = self.col_begin..self.col_begin + self.projection.n_cols();
         let scratch = &mut *cx.scratch;
         let (element, hidden_size) = (Element::of_input(input), scratch.hidden_size);
-        cx.pending = linear::linear(
+        cx.pending.scales = linear::linear(
             cx.exec,
             linear::Args {
                 x: scratch.normed.view(element, n_tokens, hidden_size).columns(columns),

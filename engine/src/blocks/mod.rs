@@ -19,8 +19,9 @@ pub(crate) use scratch::{Scratch, Widths};
 pub(crate) use swiglu::SwiGlu;
 
 use crate::batch::Inputs;
-use crate::device::{Deferred, Element, Exec, Projection, Vector};
-use crate::kernels::{linear as projection, quantize, reduce_norm};
+use crate::device::{Array, Deferred, Element, Exec, Projection, Vector};
+use crate::kernels::reduce_norm::{self, Pending};
+use crate::kernels::{linear as projection, quantize};
 use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;
 
@@ -49,8 +50,8 @@ pub(crate) struct StepCx<'a> {
     pub(crate) communicator: &'a mut Communicator,
     pub(crate) inputs: Inputs<'a>,
     pub(crate) scratch: &'a mut Scratch,
-    /// What the partial result in `scratch` still lacks, besides the other ranks'.
-    pub(crate) pending: Deferred,
+    /// What is to be known of the partial result in `scratch`.
+    pub(crate) pending: Pending,
     pub(crate) norm_eps: f32,
 }
 
@@ -94,7 +95,18 @@ impl StepCx<'_> {
     /// Takes the pending partial result into the residual stream, and normalises that into
     /// `normed`, quantized by `input`.
     pub(crate) fn normalise(&mut self, norm: &Vector, input: InputScale) -> Result<(), StepError> {
+        self.normalise_rows(norm, input, None)
+    }
+
+    /// The same for the tokens of `rows` alone, one below another.
+    pub(crate) fn normalise_rows(
+        &mut self,
+        norm: &Vector,
+        input: InputScale,
+        rows: Option<Array<'_, u32>>,
+    ) -> Result<(), StepError> {
         let n_tokens = self.n_tokens();
+        let n_rows = rows.map_or(n_tokens, |rows| rows.len());
         let scratch = &mut *self.scratch;
         let hidden_size = scratch.hidden_size;
         reduce_norm::reduce_norm(
@@ -102,13 +114,14 @@ impl StepCx<'_> {
             reduce_norm::Args {
                 communicator: self.communicator,
                 partial: scratch.partial.view_mut(Element::Bf16, n_tokens, hidden_size),
-                scales: std::mem::take(&mut self.pending),
+                pending: std::mem::take(&mut self.pending),
                 residual: scratch.residual.view_mut(Element::F32, n_tokens, hidden_size),
                 weight: norm.as_array(),
                 eps: self.norm_eps,
+                rows,
                 input,
-                out: scratch.normed.view_mut(Element::of_input(input), n_tokens, hidden_size),
-                out_scales: scratch.normed_scales.array_mut(n_tokens),
+                out: scratch.normed.view_mut(Element::of_input(input), n_rows, hidden_size),
+                out_scales: scratch.normed_scales.array_mut(n_rows),
             },
         )
     }
@@ -145,7 +158,7 @@ impl StepCx<'_> {
             quantize::quantize_cut(self.exec, self.communicator, args)?;
         }
         let quantized = inner_quantized.as_ref().filter(|_| input == InputScale::PerToken);
-        self.pending = projection::linear(
+        self.pending.scales = projection::linear(
             self.exec,
             projection::Args {
                 x: quantized.unwrap_or(inner).view(element, n_tokens, n_cols),

@@ -16,6 +16,8 @@ pub(crate) struct Scratch {
     pub(crate) normed_scales: Buffer,
     /// The widest first projection, `[n_tokens, …]`.
     pub(crate) wide: Buffer,
+    /// Rotated queries, where a device does not leave them in `wide`.
+    pub(crate) rotated: Option<Buffer>,
     /// What the second projection takes, `[n_tokens, …]`.
     pub(crate) inner: Buffer,
     /// The same, where a device has quantized it in a step of its own.
@@ -52,6 +54,7 @@ impl Scratch {
             normed: Buffer::host(n_tokens * widths.hidden),
             normed_scales: Buffer::host(n_tokens),
             wide: Buffer::host(n_tokens * widths.wide),
+            rotated: None,
             inner: Buffer::host(n_tokens * widths.inner),
             inner_quantized: None,
             inner_scales: Buffer::host(n_tokens),
@@ -65,17 +68,19 @@ impl Scratch {
         (n_tokens * n_floats_per_token * size_of::<f32>()) as u64
     }
 
-    /// The first projection's result of `n_cols` columns, and the place for the input of `second`.
+    /// The first projection's result of `n_cols` columns, the queries where they lie apart from it,
+    /// and the place for the input of `second`.
     pub(crate) fn wide_and_inner(
         &mut self,
         n_tokens: usize,
         n_cols: usize,
         second: &Projection,
-    ) -> (View<'_>, Inner<'_>) {
+    ) -> (View<'_>, Option<&Buffer>, Inner<'_>) {
         let wide = self.wide.view(Element::Bf16, n_tokens, n_cols);
         let input = fused(second.input());
         let out = self.inner.view_mut(Element::of_input(input), n_tokens, second.n_cols());
-        (wide, Inner { input, out, scales: self.inner_scales.array_mut(n_tokens) })
+        let inner = Inner { input, out, scales: self.inner_scales.array_mut(n_tokens) };
+        (wide, self.rotated.as_ref(), inner)
     }
 }
 

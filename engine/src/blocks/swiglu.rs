@@ -30,7 +30,7 @@ impl SwiGlu {
         let n_tokens = cx.n_tokens();
         cx.normalise(&self.norm, self.gate_up.input())?;
         let scales = cx.project_normed(&self.gate_up)?;
-        let (gate_up, inner) =
+        let (gate_up, _, inner) =
             cx.scratch.wide_and_inner(n_tokens, self.gate_up.n_rows(), &self.down);
         swiglu::swiglu(
             cx.exec,

@@ -10,8 +10,8 @@ use weights::Dtype;
 
 use crate::KvDtype;
 
-use super::Simd;
 use super::simd;
+use super::{DevicePtr, Simd};
 
 /// Where a token's key and value lie: the same in every block of a cache group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +25,22 @@ pub struct KvLocation {
 /// A block's pages, `[page][kv_head][token][head_dim]` for keys and again for values: a head's
 /// tokens within a page are contiguous.
 pub struct KvRegion {
-    keys: Vec<u8>,
-    values: Vec<u8>,
+    memory: Memory,
     shape: KvShape,
+}
+
+enum Memory {
+    Host { keys: Vec<u8>, values: Vec<u8> },
+    Device(DevicePages),
+}
+
+/// A region's memory on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevicePages {
+    /// Where keys begin.
+    pub keys: DevicePtr,
+    /// Where values begin.
+    pub values: DevicePtr,
 }
 
 /// Which head of which token.
@@ -75,8 +88,22 @@ impl KvRegion {
     ) -> KvRegion {
         let shape = KvShape { dtype, n_pages, page_tokens, n_kv_heads, head_dim };
         assert!(page_tokens > 0 && n_kv_heads > 0 && head_dim > 0, "{shape:?}");
-        let n_bytes = n_pages * page_tokens * n_kv_heads * shape.head_bytes();
-        KvRegion { keys: touched(n_bytes), values: touched(n_bytes), shape }
+        let n_bytes = shape.n_bytes();
+        let memory = Memory::Host { keys: touched(n_bytes), values: touched(n_bytes) };
+        KvRegion { memory, shape }
+    }
+
+    /// A region whose pages lie on a device, [`KvShape::n_bytes`] of keys and as many of values.
+    pub fn on_device(shape: KvShape, pages: DevicePages) -> KvRegion {
+        KvRegion { memory: Memory::Device(pages), shape }
+    }
+
+    /// Its pages, for a device's kernel.
+    pub fn device(&self) -> DevicePages {
+        match self.memory {
+            Memory::Host { .. } => panic!("{:?} for a kernel of the device", self.shape),
+            Memory::Device(pages) => pages,
+        }
     }
 
     /// What it holds.
@@ -86,7 +113,7 @@ impl KvRegion {
 
     /// Bytes of keys and values.
     pub fn n_bytes(&self) -> usize {
-        self.keys.len() + self.values.len()
+        2 * self.shape.n_bytes()
     }
 
     /// What stored keys of `scale` must be multiplied by after [`simd::widen`].
@@ -108,12 +135,20 @@ impl KvRegion {
 
     /// Stored keys of `kv_head` for the tokens of `page` from `offset` on.
     pub(crate) fn keys(&self, kv_head: usize, page: PageId, offset: usize) -> &[u8] {
-        &self.keys[self.shape.bytes_from(kv_head, page, offset)]
+        &self.host().0[self.shape.bytes_from(kv_head, page, offset)]
     }
 
     /// Stored values of `kv_head` for the tokens of `page` from `offset` on.
     pub(crate) fn values(&self, kv_head: usize, page: PageId, offset: usize) -> &[u8] {
-        &self.values[self.shape.bytes_from(kv_head, page, offset)]
+        &self.host().1[self.shape.bytes_from(kv_head, page, offset)]
+    }
+
+    /// Keys and values, for a processor's kernel.
+    fn host(&self) -> (&[u8], &[u8]) {
+        match &self.memory {
+            Memory::Host { keys, values } => (keys, values),
+            Memory::Device(_) => panic!("{:?} for a kernel of the host", self.shape),
+        }
     }
 
     /// Writes one head's key and value. An FP8 region stores `e4m3(clamp(x / scale, ±448))`.
@@ -121,12 +156,20 @@ impl KvRegion {
         let shape = self.shape;
         let begin = shape.bytes_from(place.kv_head, place.at.page, place.at.offset as usize).start;
         let range = begin..begin + shape.head_bytes();
-        store(simd, shape.dtype, key, &mut self.keys[range.clone()]);
-        store(simd, shape.dtype, value, &mut self.values[range]);
+        let Memory::Host { keys, values } = &mut self.memory else {
+            panic!("{shape:?} for a kernel of the host")
+        };
+        store(simd, shape.dtype, key, &mut keys[range.clone()]);
+        store(simd, shape.dtype, value, &mut values[range]);
     }
 }
 
 impl KvShape {
+    /// Bytes of all keys, and again of all values.
+    pub fn n_bytes(&self) -> usize {
+        self.n_pages * self.page_tokens * self.n_kv_heads * self.head_bytes()
+    }
+
     /// Bytes of one token's key in one head.
     fn head_bytes(&self) -> usize {
         self.head_dim * self.dtype.n_bytes()

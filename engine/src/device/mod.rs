@@ -22,7 +22,7 @@ pub(crate) use cpu::{Grid, Tile};
 pub use cuda::{CudaExec, DevicePtr};
 pub use error::DeviceError;
 pub use host_view::{HostView, HostViewMut};
-pub use kv::{KvLocation, KvRegion, KvShape};
+pub use kv::{DevicePages, KvLocation, KvRegion, KvShape};
 pub(crate) use kv::{KvPlace, Scaled};
 pub use projection::{
     Deferred, DeviceProjection, N_PARTS_MAX, Projection, Table, Vector, WeightFactors,
@@ -35,14 +35,4 @@ pub use view::{Array, ArrayMut, DeviceArray, DeviceView, Element, View, ViewMut}
 pub enum Exec {
     /// Cores of this machine.
     Cpu(CpuExec),
-}
-
-impl Exec {
-    /// Sets every element of `out` to zero.
-    pub(crate) fn zero(&mut self, out: ViewMut<'_>) -> Result<(), DeviceError> {
-        match self {
-            Exec::Cpu(_) => out.host().fill(0.0),
-        }
-        Ok(())
-    }
 }

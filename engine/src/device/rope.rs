@@ -5,7 +5,7 @@
 
 use std::f64::consts::TAU;
 
-use weights::{RopeScaling, RopeSpec};
+use weights::{ModelSpec, RopeScaling, RopeSpec};
 
 /// The frequency of each pair of a head: pair `i` turns by `position * frequency[i]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,9 +31,20 @@ impl RopeFrequencies {
         RopeFrequencies(as_trained.map(|frequency| stretch(frequency, &spec.scaling)).collect())
     }
 
+    /// Those of a model: one head width for all blocks; without attention nothing is rotated.
+    pub fn of_model(spec: &ModelSpec) -> RopeFrequencies {
+        let attention = spec.blocks.iter().find_map(|block| block.attention());
+        RopeFrequencies::new(&spec.rope, attention.map_or(2, |attention| attention.head_dim))
+    }
+
     /// Pairs of a head.
     pub fn n_pairs(&self) -> usize {
         self.0.len()
+    }
+
+    /// Turns a position, `[n_pairs]`.
+    pub fn as_slice(&self) -> &[f64] {
+        &self.0
     }
 }
 

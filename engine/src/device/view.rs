@@ -264,6 +264,18 @@ impl<'a, T> Array<'a, T> {
         self.len() == 0
     }
 
+    /// Values `range`, each of `size_of::<T>()` bytes.
+    pub fn range(self, range: Range<usize>) -> Array<'a, T> {
+        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {}", self.len());
+        match self {
+            Array::Host(values) => Array::Host(&values[range]),
+            Array::Device(array) => Array::Device(DeviceArray {
+                first: array.first.offset(range.start * size_of::<T>()),
+                n: range.len(),
+            }),
+        }
+    }
+
     /// For a processor's kernel.
     pub fn host(self) -> &'a [T] {
         match self {

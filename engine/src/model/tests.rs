@@ -1,6 +1,6 @@
 //! A step allocates nothing: all its memory was taken at boot.
 
-use scheduler::{Emit, PageId, PageUpdate, RequestId, Row, SlotIdx, StepId, TokenId};
+use scheduler::{Emit, GroupIdx, PageId, PageUpdate, RequestId, Row, SlotIdx, StepId, TokenId};
 use weights::Checkpoint;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
@@ -68,7 +68,7 @@ fn a_step_allocates_nothing() {
         let mut exec = Exec::Cpu(CpuExec::new(1).expect("one thread"));
         let mut communicator = Communicator::Solo;
         let rank = communicator.rank();
-        let mut model = Model::new(checkpoint.spec(), weights, &memory, rank);
+        let mut model = Model::host(checkpoint.spec(), weights, &memory, rank);
         let n_groups = memory.group_pages.len();
         for (what, plan) in [
             ("prefill", plan(0, 12, n_groups)),
@@ -78,7 +78,9 @@ fn a_step_allocates_nothing() {
             let mut n_emitted = 0;
             let counted = allocation_counter::measure(|| {
                 let consume: &mut dyn FnMut(&EmitPoint, &[f32]) = &mut |_, _| n_emitted += 1;
-                model.forward(&mut exec, &mut communicator, &plan, consume).expect("it runs");
+                let (exec, communicator) = (&mut exec, &mut communicator);
+                let run = StepRun { exec, communicator, plan: &plan, consume };
+                model.forward(run).expect("it runs");
             });
             assert_eq!(n_emitted, 2);
             assert_eq!(counted.count_total, 0, "{format:?}, {what}: {counted:?}");

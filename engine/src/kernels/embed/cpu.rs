@@ -3,7 +3,7 @@
 use crate::device::simd::{widen, widened_factor};
 use crate::device::{CpuExec, Grid, Table};
 
-use super::{Args, PickArgs};
+use super::Args;
 
 pub(super) fn embed(exec: &CpuExec, args: Args<'_>) {
     let Args { tokens, table, vocab_begin, out } = args;
@@ -23,12 +23,4 @@ pub(super) fn embed(exec: &CpuExec, args: Args<'_>) {
             row.iter_mut().for_each(|x| *x *= factor);
         }
     });
-}
-
-pub(super) fn pick(args: PickArgs<'_>) {
-    let PickArgs { x, rows, out } = args;
-    let (x, mut out) = (x.host(), out.host());
-    for (i, &row_idx) in rows.host().iter().enumerate() {
-        out.row_mut(i).copy_from_slice(x.row(row_idx as usize));
-    }
 }

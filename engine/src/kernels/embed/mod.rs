@@ -5,7 +5,7 @@ mod cuda;
 
 use scheduler::TokenId;
 
-use crate::device::{Array, DeviceError, Exec, Table, View, ViewMut};
+use crate::device::{Array, DeviceError, Exec, Table, ViewMut};
 
 /// `out[t] = table[tokens[t] - vocab_begin]`, or zeroes for a token that another rank holds.
 pub struct Args<'a> {
@@ -24,26 +24,6 @@ pub fn embed(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
     args.check();
     match exec {
         Exec::Cpu(cpu) => cpu::embed(cpu, args),
-    }
-    Ok(())
-}
-
-/// `out[i] = x[rows[i]]`.
-pub struct PickArgs<'a> {
-    /// `[T, hidden]`
-    pub x: View<'a>,
-    /// `[n]`, each below T.
-    pub rows: Array<'a, u32>,
-    /// `[n, hidden]`
-    pub out: ViewMut<'a>,
-}
-
-/// Copies the rows that are wanted one below another.
-pub fn pick(exec: &mut Exec, args: PickArgs<'_>) -> Result<(), DeviceError> {
-    let shape = (args.out.n_rows(), args.out.n_cols());
-    assert_eq!(shape, (args.rows.len(), args.x.n_cols()), "out is [n, hidden]");
-    match exec {
-        Exec::Cpu(_) => cpu::pick(args),
     }
     Ok(())
 }

@@ -10,10 +10,10 @@ use crate::device::{Array, Deferred, DeviceError, Exec, Projection, View, ViewMu
 /// `out[t][n] = (Σ_k x[t][k] · w[n][k]) · weight_scale[n] · x_scales[t]`, but for the factors that
 /// the launcher gives back as [`Deferred`].
 ///
-/// On the processor none are, and whatever the stored type, an output is within `K / 16 + 8` roundings of f32 of the exact one,
-/// each of the size of `Σ_k |x[t][k] · w[n][k]|` times the scales: widening is exact, sums have
-/// sixteen lanes and a tree of four levels, and two scales follow. (One rounding more a product
-/// where the level has no fused multiply-add.)
+/// On the processor none are, and whatever the stored type, an output is within `K / 16 + 8`
+/// roundings of f32 of the exact one, each of the size of `Σ_k |x[t][k] · w[n][k]|` times the
+/// scales: widening is exact, sums have sixteen lanes and a tree of four levels, and two scales
+/// follow. (One rounding more a product where the level has no fused multiply-add.)
 pub struct Args<'a> {
     /// `[T, K]`: quantized values, where the projection asks for them.
     pub x: View<'a>,

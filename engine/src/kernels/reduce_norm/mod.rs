@@ -10,8 +10,8 @@ use weights::InputScale;
 use crate::device::{Array, ArrayMut, Deferred, Exec, ViewMut};
 use crate::rank::StepError;
 
-/// `residual[t] += Σ_rank partial[t] · scales`, in rank order, then
-/// `out[t] = quantize(residual[t] / sqrt(mean(residual[t]²) + eps) * weight)`.
+/// `residual[t] += Σ_rank partial[t] · scales`, in rank order, then with `t = rows[i]`
+/// `out[i] = quantize(residual[t] / sqrt(mean(residual[t]²) + eps) * weight)`.
 ///
 /// The mean is summed in f32 over sixteen lanes: its relative error is under K/16 + 5 roundings,
 /// and the root halves it.
@@ -20,20 +20,31 @@ pub struct Args<'a> {
     pub communicator: &'a mut Communicator,
     /// `[T, K]`: this rank's partial result; unspecified afterwards.
     pub partial: ViewMut<'a>,
-    /// Factors that `partial` still lacks: the same on every rank, so they may follow the sum.
-    pub scales: Deferred,
+    /// What else is to be known of it.
+    pub pending: Pending,
     /// `[T, K]`: the residual stream, the same on every rank.
     pub residual: ViewMut<'a>,
     /// `[K]`
     pub weight: Array<'a, f32>,
     /// Keeps a zero row finite.
     pub eps: f32,
+    /// `[n]`, each below T: the tokens that are normalised. All are, in order, where there is none.
+    pub rows: Option<Array<'a, u32>>,
     /// How the next projection's input is quantized.
     pub input: InputScale,
-    /// `[T, K]`
+    /// `[n, K]`
     pub out: ViewMut<'a>,
-    /// `[T]`: what `out` must be multiplied by to be the normalised values.
+    /// `[n]`: what `out` must be multiplied by to be the normalised values.
     pub out_scales: ArrayMut<'a, f32>,
+}
+
+/// How a partial result becomes part of the residual stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pending {
+    /// Factors that it still lacks: the same on every rank, so they may follow the sum.
+    pub scales: Deferred,
+    /// It is the first: the stream begins with it, whatever lies in its memory.
+    pub starts: bool,
 }
 
 /// Sums, adds and normalises every token.
@@ -52,9 +63,10 @@ impl Args<'_> {
         let shape = (self.residual.n_rows(), self.residual.n_cols());
         let partial = (self.partial.n_rows(), self.partial.n_cols());
         assert_eq!(partial, shape, "partial and residual are [T, K]");
-        assert_eq!((self.out.n_rows(), self.out.n_cols()), shape, "residual and out are [T, K]");
+        let n_rows = self.rows.map_or(shape.0, |rows| rows.len());
+        assert_eq!((self.out.n_rows(), self.out.n_cols()), (n_rows, shape.1), "out is [n, K]");
         assert_eq!(self.weight.len(), shape.1, "weight is [K]");
-        assert_eq!(self.out_scales.len(), shape.0, "out_scales is [T]");
+        assert_eq!(self.out_scales.len(), n_rows, "out_scales is [n]");
     }
 }
 

@@ -5,7 +5,7 @@ use weights::InputScale;
 
 use parallel::Communicator;
 
-use super::{Args, reduce_norm};
+use super::{Args, Pending, reduce_norm};
 use crate::device::{Array, ArrayMut, Deferred, Exec, HostView, ViewMut};
 use crate::kernels::testing::{
     ROUNDING, Rng, assert_close, assert_same_bits, e4m3_nearest, e4m3_value, everywhere, levels,
@@ -17,12 +17,15 @@ const EPS: f32 = 1e-5;
 /// Normalised values, then scales. All of the residual stream comes from the partial result.
 fn run(exec: &mut Exec, x: HostView<'_>, weight: &[f32], input: InputScale) -> Vec<f32> {
     let partial: Vec<f32> = (0..x.n_rows()).flat_map(|t| x.row(t).to_vec()).collect();
-    let mut step = Step { communicator: Communicator::Solo, residual: vec![0.0; partial.len()] };
+    let pending = Pending { starts: true, scales: Deferred::Nothing };
+    let residual = vec![f32::NAN; partial.len()];
+    let mut step = Step { communicator: Communicator::Solo, pending, residual };
     step.run(exec, partial, weight, input)
 }
 
 struct Step {
     communicator: Communicator,
+    pending: Pending,
     residual: Vec<f32>,
 }
 
@@ -40,10 +43,11 @@ impl Step {
         let args = Args {
             communicator: &mut self.communicator,
             partial: ViewMut::new(&mut partial, n_tokens, n_cols),
-            scales: Deferred::Nothing,
+            pending: self.pending,
             residual: ViewMut::new(&mut self.residual, n_tokens, n_cols),
             weight: Array::Host(weight),
             eps: EPS,
+            rows: None,
             input,
             out: ViewMut::new(&mut out, n_tokens, n_cols),
             out_scales: ArrayMut::Host(&mut out_scales),
@@ -64,7 +68,8 @@ fn the_residual_stream_grows_by_the_partial_result() {
     for level in levels() {
         let (residual, out) = on_exec(1, level, |exec| {
             let residual = before.clone();
-            let mut step = Step { communicator: Communicator::Solo, residual };
+            let pending = Pending::default();
+            let mut step = Step { communicator: Communicator::Solo, pending, residual };
             let out = step.run(exec, partial.clone(), &weight, InputScale::None);
             (step.residual, out)
         });

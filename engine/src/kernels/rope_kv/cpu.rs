@@ -5,8 +5,9 @@ use crate::device::{CpuExec, Deferred, KvPlace, Scaled};
 use super::{Args, Places};
 
 pub(super) fn rope_kv(exec: &CpuExec, args: Args<'_>) {
-    let Args { qkv, scales, places, share, k_scale, v_scale, cache } = args;
+    let Args { qkv, q, scales, places, share, k_scale, v_scale, cache } = args;
     assert_eq!(scales, Deferred::Nothing, "the processor finishes its products");
+    assert!(q.is_none(), "the processor rotates in place");
     let Places::Host { angles, locations } = places;
     let mut qkv = qkv.host();
     let head_dim = share.head_dim;

@@ -7,10 +7,12 @@ use weights::AttentionSpec;
 
 use crate::device::{Deferred, DeviceError, Exec, KvLocation, KvRegion, RopeAngles, ViewMut};
 
-/// Rotates halves of every query and key head in place, then writes keys and values to the cache.
+/// Rotates halves of every query and key head, and writes keys and values to the cache.
 pub struct Args<'a> {
     /// `[T, (n_q_heads + 2 * n_kv_heads) * head_dim]`: queries, keys, values.
     pub qkv: ViewMut<'a>,
+    /// `[T, n_q_heads * head_dim]`: rotated queries; `None` is in place.
+    pub q: Option<ViewMut<'a>>,
     /// Factors that `qkv` still lacks.
     pub scales: Deferred,
     /// Of these T tokens.

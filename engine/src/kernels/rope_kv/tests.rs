@@ -50,6 +50,7 @@ impl Case {
         let mut qkv = self.qkv.clone();
         let args = Args {
             qkv: ViewMut::new(&mut qkv, self.positions.len(), self.n_cols()),
+            q: None,
             scales: Deferred::Nothing,
             places: Places::Host { angles: &self.angles, locations: &self.locations },
             share: &self.share,
