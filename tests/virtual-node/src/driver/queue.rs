@@ -1,0 +1,209 @@
+//! A stream's order of work: a bounded queue and the thread that works it off.
+//!
+//! Work begins by itself, but copies between host and device, and calls back into the host, wait
+//! at a gate until somebody legally waits for them. So a program that reads a buffer before it
+//! has waited sees what was there before, every time. For programs that never call in but watch
+//! memory, the gate opens after a while all the same.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::context::Context;
+use super::operation::{Operation, WorkCx};
+
+/// Work that may be pending in one stream; a program that is further ahead waits, as it does
+/// on a real device.
+const N_PENDING_MAX: usize = 4096;
+/// How long the gate stays shut for programs that wait for nothing.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// One stream's pending work.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// The stream's virtual time: what its work would have taken, roughly.
+    clock_ns: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    pending: VecDeque<Item>,
+    /// What the running piece waits for.
+    running_after: Vec<Ticket>,
+    n_enqueued: u64,
+    n_done: u64,
+    /// How far somebody waits: the gate is open for all work up to here.
+    n_released: u64,
+    has_worker: bool,
+    is_closed: bool,
+}
+
+struct Item {
+    context: Arc<Context>,
+    after: Vec<Ticket>,
+    operation: Operation,
+}
+
+/// A point in a stream's order: everything up to and including one piece of work.
+#[derive(Clone)]
+pub(super) struct Ticket {
+    queue: Arc<Queue>,
+    n_done: u64,
+}
+
+impl Ticket {
+    /// Whether the work is done.
+    pub(super) fn is_done(&self) -> bool {
+        self.queue.state.lock().n_done >= self.n_done
+    }
+
+    /// Opens the gate for the work and for everything that it waits for.
+    pub(super) fn release(&self) {
+        let mut further = vec![self.clone()];
+        while let Some(ticket) = further.pop() {
+            ticket.queue.release(ticket.n_done, &mut further);
+        }
+    }
+
+    /// Waits on behalf of the host.
+    pub(super) fn wait(&self) {
+        self.release();
+        self.wait_done();
+    }
+
+    /// Waits on behalf of another stream, which opens no gate.
+    fn wait_done(&self) {
+        let mut state = self.queue.state.lock();
+        while state.n_done < self.n_done {
+            self.queue.changed.wait(&mut state);
+        }
+    }
+}
+
+impl Queue {
+    pub(super) fn new() -> Arc<Queue> {
+        let state = Mutex::new(State::default());
+        Arc::new(Queue { state, changed: Condvar::new(), clock_ns: AtomicU64::new(0) })
+    }
+
+    /// Appends work, which begins when all of `after` is done.
+    pub(super) fn push(
+        self: &Arc<Queue>,
+        context: &Arc<Context>,
+        mut after: Vec<Ticket>,
+        operation: Operation,
+    ) -> Ticket {
+        after.retain(|ticket| !ticket.is_done());
+        let mut state = self.state.lock();
+        while state.pending.len() >= N_PENDING_MAX {
+            state.n_released = state.n_enqueued;
+            self.changed.notify_all();
+            self.changed.wait(&mut state);
+        }
+        let is_idle = state.n_done == state.n_enqueued;
+        state.n_enqueued += 1;
+        let ticket = Ticket { queue: self.clone(), n_done: state.n_enqueued };
+        if is_idle && after.is_empty() && operation.is_instant() {
+            // No need to wake a thread for a note in the margin.
+            operation.run_instant(&self.clock_ns);
+            state.n_done += 1;
+            return ticket;
+        }
+        state.pending.push_back(Item { context: context.clone(), after, operation });
+        if !state.has_worker {
+            state.has_worker = true;
+            let queue = self.clone();
+            let name = format!("device {}", context.device);
+            let worker = std::thread::Builder::new().name(name).spawn(move || queue.work());
+            worker.expect("the host has room for a stream's thread");
+        }
+        self.changed.notify_all();
+        ticket
+    }
+
+    /// The point behind everything that was enqueued so far.
+    pub(super) fn tail(self: &Arc<Queue>) -> Ticket {
+        Ticket { queue: self.clone(), n_done: self.state.lock().n_enqueued }
+    }
+
+    /// Lets the thread end when all work is done.
+    pub(super) fn close(&self) {
+        self.state.lock().is_closed = true;
+        self.changed.notify_all();
+    }
+
+    fn release(&self, n_released: u64, further: &mut Vec<Ticket>) {
+        let mut state = self.state.lock();
+        if state.n_released >= n_released {
+            return;
+        }
+        let first_pending = state.n_enqueued - state.pending.len() as u64 + 1;
+        let newly = state.n_released + 1..=n_released;
+        for (item, number) in state.pending.iter().zip(first_pending..) {
+            if newly.contains(&number) {
+                further.extend(item.after.iter().cloned());
+            }
+        }
+        further.extend(state.running_after.iter().cloned());
+        state.n_released = n_released;
+        self.changed.notify_all();
+    }
+
+    /// Shuts the way for what lands on the host until somebody waits for it.
+    fn pass_gate(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state.lock();
+        while state.n_released <= state.n_done && !state.is_closed {
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// The stream's thread.
+    fn work(self: Arc<Queue>) {
+        let mut state = self.state.lock();
+        loop {
+            let Some(item) = state.pending.pop_front() else {
+                if state.is_closed {
+                    return;
+                }
+                self.changed.wait(&mut state);
+                continue;
+            };
+            state.running_after.clone_from(&item.after);
+            drop(state);
+            for ticket in &item.after {
+                ticket.wait_done();
+                let then = ticket.queue.clock_ns.load(Ordering::Relaxed);
+                self.clock_ns.fetch_max(then, Ordering::Relaxed);
+            }
+            self.run(&item);
+            drop(item);
+            state = self.state.lock();
+            state.running_after.clear();
+            state.n_done += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    fn run(&self, item: &Item) {
+        let gate = || self.pass_gate();
+        let cx = WorkCx::new(&item.context, &self.clock_ns, &gate);
+        if item.context.failure().is_some() {
+            // Whoever waits for it must still be woken.
+            item.operation.skip(&cx);
+            return;
+        }
+        let run = std::panic::AssertUnwindSafe(|| item.operation.run(&cx));
+        match std::panic::catch_unwind(run) {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => item.context.fail(failure),
+            Err(_) => item.context.fail(super::operation::Failure::panic()),
+        }
+    }
+}
