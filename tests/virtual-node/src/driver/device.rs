@@ -47,16 +47,16 @@ const ATTRIBUTES: &[(i32, i32)] = &[
     (6, GRID_MAX[1] as i32),
     (7, GRID_MAX[2] as i32),
     (8, SHARED_BYTES as i32),
-    (9, 65_536),                // constant memory
-    (10, 32),                   // warp
-    (11, i32::MAX),             // pitch
+    (9, 65_536),    // constant memory
+    (10, 32),       // warp
+    (11, i32::MAX), // pitch
     (12, N_SM_REGISTERS as i32),
-    (13, 1_980_000),            // clock, kHz
-    (14, 512),                  // texture alignment
-    (15, 1),                    // copies overlap with kernels
+    (13, 1_980_000), // clock, kHz
+    (14, 512),       // texture alignment
+    (15, 1),         // copies overlap with kernels
     (16, N_SMS as i32),
-    (19, 1),                    // host memory can be mapped
-    (21, 131_072),              // from here to 30: textures
+    (19, 1),       // host memory can be mapped
+    (21, 131_072), // from here to 30: textures
     (22, 131_072),
     (23, 65_536),
     (24, 16_384),
@@ -66,14 +66,14 @@ const ATTRIBUTES: &[(i32, i32)] = &[
     (28, 32_768),
     (29, 2_048),
     (30, 512),
-    (31, 1),                    // concurrent kernels
-    (32, 1),                    // ECC
-    (36, 2_619_000),            // memory clock, kHz
-    (37, 5_120),                // memory bus, bits
-    (38, 50 << 20),             // L2
+    (31, 1),         // concurrent kernels
+    (32, 1),         // ECC
+    (36, 2_619_000), // memory clock, kHz
+    (37, 5_120),     // memory bus, bits
+    (38, 50 << 20),  // L2
     (39, N_SM_THREADS_MAX as i32),
-    (40, 3),                    // copy engines
-    (41, 1),                    // unified addressing
+    (40, 3), // copy engines
+    (41, 1), // unified addressing
     (42, 32_768),
     (43, 2_048),
     (44, 1),
@@ -106,29 +106,29 @@ const ATTRIBUTES: &[(i32, i32)] = &[
     (72, 2_097_120),
     (73, 32_768),
     (74, 32_768),
-    (75, 9),                    // compute capability 9.0
+    (75, 9), // compute capability 9.0
     (77, 32_768),
-    (78, 1),                    // stream priorities
-    (79, 1),                    // L1 for global memory
-    (80, 1),                    // L1 for local memory
+    (78, 1), // stream priorities
+    (79, 1), // L1 for global memory
+    (80, 1), // L1 for local memory
     (81, SM_SHARED_BYTES as i32),
     (82, N_SM_REGISTERS as i32),
-    (87, 2),                    // double precision at half the speed of single
-    (90, 1),                    // preemption
-    (91, 1),                    // registered memory has one address
-    (95, 1),                    // cooperative launch
+    (87, 2), // double precision at half the speed of single
+    (90, 1), // preemption
+    (91, 1), // registered memory has one address
+    (95, 1), // cooperative launch
     (97, SHARED_OPT_IN_BYTES as i32),
-    (99, 1),                    // host memory can be registered
+    (99, 1), // host memory can be registered
     (106, N_SM_BLOCKS_MAX as i32),
-    (108, 32_768_000),          // L2 that may be set aside
-    (109, 134_213_632),         // access policy window
+    (108, 32_768_000),  // L2 that may be set aside
+    (109, 134_213_632), // access policy window
     (111, SHARED_RESERVED_BYTES as i32),
-    (115, 1),                   // memory pools
-    (120, 1),                   // clusters
-    (126, 4),                   // memory synchronization domains
-    (127, 1),                   // tensor maps
-    (129, 1),                   // unified function pointers
-    (131, -1),                  // no NUMA node of its own
+    (115, 1),  // memory pools
+    (120, 1),  // clusters
+    (126, 4),  // memory synchronization domains
+    (127, 1),  // tensor maps
+    (129, 1),  // unified function pointers
+    (131, -1), // no NUMA node of its own
 ];
 
 /// The last attribute of CUDA 12.6.

@@ -280,7 +280,9 @@ impl Exec {
         }
         for (node_idx, (old, new)) in runs.nodes.iter().zip(&new.nodes).enumerate() {
             let is_same_kind = match (&old.operation, &new.operation) {
-                (Operation::Task { name: old, .. }, Operation::Task { name: new, .. }) => old == new,
+                (Operation::Task { name: old, .. }, Operation::Task { name: new, .. }) => {
+                    old == new
+                }
                 (old, new) => std::mem::discriminant(old) == std::mem::discriminant(new),
             };
             if !is_same_kind || old.after != new.after {

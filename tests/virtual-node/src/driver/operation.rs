@@ -94,7 +94,10 @@ pub(super) enum Operation {
     Fill(Fill),
     Host(HostCall),
     /// Of cuBLASLt or NCCL.
-    Task { name: &'static str, task: Arc<Task> },
+    Task {
+        name: &'static str,
+        task: Arc<Task>,
+    },
     Graph(Arc<Runs>),
     /// Gives memory back in the stream's order.
     Free(u64),

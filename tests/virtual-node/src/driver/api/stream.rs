@@ -166,4 +166,3 @@ fn capture_status(stream: &stream::Stream) -> i32 {
         Some(_) => 2,
     }
 }
-
