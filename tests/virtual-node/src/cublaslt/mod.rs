@@ -6,6 +6,7 @@
 pub mod descriptors;
 pub mod element;
 pub mod heuristic;
+pub mod matmul;
 pub mod product;
 pub mod rules;
 pub mod status;
