@@ -17,6 +17,7 @@ mod handle;
 pub mod kernels;
 mod memory_plan;
 mod model;
+mod peers;
 mod probe;
 pub mod rank;
 mod request;

@@ -48,6 +48,14 @@ impl Stream {
         self.raw
     }
 
+    /// The stream as collectives take it. They are submitted by the rank that owns it, and its
+    /// communicator is dropped first.
+    pub fn for_collectives(&self) -> parallel::DeviceStream {
+        // SAFETY: the stream is the driver's; a rank keeps its executor until its worker is gone,
+        // and calls no collective after that.
+        unsafe { parallel::DeviceStream::new(self.raw.cast()) }
+    }
+
     /// Copies to the device and waits until it is there.
     pub(super) fn upload(&self, to: DevicePtr, from: &[u8]) -> Result<(), DeviceError> {
         let (start, n_bytes) = (from.as_ptr().cast(), from.len());

@@ -1,0 +1,232 @@
+//! The other ranks' devices: their memory, which exchange carries a sum, and how a rank waits for
+//! its device without waiting for ever.
+//!
+//! Partial results are summed over ranks in one of two ways. **One shot**: a kernel reads every
+//! rank's partial result over NVLink and goes on with the sum (`reduce_norm`). **NCCL**: it sums in
+//! place, and the same kernel then runs as if the rank were alone. Both add in an order that does
+//! not depend on timing, so runs repeat bit by bit.
+
+use std::time::{Duration, Instant};
+
+use parallel::{CollectiveError, Communicator, DeviceElement, DeviceSlice};
+
+use crate::device::cuda::{CudaExec, Event, Pinned, Stream};
+use crate::device::{DeviceError, DevicePtr};
+use crate::kernels::launching::{Exchange, FLAG_BYTES, N_RANKS_MAX, STATE_BYTES};
+use crate::rank::StepError;
+
+/// How long a rank asks its device without a pause: longer than a step's last kernels, shorter
+/// than anyone minds a core to be busy.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// How often it asks after that.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// How far a rank that gives up moves its flags ahead: more exchanges than any step has.
+const EPOCHS_GIVEN_UP: u32 = 1 << 30;
+
+/// How a sum over ranks is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// Every rank reads all others' memory.
+    OneShot,
+    /// The library.
+    Nccl,
+}
+
+/// Which way a sum of `n_bytes` (of one rank's partial result) takes. Published times of an
+/// all-reduce of bf16 on 8 × H100, in microseconds:
+///
+/// | bytes   | NCCL's default | one kernel, one stage | one kernel, two stages |
+/// |--------:|---------------:|----------------------:|-----------------------:|
+/// |  32 KiB | 22.7           | 7-9 (on B300)         |                        |
+/// | 256 KiB | 24.8           | 7-9 (on B300)         |                        |
+/// | 512 KiB | 24-25          | 13 (6 ranks)          | 15                     |
+/// |   1 MiB | 25-32          |                       | 17                     |
+///
+/// NCCL up to 1 MiB: ByteDance-Seed/Triton-distributed#57 (eager, the launch included); from
+/// 512 KiB: vllm-project/vllm#42324. One stage: vllm-project/vllm#24111 (H100, six ranks),
+/// vllm-project/vllm#37756 (B300). A rank of eight reads seven times the message, so that at
+/// 1 MiB some 20 µs go into bytes alone (at about 370 GB/s of NVLink) and the gain is gone; four
+/// ranks read three times, two ranks once, which no other way can beat.
+pub fn carrier(n_bytes: usize, n_ranks: usize) -> Carrier {
+    let n_bytes_max = match n_ranks {
+        0..=2 => 4 << 20,
+        3..=4 => 1 << 20,
+        _ => 512 << 10,
+    };
+    if n_bytes <= n_bytes_max { Carrier::OneShot } else { Carrier::Nccl }
+}
+
+/// What a rank knows of its peers' devices.
+pub(crate) struct Peers {
+    n_ranks: usize,
+    rank_idx: usize,
+    /// Of every rank, by rank.
+    flags: [DevicePtr; N_RANKS_MAX],
+    state: DevicePtr,
+    deadline: Duration,
+    escape: Escape,
+}
+
+/// What ends a kernel that waits for a peer which will never come.
+struct Escape {
+    /// Runs while the stream of steps stands.
+    stream: Stream,
+    epoch: Pinned,
+}
+
+impl Peers {
+    /// Connects this rank's device with all others; every rank calls it. `deadline` is how long a
+    /// device may take for a step.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoPeerAccess`] where the devices cannot reach each other's memory; what NCCL
+    /// says.
+    pub(crate) fn connect(
+        exec: &CudaExec,
+        communicator: &mut Communicator,
+        deadline: Duration,
+    ) -> Result<Peers, StepError> {
+        let n_ranks = communicator.world().n_ranks();
+        let rank_idx = communicator.rank().idx();
+        assert!(n_ranks <= N_RANKS_MAX, "{n_ranks} ranks meet in a kernel, {N_RANKS_MAX} at most");
+        let own = exec.info().ordinal;
+        for ordinal in communicator.all_gather_word(own as u64)? {
+            if ordinal as usize != own {
+                exec.enable_peer(ordinal as usize)?;
+            }
+        }
+        let (flags, state) = (exec.alloc(FLAG_BYTES)?, exec.alloc(STATE_BYTES)?);
+        exec.zero(flags, FLAG_BYTES)?;
+        exec.zero(state, STATE_BYTES)?;
+        exec.synchronize()?;
+        let escape = Escape { stream: exec.new_stream()?, epoch: exec.alloc_pinned(STATE_BYTES)? };
+        // Whoever knows a peer's flags knows that they are zero: it has met the peer here.
+        let flags = gather(communicator, flags)?;
+        Ok(Peers { n_ranks, rank_idx, flags, state, deadline, escape })
+    }
+
+    /// Every rank's `own`, by rank: memory that all ranks' kernels may then read. Every rank calls
+    /// it, at boot, for the same purpose.
+    ///
+    /// # Errors
+    /// If a peer failed.
+    pub(crate) fn share(
+        &self,
+        communicator: &mut Communicator,
+        own: DevicePtr,
+    ) -> Result<[DevicePtr; N_RANKS_MAX], StepError> {
+        Ok(gather(communicator, own)?)
+    }
+
+    /// How this rank's kernels meet the others'.
+    pub(crate) fn exchange(&self) -> Exchange {
+        let Peers { n_ranks, rank_idx: rank, flags, state, .. } = *self;
+        Exchange { flags, state, n_ranks, rank }
+    }
+
+    /// Has `n` bf16 at `partial` replaced by their sum over all ranks, by NCCL.
+    ///
+    /// # Errors
+    /// What NCCL says.
+    pub(crate) fn sum(
+        &self,
+        exec: &CudaExec,
+        communicator: &mut Communicator,
+        partial: DevicePtr,
+        n: usize,
+    ) -> Result<(), StepError> {
+        let (address, element) = (partial.0, DeviceElement::Bf16);
+        let slice = DeviceSlice { address, n_elements: n, element };
+        Ok(communicator.all_reduce_sum_on_device(slice, exec.stream().for_collectives())?)
+    }
+
+    /// Waits until the stream has passed `event`, and looks after the peers meanwhile.
+    ///
+    /// # Errors
+    /// What a kernel did wrong, a peer that failed, or a device that stands still. What waits for
+    /// a peer on this rank's device has then been told to go on, so that the device can be closed.
+    pub(crate) fn wait(
+        &self,
+        event: &Event,
+        communicator: &mut Communicator,
+    ) -> Result<(), StepError> {
+        let waited = self.wait_or_fail(event, communicator);
+        if waited.is_err()
+            && let Err(error) = self.escape.release(self)
+        {
+            tracing::warn!(%error, "a device that failed could not be told to go on");
+        }
+        waited
+    }
+
+    fn wait_or_fail(
+        &self,
+        event: &Event,
+        communicator: &mut Communicator,
+    ) -> Result<(), StepError> {
+        let begin = Instant::now();
+        while !event.has_passed()? {
+            let waited = begin.elapsed();
+            if waited < SPIN {
+                std::hint::spin_loop();
+                continue;
+            }
+            communicator.check()?;
+            if waited > self.deadline {
+                return Err(communicator.time_out(waited).into());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+}
+
+impl Escape {
+    /// Writes to this rank's own flags what the peers would have written, far beyond the present
+    /// epoch: kernels that wait for them go on, with sums that nobody uses.
+    fn release(&self, peers: &Peers) -> Result<(), DeviceError> {
+        self.stream.copy_out(&self.epoch, 0, peers.state, size_of::<u32>())?;
+        self.stream.synchronize()?;
+        let mut epoch = [0u32];
+        self.epoch.read(0, &mut epoch);
+        self.epoch.write(0, &[epoch[0].wrapping_add(EPOCHS_GIVEN_UP)]);
+        for rank_idx in 0..peers.n_ranks {
+            let flag = peers.flags[peers.rank_idx].elements::<u32>(rank_idx);
+            self.stream.copy_in(flag, &self.epoch, 0, size_of::<u32>())?;
+        }
+        self.stream.synchronize()
+    }
+}
+
+/// Every rank's address, by rank; null beyond the last.
+fn gather(
+    communicator: &mut Communicator,
+    own: DevicePtr,
+) -> Result<[DevicePtr; N_RANKS_MAX], CollectiveError> {
+    let mut of_ranks = [DevicePtr::NULL; N_RANKS_MAX];
+    for (of_rank, address) in of_ranks.iter_mut().zip(communicator.all_gather_word(own.0)?) {
+        *of_rank = DevicePtr(address);
+    }
+    Ok(of_ranks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_sums_take_one_shot_and_large_ones_the_library() {
+        let of_ultra = |n_tokens: usize, n_ranks| carrier(n_tokens * 16_384 * 2, n_ranks);
+        assert_eq!([1, 8, 16].map(|n| of_ultra(n, 8)), [Carrier::OneShot; 3]);
+        assert_eq!([17, 32, 8192].map(|n| of_ultra(n, 8)), [Carrier::Nccl; 3]);
+        assert_eq!([32, 33].map(|n| of_ultra(n, 4)), [Carrier::OneShot, Carrier::Nccl]);
+        assert_eq!([128, 129].map(|n| of_ultra(n, 2)), [Carrier::OneShot, Carrier::Nccl]);
+        // More ranks read more bytes: nothing gets easier with them.
+        for n_bytes in (0..8 << 20).step_by(64 << 10) {
+            let ways = [2, 4, 8].map(|n_ranks| carrier(n_bytes, n_ranks) == Carrier::OneShot);
+            assert!(ways.is_sorted_by(|a, b| a >= b), "{n_bytes} bytes: {ways:?}");
+        }
+    }
+}
