@@ -9,15 +9,26 @@ pub(super) struct Artifact {
     pub(super) cubin: &'static [u8],
 }
 
-macro_rules! artifacts {
-    ($($family:literal),* $(,)?) => {
-        &[$(Artifact {
-            family: $family,
-            cubin: include_bytes!(concat!("../../kernels/", $family, "/", $family, ".cubin")),
-        }),*]
+macro_rules! artifact {
+    ($unit:literal) => {
+        artifact!($unit in $unit)
+    };
+    ($unit:literal in $folder:literal) => {
+        Artifact {
+            family: $unit,
+            cubin: include_bytes!(concat!("../../kernels/", $folder, "/", $unit, ".cubin")),
+        }
     };
 }
 
-/// Every family that has device code: `engine/src/kernels/<family>/<family>.cubin`.
-pub(super) const ARTIFACTS: &[Artifact] =
-    artifacts!["embed", "quantize", "reduce_norm", "rope_kv", "swiglu"];
+/// Everything that has device code: `engine/src/kernels/<family>/<family>.cubin`, and units of a
+/// family that are compiled apart.
+pub(super) const ARTIFACTS: &[Artifact] = &[
+    artifact!("attention"),
+    artifact!("attention_prefill" in "attention"),
+    artifact!("embed"),
+    artifact!("quantize"),
+    artifact!("reduce_norm"),
+    artifact!("rope_kv"),
+    artifact!("swiglu"),
+];

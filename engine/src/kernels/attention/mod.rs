@@ -1,6 +1,7 @@
 //! Causal attention of a step's queries over their sequences' pages.
 
 mod cpu;
+pub mod cuda;
 
 use scheduler::PageId;
 use weights::{AttentionSpec, InputScale};
