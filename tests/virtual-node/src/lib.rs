@@ -11,6 +11,8 @@ pub mod cublaslt;
 pub mod driver;
 #[doc(hidden)]
 pub mod exec;
+#[doc(hidden)]
+pub mod handles;
 pub mod memory;
 #[doc(hidden)]
 pub mod nccl;

@@ -3,6 +3,7 @@
 //! [`rules`] says what there are kernels for, [`heuristic`] which algorithms suit, [`matmul`] does
 //! it, and [`product`] has the arithmetic. [`api`] is the C surface over them.
 
+pub mod api;
 pub mod descriptors;
 pub mod element;
 pub mod heuristic;

@@ -21,6 +21,19 @@ pub struct Refusal {
 }
 
 impl Status {
+    /// The status that C calls by this number.
+    pub fn from_number(number: u32) -> Option<Status> {
+        let all = [
+            Status::Success,
+            Status::NotInitialized,
+            Status::InvalidValue,
+            Status::ExecutionFailed,
+            Status::InternalError,
+            Status::NotSupported,
+        ];
+        all.into_iter().find(|status| *status as u32 == number)
+    }
+
     /// As the C header calls it.
     pub fn name(self) -> &'static std::ffi::CStr {
         match self {

@@ -1,0 +1,82 @@
+//! What C callers of cuBLASLt and NCCL hold: numbers that are looked up and never followed, so a
+//! stale handle is an error and no crash.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+/// Above the driver's handles, and where nothing can be mapped by accident.
+const FIRST_HANDLE: usize = 0x2f00_0000_0000;
+
+/// All live objects of one kind.
+pub struct Registry<T>(Mutex<BTreeMap<usize, T>>);
+
+impl<T> Registry<T> {
+    pub const fn new() -> Registry<T> {
+        Registry(Mutex::new(BTreeMap::new()))
+    }
+
+    /// Keeps the object, and returns its handle, which no other object ever gets.
+    pub fn insert(&self, object: T) -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(FIRST_HANDLE);
+        let handle = NEXT.fetch_add(16, Ordering::Relaxed);
+        self.0.lock().insert(handle, object);
+        handle
+    }
+
+    /// Shows the object, if the handle has one.
+    pub fn with<R>(&self, handle: usize, show: impl FnOnce(&mut T) -> R) -> Option<R> {
+        self.0.lock().get_mut(&handle).map(show)
+    }
+
+    pub fn remove(&self, handle: usize) -> Option<T> {
+        self.0.lock().remove(&handle)
+    }
+}
+
+impl<T: Clone> Registry<T> {
+    /// The object as it is now.
+    pub fn get(&self, handle: usize) -> Option<T> {
+        self.with(handle, |object| object.clone())
+    }
+}
+
+impl<T> Default for Registry<T> {
+    fn default() -> Registry<T> {
+        Registry::new()
+    }
+}
+
+/// Bytes that a C caller says it has: none if there is no pointer to them.
+pub fn caller_bytes<'a>(pointer: *const u8, n_bytes: usize) -> Option<&'a [u8]> {
+    if pointer.is_null() {
+        return None;
+    }
+    // SAFETY: the contract of every function with such a pair of arguments.
+    Some(unsafe { std::slice::from_raw_parts(pointer, n_bytes) })
+}
+
+/// As [`caller_bytes`], to be written.
+pub fn caller_bytes_mut<'a>(pointer: *mut u8, n_bytes: usize) -> Option<&'a mut [u8]> {
+    if pointer.is_null() {
+        return None;
+    }
+    // SAFETY: the contract of every function with such a pair of arguments.
+    Some(unsafe { std::slice::from_raw_parts_mut(pointer, n_bytes) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_is_good_once() {
+        let names = Registry::new();
+        let (a, b) = (names.insert("a"), names.insert("b"));
+        assert_eq!((names.get(a), names.get(b)), (Some("a"), Some("b")));
+        assert_eq!(names.remove(a), Some("a"));
+        assert_eq!((names.get(a), names.remove(a)), (None, None));
+        assert_ne!(names.insert("c"), a);
+    }
+}
