@@ -236,14 +236,14 @@ mod tests {
             (Kind::Broadcast { root: 1 }, 2, [&[10., 20.]; 3]),
         ];
         for (kind, count, expected) in cases {
-            let receive = buffers(&memory, &[&[0.; 3]; 3]);
+            let receive = buffers(&memory, &[&[0.; 3][..]; 3]);
             perform(&collectives(kind, count, &send, &receive), &memory, false).unwrap();
             for (rank, expected) in expected.iter().enumerate() {
                 let received = read(&memory, rank, receive[rank], expected.len());
                 assert_eq!(received, *expected, "{kind:?} on {rank}");
             }
         }
-        let receive = buffers(&memory, &[&[7.; 3]; 3]);
+        let receive = buffers(&memory, &[&[7.; 3][..]; 3]);
         let to_two = Kind::Reduce { reduction: Reduction::Max, root: 2 };
         perform(&collectives(to_two, 3, &send, &receive), &memory, false).unwrap();
         assert_eq!(read(&memory, 2, receive[2], 3), [100., 200., 300.]);
