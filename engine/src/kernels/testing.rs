@@ -2,6 +2,9 @@
 //!
 //! Expected values are computed in float64 from definitions, never with the code under test.
 
+pub(crate) mod device;
+pub(crate) mod ranks;
+
 use std::sync::LazyLock;
 
 use half::{bf16, f16};

@@ -1,1 +1,380 @@
-//! On the virtual node.
+//! `reduce_norm.cu`. Sums over ranks are in a fixed order, so the residual is known to the last
+//! bit. The norm is held against float64: its bound is [`N_ROUNDINGS`] roundings before the one to
+//! the output's type. A sum of 2,048 squares in a block loses under 8 + 5 + 8, the blocks' sum 8,
+//! all of which the root halves; mean, eps, root, quotient and two products add their own.
+
+use half::bf16;
+
+use super::{Launch, Norm, Output, config, launch};
+use crate::device::cuda::testing::TestDevice;
+use crate::device::{Deferred, DevicePtr, WeightFactors};
+use crate::kernels::launching::{Exchange, N_RANKS_MAX};
+use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s, sampled};
+use crate::kernels::testing::ranks::{TestRank, on_ranks};
+use crate::kernels::testing::{ROUNDING, Rng, e4m3_value};
+
+const N_ROUNDINGS: f64 = 22.0;
+const EPS: f32 = 1e-5;
+const STATIC_SCALE: f32 = 0.019;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Bf16,
+    Static,
+    PerToken,
+    ResidualOnly,
+}
+
+const KINDS: [Kind; 4] = [Kind::Bf16, Kind::Static, Kind::PerToken, Kind::ResidualOnly];
+
+/// What goes in, the same numbers on every rank.
+struct Inputs {
+    n_tokens: usize,
+    hidden: usize,
+    /// Of each rank, `[n_tokens, hidden]`.
+    partials: Vec<Vec<bf16>>,
+    /// None for a stream that begins here.
+    residual: Option<Vec<f32>>,
+    weight: Vec<f32>,
+    /// Of rows and of tokens, where the sum lacks them.
+    factors: Option<(Vec<f32>, Vec<f32>)>,
+    /// Tokens whose rows are wanted; none for all.
+    rows: Option<Vec<i32>>,
+}
+
+/// What comes out.
+struct Outcome {
+    residual: Vec<f32>,
+    /// `[n_rows, hidden]` by value.
+    out: Vec<f64>,
+    scales: Vec<f32>,
+}
+
+impl Inputs {
+    fn new(seed: u64, n_ranks: usize, n_tokens: usize, hidden: usize) -> Inputs {
+        let mut rng = Rng::new(seed);
+        let n = n_tokens * hidden;
+        Inputs {
+            n_tokens,
+            hidden,
+            partials: (0..n_ranks).map(|_| bf16s(&mut rng, n, 2.0)).collect(),
+            residual: Some(rng.numbers(n).iter().map(|x| x * 5.0).collect()),
+            weight: rng.numbers(hidden),
+            factors: None,
+            rows: None,
+        }
+    }
+
+    fn with_factors(mut self) -> Inputs {
+        let mut rng = Rng::new(7);
+        let mut some = |n: usize| (0..n).map(|_| 0.5 + rng.number().abs()).collect();
+        self.factors = Some((some(self.hidden), some(self.n_tokens)));
+        self
+    }
+
+    /// One token of it.
+    fn alone(&self, token: usize) -> Inputs {
+        let row = token * self.hidden..(token + 1) * self.hidden;
+        Inputs {
+            n_tokens: 1,
+            hidden: self.hidden,
+            partials: self.partials.iter().map(|partial| partial[row.clone()].to_vec()).collect(),
+            residual: self.residual.as_ref().map(|residual| residual[row].to_vec()),
+            weight: self.weight.clone(),
+            factors: self
+                .factors
+                .as_ref()
+                .map(|(rows, tokens)| (rows.clone(), vec![tokens[token]])),
+            rows: None,
+        }
+    }
+
+    fn rows(&self) -> Vec<i32> {
+        self.rows.clone().unwrap_or_else(|| (0..self.n_tokens as i32).collect())
+    }
+
+    /// `partials` are in the ranks' memory already. Every array is new.
+    fn run(
+        &self,
+        device: &TestDevice,
+        kind: Kind,
+        partials: [DevicePtr; N_RANKS_MAX],
+        exchange: Exchange,
+    ) -> Outcome {
+        let (n, hidden) = (self.n_tokens * self.hidden, self.hidden);
+        let n_rows = self.rows().len();
+        let scales = device.poisoned::<f32>(n_rows);
+        let is_bf16 = kind == Kind::Bf16;
+        let out = device.poisoned::<u8>(n_rows * hidden * if is_bf16 { 2 } else { 1 });
+        let output = match kind {
+            Kind::Bf16 | Kind::ResidualOnly => Output::Bf16,
+            Kind::Static => Output::E4m3(STATIC_SCALE),
+            Kind::PerToken => Output::E4m3PerToken(scales),
+        };
+        let weight = device.upload(&self.weight);
+        let norm = Norm { weight, eps: EPS, out, output };
+        // Where the stream begins there is nothing to read but poison.
+        let residual = match &self.residual {
+            Some(residual) => device.upload(residual),
+            None => device.poisoned::<f32>(n),
+        };
+        let scales_of = |(rows, tokens): &(Vec<f32>, Vec<f32>)| Deferred::Scales {
+            weights: WeightFactors::PerRow(device.upload(rows)),
+            tokens: Some(device.upload(tokens)),
+        };
+        let args = Launch {
+            partials,
+            exchange,
+            scales: self.factors.as_ref().map_or(Deferred::Nothing, scales_of),
+            residual_in: if self.residual.is_some() { residual } else { DevicePtr::NULL },
+            residual_out: if self.rows.is_some() { DevicePtr::NULL } else { residual },
+            rows: self.rows.as_ref().map_or(DevicePtr::NULL, |rows| device.upload(rows)),
+            n_rows,
+            hidden,
+            norm: (kind != Kind::ResidualOnly).then_some(norm),
+        };
+        launch(&device.exec, &args).expect("it is launched");
+        let out = match is_bf16 {
+            true => {
+                device.download::<bf16>(out, n_rows * hidden).iter().map(|x| x.to_f64()).collect()
+            }
+            false => {
+                device.download::<u8>(out, n_rows * hidden).into_iter().map(e4m3_value).collect()
+            }
+        };
+        let scales = device.download(scales, n_rows);
+        Outcome { residual: device.download(residual, n), out, scales }
+    }
+
+    /// On one device, which sums nothing.
+    fn run_alone(&self, device: &TestDevice, kind: Kind) -> Outcome {
+        let mut partials = [DevicePtr::NULL; N_RANKS_MAX];
+        partials[0] = device.upload(&self.partials[0]);
+        self.run(device, kind, partials, Exchange::ALONE)
+    }
+
+    /// The stream of a token after the sum, bit for bit.
+    fn summed(&self, token: usize) -> Vec<f32> {
+        let element = |col: usize| {
+            let at = token * self.hidden + col;
+            let first = self.partials[0][at].to_f32();
+            let rest = self.partials[1..].iter();
+            let mut sum = rest.fold(first, |sum, partial| sum + partial[at].to_f32());
+            if let Some((rows, tokens)) = &self.factors {
+                sum = sum * rows[col] * tokens[token];
+            }
+            self.residual.as_ref().map_or(0.0, |residual| residual[at]) + sum
+        };
+        (0..self.hidden).map(element).collect()
+    }
+
+    fn check(&self, outcome: &Outcome, kind: Kind, what: &str) {
+        for row in sampled(self.rows().len()) {
+            let what = format!("{what} {kind:?} row {row} of {}", self.hidden);
+            let token = self.rows()[row];
+            let out = &outcome.out[row * self.hidden..][..self.hidden];
+            if token < 0 {
+                assert!(out.iter().all(|x| x.is_nan()), "{what}: padding is written");
+                continue;
+            }
+            let summed = self.summed(token as usize);
+            if self.rows.is_none() {
+                let got = &outcome.residual[row * self.hidden..][..self.hidden];
+                let is_same = got.iter().zip(&summed).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(is_same, "{what}: the residual differs");
+            }
+            match kind {
+                Kind::ResidualOnly => assert!(out.iter().all(|x| x.is_nan()), "{what}"),
+                _ => self.check_norm(&summed, out, (kind, outcome.scales[row]), &what),
+            }
+        }
+    }
+
+    fn check_norm(&self, x: &[f32], out: &[f64], (kind, scale): (Kind, f32), what: &str) {
+        let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let factor = (squares / self.hidden as f64 + f64::from(EPS)).sqrt().recip();
+        let normed = |(x, w): (&f32, &f32)| f64::from(*x) * factor * f64::from(*w);
+        let expected: Vec<f64> = x.iter().zip(&self.weight).map(normed).collect();
+        let loss = N_ROUNDINGS * ROUNDING;
+        let (rounding, scale) = match kind {
+            Kind::Bf16 | Kind::ResidualOnly => (Rounding::Bf16, 1.0),
+            Kind::Static => {
+                let scale = f64::from(STATIC_SCALE);
+                (Rounding::E4m3 { scale }, scale)
+            }
+            Kind::PerToken => {
+                let greatest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+                let scale = f64::from(scale);
+                let off = (scale * 448.0 / greatest - 1.0).abs();
+                assert!(off <= loss + 2.0 * ROUNDING, "{what}: scale {scale:e} is off by {off:e}");
+                (Rounding::E4m3 { scale }, scale)
+            }
+        };
+        for (col, (&value, &got)) in expected.iter().zip(out).enumerate() {
+            let expected = (value, value.abs() * (loss + ROUNDING));
+            assert_rounded(got * scale, rounding, expected, &format!("{what} column {col}"));
+        }
+    }
+}
+
+#[test]
+fn one_rank_adds_and_normalises() {
+    let device = TestDevice::open(0);
+    for (i, (n_tokens, hidden)) in
+        [(1, 16_384), (3, 8192), (256, 16_384), (5, 5120), (7, 128), (2, 8), (2, 2056)]
+            .into_iter()
+            .enumerate()
+    {
+        let inputs = Inputs::new(141 + i as u64, 1, n_tokens, hidden);
+        let inputs = if i % 2 == 0 { inputs } else { inputs.with_factors() };
+        // The largest once: the others differ in what they write alone.
+        let kinds = if n_tokens == 256 { &KINDS[2..3] } else { &KINDS };
+        for &kind in kinds {
+            inputs.check(&inputs.run_alone(&device, kind), kind, "alone");
+        }
+    }
+}
+
+#[test]
+fn a_stream_begins_with_zeroes() {
+    let device = TestDevice::open(0);
+    let mut inputs = Inputs::new(151, 1, 3, 2048);
+    inputs.residual = None;
+    for kind in KINDS {
+        inputs.check(&inputs.run_alone(&device, kind), kind, "begin");
+    }
+}
+
+#[test]
+fn rows_are_picked_and_the_stream_is_left_alone() {
+    let device = TestDevice::open(0);
+    let mut inputs = Inputs::new(152, 1, 9, 16_384);
+    inputs.rows = Some(vec![8, -1, 0, 5]);
+    let outcome = inputs.run_alone(&device, Kind::Bf16);
+    inputs.check(&outcome, Kind::Bf16, "picked");
+    assert_eq!(Some(outcome.residual), inputs.residual);
+}
+
+#[test]
+fn nan_stays_in_its_row_and_zeroes_stay_finite() {
+    let device = TestDevice::open(0);
+    let mut inputs = Inputs::new(153, 1, 3, 2048);
+    inputs.partials[0][2048] = bf16::NAN;
+    inputs.partials[0][..2048].fill(bf16::ZERO);
+    inputs.residual.as_mut().expect("there is one")[..2048].fill(0.0);
+    let outcome = inputs.run_alone(&device, Kind::PerToken);
+    assert!(outcome.out[..2048].iter().all(|x| *x == 0.0), "a row of zeroes");
+    assert_eq!(outcome.scales[..2], [1.0, 1.0]);
+    assert!(outcome.out[2048..4096].iter().all(|x| x.is_nan()), "a row with NaN");
+    assert!(outcome.out[4096..].iter().all(|x| !x.is_nan()), "the row after it");
+}
+
+#[test]
+fn a_token_alone_has_the_same_bits() {
+    let device = TestDevice::open(0);
+    let inputs = Inputs::new(154, 1, 40, 16_384).with_factors();
+    let batch = inputs.run_alone(&device, Kind::PerToken);
+    for token in sampled(40) {
+        let row = token * 16_384..(token + 1) * 16_384;
+        let alone = inputs.alone(token).run_alone(&device, Kind::PerToken);
+        assert_eq!(alone.out, batch.out[row.clone()], "token {token}");
+        assert_eq!(alone.residual, batch.residual[row], "token {token}");
+        assert_eq!(alone.scales[0], batch.scales[token], "token {token}");
+    }
+}
+
+/// Several exchanges, with partial results in two arrays that take turns.
+fn exchanges(rank: &TestRank<'_>, n_tokens: usize, hidden: usize) {
+    let (device, n) = (&rank.device, n_tokens * hidden);
+    let exchange = rank.exchange();
+    let partials = rank.share(device.poisoned::<bf16>(2 * n));
+    for (round, kind) in KINDS.into_iter().enumerate() {
+        let inputs = Inputs::new(160 + round as u64, rank.n_ranks, n_tokens, hidden);
+        let inputs = if round == 2 { inputs.with_factors() } else { inputs };
+        let partials = partials.map(|ptr| ptr.elements::<bf16>(round % 2 * n));
+        let own = &inputs.partials[rank.rank];
+        device.exec.upload(partials[rank.rank], own).expect("it is copied");
+        let outcome = inputs.run(device, kind, partials, exchange);
+        inputs.check(&outcome, kind, &format!("rank {} of {}", rank.rank, rank.n_ranks));
+    }
+}
+
+#[test]
+fn eight_ranks_meet() {
+    on_ranks(8, |rank| exchanges(rank, 1, 16_384));
+    on_ranks(8, |rank| exchanges(rank, 40, 128));
+}
+
+#[test]
+fn two_and_three_ranks_meet() {
+    on_ranks(2, |rank| exchanges(rank, 5, 8192));
+    on_ranks(3, |rank| exchanges(rank, 2, 264));
+}
+
+#[test]
+fn a_graph_meets_again_at_every_replay() {
+    on_ranks(4, |rank| {
+        let (device, hidden) = (&rank.device, 512);
+        let exchange = rank.exchange();
+        let inputs = Inputs::new(171, rank.n_ranks, 1, hidden);
+        let mut stream = vec![0.0f32; hidden];
+        let residual = device.upload(&stream);
+        let weight = device.upload(&inputs.weight);
+        let out = device.poisoned::<bf16>(hidden);
+        // Twice in a graph, each with its own partial results.
+        let twice = [0, 1].map(|_| rank.share(device.upload(&inputs.partials[rank.rank])));
+        let streams = device.exec.stream();
+        streams.begin_capture().expect("capture begins");
+        for partials in twice {
+            let norm = Norm { weight, eps: EPS, out, output: Output::Bf16 };
+            let args = Launch {
+                partials,
+                exchange,
+                scales: Deferred::Nothing,
+                residual_in: residual,
+                residual_out: residual,
+                rows: DevicePtr::NULL,
+                n_rows: 1,
+                hidden,
+                norm: Some(norm),
+            };
+            launch(&device.exec, &args).expect("it is captured");
+        }
+        let graph = streams.end_capture().expect("capture ends");
+        for replay in 0..3 {
+            streams.launch(&graph).expect("it is replayed");
+            for _ in 0..2 {
+                let inputs = Inputs { residual: Some(stream), ..inputs.alone(0) };
+                stream = inputs.summed(0);
+            }
+            let got = device.download::<f32>(residual, hidden);
+            assert_eq!(got, stream, "rank {} replay {replay}", rank.rank);
+        }
+    });
+}
+
+#[test]
+fn the_width_alone_decides_the_order_of_summation() {
+    let launch = |n_ranks: usize, n_rows: usize, hidden: usize| Launch {
+        partials: [DevicePtr::NULL; N_RANKS_MAX],
+        exchange: Exchange { n_ranks, ..Exchange::ALONE },
+        scales: Deferred::Nothing,
+        residual_in: DevicePtr::NULL,
+        residual_out: DevicePtr::NULL,
+        rows: DevicePtr::NULL,
+        n_rows,
+        hidden,
+        norm: None,
+    };
+    for hidden in [128, 2048, 2056, 5120, 16_384] {
+        let cluster = config(132, &launch(1, 1, hidden)).cluster;
+        assert!(cluster as usize * 2048 >= hidden, "{hidden}: every column has a thread");
+        for (n_ranks, n_rows) in [(1, 7), (8, 1), (8, 256), (8, 0)] {
+            let config = config(132, &launch(n_ranks, n_rows, hidden));
+            assert_eq!(config.cluster, cluster);
+            assert!(config.grid[0] >= cluster && config.grid[0] % cluster == 0, "{config:?}");
+            let is_resident = n_ranks == 1 || config.grid[0] <= 264;
+            assert!(is_resident, "{config:?}: all blocks must run at once");
+        }
+    }
+}
