@@ -180,8 +180,14 @@ __device__ __forceinline__ u32 cluster_rank() {
     return rank;
 }
 
+// Every thread of the cluster says that it runs; nothing is ordered by it.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
 // Every thread of the cluster arrives, then waits; what was written before the one is seen after
-// the other, shared memory of other blocks included.
+// the other, shared memory of other blocks included. It waits for global stores as well: what need
+// not be seen by the others is better written later.
 __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
@@ -212,7 +218,7 @@ struct ClusterRoom {
 };
 
 // Over all threads of a cluster, of which each gets the same bits: over the block, then over the
-// blocks in their order. Every block of the cluster must be known to run: a `cluster_arrive` at
+// blocks in their order. Every block of the cluster must be known to run: a relaxed arrival at
 // the kernel's begin and a `cluster_wait` before the first of these. A room may be used again when
 // another room has been used in between; nothing is left under way, so that a block may exit.
 template <typename Operation, int N_THREADS>
@@ -246,10 +252,10 @@ struct OfRanks {
 // number of exchanges so far (the epoch), then how many blocks have left the present one. Both live
 // on the device, so that the same launch can be replayed from a graph: nothing of it counts.
 //
-// One barrier a call is enough, at its begin. `enter` publishes what this rank's earlier kernels
-// have written and returns when every rank has published; then all may read all. Nothing tells a
-// rank when the others have finished reading. So what they read may only be written again by work
-// that comes after a *later* exchange on the same stream: to enter that one, each rank must have
+// One barrier a call is enough, at its begin. `announce` publishes what this rank's earlier kernels
+// have written, `await` returns when every rank has published; then all may read all. Nothing tells
+// a rank when the others have finished reading. So what they read may only be written again by work
+// that comes after a *later* exchange on the same stream: to announce that one, each rank must have
 // ended this call. Therefore two buffers that take turns suffice, and where exchanges of two kinds
 // alternate, one of each kind.
 //
@@ -271,7 +277,7 @@ __device__ __forceinline__ void publish_if(bool condition, u32* flag, u32 epoch)
         "{\n\t"
         ".reg .pred wanted;\n\t"
         "setp.ne.u32 wanted, %0, 0;\n\t"
-        "@wanted st.release.sys.global.u32 [%1], %2;\n\t"
+        "@wanted st.relaxed.sys.global.u32 [%1], %2;\n\t"
         "}" ::"r"(u32(condition)),
         "l"(flag), "r"(epoch)
         : "memory");
@@ -283,23 +289,33 @@ __device__ __forceinline__ u32 published(const u32* flag) {
     return epoch;
 }
 
-// Every thread of the grid calls it. Gives back the exchange's epoch, for `leave`.
-__device__ __forceinline__ u32 enter(const Exchange& exchange) {
+// Every thread of the grid calls it, as early as it can: the others wait for it. Gives back the
+// exchange's epoch, for `await` and `leave`.
+__device__ __forceinline__ u32 announce(const Exchange& exchange) {
     const u32 epoch = *reinterpret_cast<volatile u32*>(exchange.state) + 1;
+    if (blockIdx.x == 0 && threadIdx.x < N_RANKS_MAX) {
+        // One fence for all flags: with the stores after it, it is a release of all that this
+        // rank's earlier kernels have written.
+        asm volatile("fence.acq_rel.sys;" ::: "memory");
 #pragma unroll
-    for (int r = 0; r < N_RANKS_MAX; r++) {
-        const bool is_publisher = blockIdx.x == 0 && threadIdx.x == r && r < exchange.n_ranks;
-        publish_if(is_publisher, exchange.flags.of[r] + exchange.rank, epoch);
+        for (int r = 0; r < N_RANKS_MAX; r++) {
+            const bool is_mine = threadIdx.x == r && r < exchange.n_ranks;
+            publish_if(is_mine, exchange.flags.of[r] + exchange.rank, epoch);
+        }
     }
+    return epoch;
+}
+
+// Every thread of the grid calls it. When it returns, every rank has announced the exchange.
+__device__ __forceinline__ void await(const Exchange& exchange, u32 epoch) {
     if (threadIdx.x < exchange.n_ranks) {
         // The difference is right even when the count has wrapped around.
         while (i32(published(exchange.own_flags + threadIdx.x) - epoch) < 0) {}
     }
     __syncthreads();
-    return epoch;
 }
 
-// Every thread of the grid calls it, at any time after `enter`: the last block to leave counts the
+// Every thread of the grid calls it, at any time after `await`: the last block to leave counts the
 // exchange, when no block can still be asking for its number.
 __device__ __forceinline__ void leave(const Exchange& exchange, u32 epoch) {
     if (threadIdx.x != 0) return;

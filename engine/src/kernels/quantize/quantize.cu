@@ -97,7 +97,8 @@ quantize_known(PARAMS, const float* __restrict__ magnitudes, float* __restrict__
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 quantize_exchanged(PARAMS, const OfRanks<const float> magnitudes, float* __restrict__ scales,
                    i32 n_tokens, const Exchange exchange) {
-    const u32 epoch = enter(exchange);
+    const u32 epoch = announce(exchange);
+    await(exchange, epoch);
     const i32 n_tiles = (out_stride + N_THREADS * CHUNK - 1) / (N_THREADS * CHUNK);
     for (i64 i = blockIdx.x; i < i64(n_tokens) * n_tiles; i += gridDim.x) {
         const i32 token = i32(i / n_tiles);

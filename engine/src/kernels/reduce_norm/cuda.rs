@@ -9,9 +9,9 @@ use crate::kernels::launching::{
 const N_THREADS: usize = 256;
 
 /// Greatest width of the residual stream: eight blocks of a cluster, a chunk a thread.
-pub const HIDDEN_MAX: usize = 8 * N_THREADS * CHUNK;
+const HIDDEN_MAX: usize = 8 * N_THREADS * CHUNK;
 
-/// Blocks of a multiprocessor that surely run at once, of the four that registers allow: clusters
+/// Blocks of a multiprocessor that surely run at once, of the three that registers allow: clusters
 /// are placed within groups of multiprocessors and leave some unused.
 const N_BLOCKS_RESIDENT: usize = 2;
 

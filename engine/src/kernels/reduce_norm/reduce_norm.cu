@@ -36,6 +36,16 @@
 constexpr int N_THREADS = 256;
 using Room = ClusterRoom<N_THREADS>;
 
+// Sixteen bytes that nobody reads again here. `volatile` keeps these loads together.
+__device__ __forceinline__ uint4 load_once(const bf16* p) {
+    uint4 raw;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
+                 : "l"(p)
+                 : "memory");
+    return raw;
+}
+
 struct Args {
     OfRanks<const bf16> partials;
     const float* column_scales;
@@ -96,65 +106,92 @@ __device__ __forceinline__ void store_paired(float* row, i32 col, i32 hidden, co
     if (first + CHUNK < hidden) *reinterpret_cast<float4*>(row + first + CHUNK) = b;
 }
 
-// The residual of a token's chunk at `col`, with the ranks' sum added; zeroes beyond the row.
-__device__ __forceinline__ F32x8 reduced(const Args& args, i32 token, i32 col) {
-    const i64 row = i64(token) * args.hidden;
+// The token of output row `row`; negative where there is none.
+__device__ __forceinline__ i32 token_of(const Args& args, i32 row) {
+    if (row >= args.n_rows) return -1;
+    return args.rows ? args.rows[row] : row;
+}
+
+// The residual stream of a token's chunk as it was. All lanes of a warp call it.
+__device__ __forceinline__ F32x8 residual_of(const Args& args, i32 token, i32 col) {
+    if (token < 0 || !args.residual_in) return {};
+    return load_paired(args.residual_in + i64(token) * args.hidden, col, args.hidden);
+}
+
+// The ranks' sum of a token's chunk. All loads are under way before the first is waited for: most
+// of them come from other devices.
+__device__ __forceinline__ F32x8 sum_of(const Args& args, i32 token, i32 col) {
+    const i64 at = i64(token) * args.hidden + col;
     uint4 raw[N_RANKS_MAX];
 #pragma unroll
     for (int r = 0; r < N_RANKS_MAX; r++) {
-        raw[r] = make_uint4(0, 0, 0, 0);
+        // Minus zero, which added to any number leaves that number: ranks that are not there need
+        // no branch.
+        raw[r] = make_uint4(0x80008000u, 0x80008000u, 0x80008000u, 0x80008000u);
         if (r < args.exchange.n_ranks && col < args.hidden) {
-            raw[r] = *reinterpret_cast<const uint4*>(args.partials.of[r] + row + col);
+            raw[r] = load_once(args.partials.of[r] + at);
         }
     }
-    F32x8 v = {};
-    if (args.residual_in) v = load_paired(args.residual_in + row, col, args.hidden);
     F32x8 sum = widened(raw[0]);
 #pragma unroll
     for (int r = 1; r < N_RANKS_MAX; r++) {
-        if (r < args.exchange.n_ranks) {
-            const F32x8 partial = widened(raw[r]);
+        const F32x8 partial = widened(raw[r]);
 #pragma unroll
-            for (int i = 0; i < CHUNK; i++) sum.x[i] += partial.x[i];
-        }
+        for (int i = 0; i < CHUNK; i++) sum.x[i] += partial.x[i];
     }
-    if (args.column_scales) {
-        const F32x8 scales = load_paired(args.column_scales, col, args.hidden);
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) sum.x[i] *= scales.x[i];
-    }
-    const float token_scale = args.token_scales ? args.token_scales[token] : 1.0f;
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) v.x[i] = __fadd_rn(v.x[i], sum.x[i] * token_scale);
-    if (args.residual_out) store_paired(args.residual_out + row, col, args.hidden, v);
-    return v;
+    return sum;
 }
 
-// Calls `finish(row, col, residual chunk, parity)` for each row of this cluster, after the ranks
-// have met. The parity alternates from row to row, for rooms that take turns.
+// Calls `finish(row, residual chunk, weights, parity)` for each row of this cluster, after the
+// ranks have met, then stores the residual: a barrier between the blocks would wait for it. The
+// parity alternates from row to row, for rooms that take turns.
 template <typename Finish>
-__device__ __forceinline__ void for_each_row(const Args& args, Finish finish) {
-    const u32 n_blocks = cluster_size();
-    if (n_blocks > 1) cluster_arrive();
+__device__ __forceinline__ void for_each_row(const Args& args, const float* weight, i32 col,
+                                             Finish finish) {
     u32 epoch = 0;
-    if (args.exchange.n_ranks > 1) epoch = enter(args.exchange);
-    if (n_blocks > 1) cluster_wait();
-    const i32 col = i32(cluster_rank() * N_THREADS + threadIdx.x) * CHUNK;
+    if (args.exchange.n_ranks > 1) epoch = announce(args.exchange);
+    const u32 n_blocks = cluster_size();
+    if (n_blocks > 1) cluster_arrive_relaxed();
+    // This rank's own numbers are on their way while the ranks meet.
     const i32 n_clusters = gridDim.x / n_blocks;
-    int parity = 0;
-    for (i32 row = blockIdx.x / n_blocks; row < args.n_rows; row += n_clusters) {
-        const i32 token = args.rows ? args.rows[row] : row;
-        if (token < 0) continue;
-        finish(row, col, reduced(args, token, col), parity);
-        parity ^= 1;
+    i32 row = blockIdx.x / n_blocks;
+    i32 token = token_of(args, row);
+    F32x8 v = residual_of(args, token, col);
+    F32x8 w = {};
+    if (weight) w = load_paired(weight, col, args.hidden);
+    F32x8 column_scales = {};
+    if (args.column_scales) column_scales = load_paired(args.column_scales, col, args.hidden);
+    if (args.exchange.n_ranks > 1) await(args.exchange, epoch);
+    if (n_blocks > 1) cluster_wait();
+    for (int parity = 0; row < args.n_rows; parity ^= 1) {
+        if (token >= 0) {
+            F32x8 sum = sum_of(args, token, col);
+            if (args.column_scales) {
+#pragma unroll
+                for (int i = 0; i < CHUNK; i++) sum.x[i] *= column_scales.x[i];
+            }
+            const float token_scale = args.token_scales ? args.token_scales[token] : 1.0f;
+#pragma unroll
+            for (int i = 0; i < CHUNK; i++) v.x[i] = __fadd_rn(v.x[i], sum.x[i] * token_scale);
+            finish(row, v, w, parity);
+            float* out = args.residual_out + i64(token) * args.hidden;
+            if (args.residual_out) store_paired(out, col, args.hidden, v);
+        }
+        row += n_clusters;
+        token = token_of(args, row);
+        v = residual_of(args, token, col);
     }
     if (args.exchange.n_ranks > 1) leave(args.exchange, epoch);
 }
 
-// The norm of a residual chunk.
-__device__ __forceinline__ F32x8 normed(F32x8 v, const float* weight, i32 col, i32 hidden,
-                                        float eps, Room& room) {
-    const F32x8 w = load_paired(weight, col, hidden);
+// This thread's column.
+__device__ __forceinline__ i32 own_col() {
+    return i32(cluster_rank() * N_THREADS + threadIdx.x) * CHUNK;
+}
+
+// The norm of a residual chunk, whose weights are `w`.
+__device__ __forceinline__ F32x8 normed(F32x8 v, const F32x8& w, i32 hidden, float eps,
+                                        Room& room) {
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < CHUNK; i++) squares += v.x[i] * v.x[i];
@@ -168,8 +205,9 @@ __device__ __forceinline__ F32x8 normed(F32x8 v, const float* weight, i32 col, i
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_norm_bf16(PARAMS, const float* __restrict__ weight, float eps, bf16* __restrict__ out) {
     __shared__ Room rooms[2];
-    for_each_row(ARGS, [&](i32 row, i32 col, const F32x8& residual, int parity) {
-        const F32x8 v = normed(residual, weight, col, hidden, eps, rooms[parity]);
+    const i32 col = own_col();
+    for_each_row(ARGS, weight, col, [&](i32 row, const F32x8& x, const F32x8& w, int parity) {
+        const F32x8 v = normed(x, w, hidden, eps, rooms[parity]);
         if (col < hidden) store_chunk(out + i64(row) * hidden + col, v, CHUNK, true);
     });
 }
@@ -178,9 +216,9 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_norm_e4m3(PARAMS, const float* __restrict__ weight, float eps, e4m3* __restrict__ out,
                  float out_scale) {
     __shared__ Room rooms[2];
-    for_each_row(ARGS, [&](i32 row, i32 col, const F32x8& residual, int parity) {
-        const F32x8 v = normed(residual, weight, col, hidden, eps, rooms[parity]);
-        const uint2 codes = quantized(v, out_scale);
+    const i32 col = own_col();
+    for_each_row(ARGS, weight, col, [&](i32 row, const F32x8& x, const F32x8& w, int parity) {
+        const uint2 codes = quantized(normed(x, w, hidden, eps, rooms[parity]), out_scale);
         if (col < hidden) store_chunk(out + i64(row) * hidden + col, codes, CHUNK, true);
     });
 }
@@ -190,8 +228,9 @@ reduce_norm_e4m3_token(PARAMS, const float* __restrict__ weight, float eps,
                        e4m3* __restrict__ out, float* __restrict__ out_scales) {
     __shared__ Room rooms[2];
     __shared__ Room max_rooms[2];
-    for_each_row(ARGS, [&](i32 row, i32 col, const F32x8& residual, int parity) {
-        const F32x8 v = normed(residual, weight, col, hidden, eps, rooms[parity]);
+    const i32 col = own_col();
+    for_each_row(ARGS, weight, col, [&](i32 row, const F32x8& x, const F32x8& w, int parity) {
+        const F32x8 v = normed(x, w, hidden, eps, rooms[parity]);
         const float scale = scale_of(cluster_reduce<Max>(greatest_magnitude(v), max_rooms[parity]));
         if (col < hidden) {
             store_chunk(out + i64(row) * hidden + col, quantized(v, scale), CHUNK, true);
@@ -203,5 +242,5 @@ reduce_norm_e4m3_token(PARAMS, const float* __restrict__ weight, float eps,
 // The end of a chain: only the residual.
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_residual(PARAMS) {
-    for_each_row(ARGS, [](i32, i32, const F32x8&, int) {});
+    for_each_row(ARGS, nullptr, own_col(), [](i32, const F32x8&, const F32x8&, int) {});
 }

@@ -108,7 +108,7 @@ __device__ __forceinline__ float cluster_max(float x) {
 
 extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
 swiglu_bf16_magnitudes(PARAMS, bf16* __restrict__ out, float* __restrict__ magnitudes) {
-    cluster_arrive();
+    cluster_arrive_relaxed();
     const i32 token = blockIdx.y;
     const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
     float greatest = 0.0f;
@@ -128,7 +128,7 @@ swiglu_bf16_magnitudes(PARAMS, bf16* __restrict__ out, float* __restrict__ magni
 
 extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
 swiglu_e4m3_token(PARAMS, e4m3* __restrict__ out, float* __restrict__ out_scales) {
-    cluster_arrive();
+    cluster_arrive_relaxed();
     const i32 token = blockIdx.y;
     const i32 first = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK;
     const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
