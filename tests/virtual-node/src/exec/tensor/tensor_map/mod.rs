@@ -24,6 +24,8 @@ pub struct TensorMap {
     pub rank: usize,
     /// Bytes of an element.
     pub element_bytes: usize,
+    /// Its type, by the ISA's table of `.elemtype`.
+    pub element_type: u8,
     /// Elements along each dimension.
     pub dims: [u64; RANK_MAX],
     /// Bytes between neighbours along each dimension, the first included.
@@ -76,6 +78,7 @@ impl TensorMap {
             address: checked(Field::Address, 0, |address| address.is_multiple_of(16))?,
             rank,
             element_bytes,
+            element_type: ptx_type as u8,
             dims: [1; RANK_MAX],
             strides: [element_bytes as u64; RANK_MAX],
             box_dims: [1; RANK_MAX],

@@ -29,6 +29,7 @@ fn a_map_comes_back() {
         address: 0x1000,
         rank: 2,
         element_bytes: 2,
+        element_type: 10,
         dims: [72, 100, 1, 1, 1],
         strides: [2, 160, 2, 2, 2],
         box_dims: [64, 8, 1, 1, 1],

@@ -1,0 +1,401 @@
+//! Races on shared memory: accesses of two warps, one of them a write, that nothing orders.
+//!
+//! Each warp has a vector clock, which barriers, mbarriers and atomics join; each byte remembers
+//! its last write and every thread's last read. A warp counts as one thread. Asynchronous work
+//! (bulk copies, `wgmma`) is one more thread, which accesses at the issue and which a warp joins
+//! where it waits for the work.
+//!
+//! The same bookkeeping finds a missing proxy fence: what threads write, asynchronous work may
+//! read only when the writer, or the warp that issues the work, has fenced since.
+
+use std::collections::HashMap;
+
+use super::Finding;
+
+/// What each thread has seen of each other one.
+type Clock = Vec<u32>;
+
+/// Who did something, and when by its own clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Epoch {
+    thread: u32,
+    /// 0: never.
+    at: u32,
+}
+
+/// Bytes of the grain in which proxies are told apart.
+const CHUNK_BYTES: usize = 16;
+
+/// What is remembered of one block.
+#[derive(Debug)]
+pub(super) struct Races {
+    n_threads: usize,
+    clocks: Vec<Clock>,
+    n_async: u32,
+    /// By byte.
+    writes: Vec<Epoch>,
+    /// By byte and thread.
+    reads: Vec<u32>,
+    mbarriers: HashMap<u64, Phases>,
+    atomics: HashMap<u64, Clock>,
+    proxies: Proxies,
+}
+
+/// Clocks of an mbarrier: of those who arrived in the phase under way, and in phases before.
+#[derive(Debug, Default)]
+struct Phases {
+    arriving: Clock,
+    over: Clock,
+}
+
+/// Writes that only threads see so far.
+#[derive(Debug)]
+struct Proxies {
+    now: u32,
+    /// By warp: when it last fenced.
+    fences: Vec<u32>,
+    /// By chunk: the warp that last wrote it, and when.
+    writes: Vec<Epoch>,
+}
+
+impl Races {
+    pub(super) fn new(n_warps: usize, shared_bytes: usize) -> Races {
+        let n_threads = n_warps + 1;
+        let clock = |warp| (0..n_threads).map(|thread| u32::from(thread == warp)).collect();
+        Races {
+            n_threads,
+            clocks: (0..n_warps).map(clock).collect(),
+            n_async: 0,
+            writes: vec![Epoch::default(); shared_bytes],
+            reads: vec![0; shared_bytes * n_threads],
+            mbarriers: HashMap::new(),
+            atomics: HashMap::new(),
+            proxies: Proxies {
+                now: 1,
+                fences: vec![0; n_warps],
+                writes: vec![Epoch::default(); shared_bytes.div_ceil(CHUNK_BYTES)],
+            },
+        }
+    }
+
+    /// Bytes that are watched; accesses beyond are out of bounds and found elsewhere.
+    fn bytes(&self, first: usize, n_bytes: usize) -> std::ops::Range<usize> {
+        first.min(self.writes.len())..(first + n_bytes).min(self.writes.len())
+    }
+
+    pub(super) fn read(
+        &mut self,
+        warp: usize,
+        first: usize,
+        n_bytes: usize,
+    ) -> Result<(), Finding> {
+        let at = self.clocks[warp][warp];
+        self.read_as(warp, Epoch { thread: warp as u32, at }, first, n_bytes)
+    }
+
+    pub(super) fn write(
+        &mut self,
+        warp: usize,
+        first: usize,
+        n_bytes: usize,
+    ) -> Result<(), Finding> {
+        let at = self.clocks[warp][warp];
+        self.write_as(warp, Epoch { thread: warp as u32, at }, first, n_bytes)?;
+        let chunks = self.bytes(first, n_bytes);
+        let now = self.proxies.now;
+        for chunk in chunks.start / CHUNK_BYTES..chunks.end.div_ceil(CHUNK_BYTES) {
+            self.proxies.writes[chunk] = Epoch { thread: warp as u32, at: now };
+        }
+        Ok(())
+    }
+
+    /// An atomic operation sees all that came before on the same address.
+    pub(super) fn atomic(
+        &mut self,
+        warp: usize,
+        first: usize,
+        n_bytes: usize,
+    ) -> Result<(), Finding> {
+        let seen = self.atomics.entry(first as u64).or_default();
+        join(&mut self.clocks[warp], seen);
+        self.write(warp, first, n_bytes)?;
+        let seen = self.atomics.entry(first as u64).or_default();
+        join(seen, &self.clocks[warp]);
+        self.clocks[warp][warp] += 1;
+        Ok(())
+    }
+
+    /// Asynchronous work that `warp` issues reads chunks; returns the time of its thread.
+    pub(super) fn async_read(&mut self, warp: usize, chunks: &[usize]) -> Result<u32, Finding> {
+        self.n_async += 1;
+        let epoch = Epoch { thread: self.n_threads as u32 - 1, at: self.n_async };
+        for &chunk in chunks {
+            self.proxies.check(warp, chunk / CHUNK_BYTES, chunk)?;
+            self.read_as(warp, epoch, chunk, CHUNK_BYTES)?;
+        }
+        Ok(self.n_async)
+    }
+
+    /// The same for work that writes.
+    pub(super) fn async_write(&mut self, warp: usize, chunks: &[usize]) -> Result<u32, Finding> {
+        self.n_async += 1;
+        let epoch = Epoch { thread: self.n_threads as u32 - 1, at: self.n_async };
+        for &chunk in chunks {
+            self.write_as(warp, epoch, chunk, CHUNK_BYTES)?;
+            if let Some(write) = self.proxies.writes.get_mut(chunk / CHUNK_BYTES) {
+                *write = Epoch::default();
+            }
+        }
+        Ok(self.n_async)
+    }
+
+    /// A warp waited for asynchronous work.
+    pub(super) fn async_done(&mut self, warp: usize, at: u32) {
+        let seen = &mut self.clocks[warp][self.n_threads - 1];
+        *seen = at.max(*seen);
+    }
+
+    /// Warps met at a barrier.
+    pub(super) fn barrier(&mut self, warps: u64) {
+        let there = |warp: &usize| warps >> warp & 1 != 0;
+        let mut met = Clock::new();
+        for warp in (0..self.clocks.len()).filter(there) {
+            join(&mut met, &self.clocks[warp]);
+        }
+        for warp in (0..self.clocks.len()).filter(there) {
+            self.clocks[warp].copy_from_slice(&met);
+            self.clocks[warp][warp] += 1;
+        }
+    }
+
+    /// A warp made an mbarrier; threads that use it must know.
+    pub(super) fn mbarrier_init(&mut self, warp: usize, address: u64) -> Result<(), Finding> {
+        self.mbarriers.remove(&address);
+        self.write(warp, address as usize, 8)
+    }
+
+    /// A warp arrived at an mbarrier; `is_over` tells whether that ended a phase.
+    pub(super) fn mbarrier_arrive(
+        &mut self,
+        warp: usize,
+        address: u64,
+        is_over: bool,
+    ) -> Result<(), Finding> {
+        self.check_write(warp, address as usize)?;
+        let phases = self.mbarriers.entry(address).or_default();
+        join(&mut phases.arriving, &self.clocks[warp]);
+        self.clocks[warp][warp] += 1;
+        if is_over {
+            phases.turn();
+        }
+        Ok(())
+    }
+
+    /// Asynchronous work told an mbarrier that it is done.
+    pub(super) fn mbarrier_arrive_async(&mut self, address: u64, at: u32, is_over: bool) {
+        let phases = self.mbarriers.entry(address).or_default();
+        phases.arriving.resize(self.n_threads, 0);
+        let seen = &mut phases.arriving[self.n_threads - 1];
+        *seen = at.max(*seen);
+        if is_over {
+            phases.turn();
+        }
+    }
+
+    /// A warp saw a phase of an mbarrier end.
+    pub(super) fn mbarrier_wait(&mut self, warp: usize, address: u64) {
+        if let Some(phases) = self.mbarriers.get(&address) {
+            join(&mut self.clocks[warp], &phases.over);
+        }
+    }
+
+    pub(super) fn proxy_fence(&mut self, warp: usize) {
+        self.proxies.now += 1;
+        self.proxies.fences[warp] = self.proxies.now;
+    }
+
+    fn read_as(
+        &mut self,
+        warp: usize,
+        reader: Epoch,
+        first: usize,
+        n_bytes: usize,
+    ) -> Result<(), Finding> {
+        for byte in self.bytes(first, n_bytes) {
+            self.check_write(warp, byte)?;
+            self.reads[byte * self.n_threads + reader.thread as usize] = reader.at;
+        }
+        Ok(())
+    }
+
+    fn write_as(
+        &mut self,
+        warp: usize,
+        writer: Epoch,
+        first: usize,
+        n_bytes: usize,
+    ) -> Result<(), Finding> {
+        for byte in self.bytes(first, n_bytes) {
+            self.check_write(warp, byte)?;
+            let reads = &self.reads[byte * self.n_threads..][..self.n_threads];
+            let seen = &self.clocks[warp];
+            if let Some(other) = (0..self.n_threads).find(|&other| reads[other] > seen[other]) {
+                return Err(self.race(byte, warp, other));
+            }
+            self.writes[byte] = writer;
+        }
+        Ok(())
+    }
+
+    /// Whether `warp` may access a byte that another thread wrote.
+    fn check_write(&self, warp: usize, byte: usize) -> Result<(), Finding> {
+        let Some(write) = self.writes.get(byte) else { return Ok(()) };
+        let is_seen = self.clocks[warp][write.thread as usize] >= write.at;
+        if is_seen { Ok(()) } else { Err(self.race(byte, warp, write.thread as usize)) }
+    }
+
+    fn race(&self, offset: usize, warp: usize, other: usize) -> Finding {
+        if other + 1 == self.n_threads {
+            Finding::AsyncRace { offset, warp }
+        } else {
+            Finding::Race { offset, warp, other }
+        }
+    }
+}
+
+impl Phases {
+    fn turn(&mut self) {
+        join(&mut self.over, &self.arriving);
+        self.arriving.clear();
+    }
+}
+
+impl Proxies {
+    fn check(&self, issuer: usize, chunk: usize, offset: usize) -> Result<(), Finding> {
+        let Some(write) = self.writes.get(chunk) else { return Ok(()) };
+        let fenced = |warp: usize| self.fences[warp] > write.at;
+        if write.at == 0 || fenced(write.thread as usize) || fenced(issuer) {
+            return Ok(());
+        }
+        Err(Finding::NoProxyFence { offset, warp: issuer, writer: write.thread as usize })
+    }
+}
+
+/// Makes `clock` know what `other` knows.
+fn join(clock: &mut Clock, other: &Clock) {
+    if clock.len() < other.len() {
+        clock.resize(other.len(), 0);
+    }
+    for (seen, other) in clock.iter_mut().zip(other) {
+        *seen = (*seen).max(*other);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = 0b11;
+
+    fn two_warps() -> Races {
+        Races::new(2, 1024)
+    }
+
+    fn race(offset: usize, warp: usize, other: usize) -> Result<(), Finding> {
+        Err(Finding::Race { offset, warp, other })
+    }
+
+    #[test]
+    fn a_barrier_orders_and_its_absence_is_seen() {
+        let mut block = two_warps();
+        assert_eq!(block.write(0, 16, 4), Ok(()));
+        assert_eq!(block.read(0, 16, 4), Ok(()), "a warp sees what it wrote");
+        assert_eq!(block.read(1, 16, 4), race(16, 1, 0));
+        block.barrier(ALL);
+        assert_eq!(block.read(1, 16, 4), Ok(()));
+        assert_eq!(block.write(0, 18, 1), race(18, 0, 1), "a write after a read");
+        block.barrier(ALL);
+        assert_eq!(block.write(0, 16, 4), Ok(()));
+        assert_eq!(block.write(1, 19, 1), race(19, 1, 0), "a write after a write");
+    }
+
+    #[test]
+    fn bytes_of_one_word_are_apart() {
+        let mut block = two_warps();
+        assert_eq!(block.write(0, 0, 2), Ok(()));
+        assert_eq!(block.write(1, 2, 2), Ok(()));
+    }
+
+    #[test]
+    fn a_named_barrier_orders_those_who_come() {
+        let mut block = Races::new(3, 64);
+        assert_eq!(block.write(0, 0, 4), Ok(()));
+        block.barrier(0b011);
+        assert_eq!(block.read(1, 0, 4), Ok(()));
+        assert_eq!(block.read(2, 0, 4), race(0, 2, 0));
+    }
+
+    #[test]
+    fn an_mbarrier_orders_arrival_before_wait() {
+        let mut block = two_warps();
+        assert_eq!(block.mbarrier_init(0, 512), Ok(()));
+        assert_eq!(block.mbarrier_arrive(1, 512, false), race(512, 1, 0), "not yet made");
+        block.barrier(ALL);
+        assert_eq!(block.write(0, 0, 4), Ok(()));
+        assert_eq!(block.mbarrier_arrive(0, 512, false), Ok(()));
+        block.mbarrier_wait(1, 512);
+        assert_eq!(block.read(1, 0, 4), race(0, 1, 0), "the phase is not over");
+        assert_eq!(block.mbarrier_arrive(1, 512, true), Ok(()));
+        block.mbarrier_wait(1, 512);
+        assert_eq!(block.read(1, 0, 4), Ok(()));
+    }
+
+    #[test]
+    fn a_copy_is_read_after_its_barrier() {
+        let mut block = two_warps();
+        assert_eq!(block.read(1, 0, 4), Ok(()));
+        assert_eq!(block.async_write(0, &[0]), race(0, 0, 1).map(|()| 0), "warp 1 still reads");
+        block.barrier(ALL);
+        let at = block.async_write(0, &[0]).expect("ordered by the barrier");
+        assert_eq!(block.read(0, 0, 4), Err(Finding::AsyncRace { offset: 0, warp: 0 }));
+        block.mbarrier_arrive_async(512, at, true);
+        block.mbarrier_wait(1, 512);
+        assert_eq!(block.read(1, 0, 4), Ok(()));
+    }
+
+    #[test]
+    fn operands_in_flight_may_not_be_written() {
+        let mut block = two_warps();
+        let at = block.async_read(0, &[32, 48]).expect("nothing was written");
+        assert_eq!(block.write(0, 40, 1), Err(Finding::AsyncRace { offset: 40, warp: 0 }));
+        block.async_done(0, at);
+        assert_eq!(block.write(0, 40, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_proxy_fence_of_writer_or_issuer() {
+        let mut block = two_warps();
+        let missing = Err(Finding::NoProxyFence { offset: 0, warp: 0, writer: 1 });
+        assert_eq!(block.write(1, 0, 16), Ok(()));
+        block.barrier(ALL);
+        assert_eq!(block.async_read(0, &[0]), missing);
+        block.proxy_fence(0);
+        assert!(block.async_read(0, &[0]).is_ok());
+        block.async_done(1, 9);
+        assert_eq!(block.write(1, 0, 16), Ok(()));
+        block.proxy_fence(1);
+        block.barrier(ALL);
+        assert!(block.async_read(0, &[0]).is_ok());
+    }
+
+    #[test]
+    fn atomics_order_each_other() {
+        let mut block = two_warps();
+        for warp in [0, 1, 0, 1] {
+            assert_eq!(block.atomic(warp, 0, 4), Ok(()));
+        }
+        assert_eq!(block.read(0, 0, 4), race(0, 0, 1));
+        block.barrier(ALL);
+        assert_eq!(block.read(0, 0, 4), Ok(()));
+    }
+}
