@@ -19,21 +19,21 @@
 //! report that Hopper's FP8 `wgmma` keeps about 14 bits of each sum between K steps; that is not
 //! modelled, since no primary source says it.
 
-mod barrier;
-mod bulk;
-mod copy;
+pub mod barrier;
+pub mod bulk;
+pub mod copy;
 pub mod descriptor;
 pub mod element;
 pub mod fragment;
-mod map_ops;
-mod matrix;
+pub mod map_ops;
+pub mod matrix;
 pub mod mbarrier;
-mod multiply;
+pub mod multiply;
 mod operands;
 pub mod swizzle;
 pub mod tensor_map;
 mod tile;
-mod warpgroup;
+pub mod warpgroup;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -43,7 +43,6 @@ use thiserror::Error;
 use crate::exec::checks;
 use crate::exec::context::Place;
 use crate::exec::fault::{Cause, Flow, Trap};
-use crate::exec::inst::Space;
 use crate::exec::{BlockCx, WarpCx};
 use crate::ptx::{Instruction, Lowered, Lowering};
 use mbarrier::MbarrierError;

@@ -57,7 +57,10 @@ pub(super) struct Tensor {
 }
 
 /// Decodes a copy; prefetches are nothing.
-pub(in super::super) fn decode(cx: &mut Lowering<'_>, inst: &Instruction) -> Lowered<Option<BulkCopy>> {
+pub(in super::super) fn decode(
+    cx: &mut Lowering<'_>,
+    inst: &Instruction,
+) -> Lowered<Option<BulkCopy>> {
     let mnemonic = &inst.mnemonic;
     if mnemonic.has("prefetch") {
         return Ok(None);

@@ -152,9 +152,12 @@ fn set_bits(map: &[u8; MAP_BYTES]) -> u32 {
     u32::from_le_bytes([0, 1, 2, 3].map(|i| map[SET_BITS + i]))
 }
 
-/// Value `axis` of a field, if it was set.
+/// Value `axis` of a field. Sizes and addresses must have been set; the rest is 0 by default, as
+/// compilers rely on.
 pub(super) fn get(map: &[u8; MAP_BYTES], field: Field, axis: usize) -> Result<u64, MapError> {
-    if set_bits(map) & field.bit(axis) == 0 {
+    let has_default =
+        matches!(field, Field::ElementType | Field::Interleave | Field::Swizzle | Field::Fill);
+    if !has_default && set_bits(map) & field.bit(axis) == 0 {
         return Err(MapError::Unset { field, axis });
     }
     let (first, n_bytes) = field.place();

@@ -142,9 +142,7 @@ fn a_map_written_by_a_kernel() {
         (Field::ElementStride, 0, 1),
         (Field::ElementStride, 1, 1),
         (Field::ElementType, 0, 10),
-        (Field::Interleave, 0, 0),
         (Field::Swizzle, 0, 3),
-        (Field::Fill, 0, 0),
     ] {
         replace(&mut map, field, axis, value).expect("a legal value");
     }

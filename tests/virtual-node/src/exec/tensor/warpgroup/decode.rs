@@ -47,7 +47,10 @@ pub(super) struct Side {
 }
 
 /// Decodes `wgmma.mma_async.sync.aligned.m64nNkK{.satfinite}.D.A.B d, a, b, scale-d{, …}`.
-pub(in super::super) fn decode(cx: &mut Lowering<'_>, inst: &Instruction) -> Lowered<Arc<WarpgroupMma>> {
+pub(in super::super) fn decode(
+    cx: &mut Lowering<'_>,
+    inst: &Instruction,
+) -> Lowered<Arc<WarpgroupMma>> {
     let mnemonic = &inst.mnemonic;
     let modifiers: Vec<&str> = mnemonic.modifiers().iter().map(String::as_str).collect();
     let ["mma_async", "sync", "aligned", shape, .., d_type, a_type, b_type] = modifiers[..] else {
