@@ -185,7 +185,7 @@ enum Arrival {
         barrier: u64,
         warp_idx: usize,
     },
-    Bulk(bulk::Load),
+    Bulk(Box<bulk::Load>),
 }
 
 impl BlockAsync {

@@ -217,7 +217,7 @@ fn load(
         // A barrier that is none is the fault of this instruction, not of the landing.
         barrier::change(&mut cx.cx, *barrier, |_| Ok(())).map_err(at)?;
     }
-    cx.cx.block.tensor.push(Arrival::Bulk(Load { extent, to, access }));
+    cx.cx.block.tensor.push(Arrival::Bulk(Box::new(Load { extent, to, access })));
     Ok(())
 }
 
