@@ -116,6 +116,20 @@ pub(super) struct HostCall {
 }
 
 impl Operation {
+    /// `CUgraphNodeType`. Other libraries' work is kernels.
+    pub(super) fn node_type(&self) -> i32 {
+        match self {
+            Operation::Kernel(_) | Operation::Task { .. } => 0,
+            Operation::Copy(_) => 1,
+            Operation::Fill(_) => 2,
+            Operation::Host(_) => 3,
+            Operation::Graph(_) => 4,
+            Operation::Empty => 5,
+            Operation::Note(_) => 7,
+            Operation::Free(_) => 11,
+        }
+    }
+
     /// Whether it takes no time and no thread.
     pub(super) fn is_instant(&self) -> bool {
         matches!(self, Operation::Note(_) | Operation::Empty)

@@ -31,7 +31,7 @@ struct Side2d {
 /// `CUDA_MEMCPY3D`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Copy3d {
+pub(super) struct Copy3d {
     from: Side3d,
     to: Side3d,
     row_bytes: usize,
@@ -104,7 +104,7 @@ impl Copy2d {
 }
 
 impl Copy3d {
-    fn decode(self) -> Answer<Copy> {
+    pub(super) fn decode(self) -> Answer<Copy> {
         let (to, to_pitch) = self.to.decode(self.row_bytes)?;
         let (from, from_pitch) = self.from.decode(self.row_bytes)?;
         let shape = Shape {

@@ -6,6 +6,7 @@
 
 use std::ffi::{CStr, c_char};
 
+use crate::driver::image::{Kind, elf_bytes};
 use crate::driver::status::{Answer, Status};
 
 /// Where a caller wants an answer.
@@ -34,10 +35,6 @@ impl<T> Out<T> {
     /// Writes an answer that the caller may not want.
     pub(super) fn offer(&self, value: T) {
         let _ = self.put(value);
-    }
-
-    pub(super) fn is_null(&self) -> bool {
-        self.0.is_null()
     }
 }
 
@@ -107,10 +104,6 @@ impl<T: Copy> In<T> {
         self.0.is_null()
     }
 
-    pub(super) fn address(&self) -> u64 {
-        self.0 as u64
-    }
-
     /// The same place, holding something else.
     pub(super) fn cast<U>(&self) -> In<U> {
         In(self.0.cast())
@@ -136,5 +129,27 @@ impl Text {
         // SAFETY: see the module: a C string of the caller's.
         let text = unsafe { CStr::from_ptr(self.0) };
         text.to_str().map(str::to_owned).map_err(|_| Status::INVALID_VALUE)
+    }
+}
+
+/// An image of a module: its size follows from what it holds.
+#[repr(transparent)]
+pub(super) struct Image(*const u8);
+
+impl Image {
+    /// All of the image.
+    pub(super) fn read(&self) -> Answer<Vec<u8>> {
+        let bytes = In(self.0);
+        let first: [u8; 4] = In(self.0.cast()).get()?;
+        match Kind::of(first) {
+            Kind::Cubin => {
+                // SAFETY: see the module: an image holds what its own header says.
+                let n_bytes = elf_bytes(|at| unsafe { self.0.add(at).read() })?;
+                bytes.slice(n_bytes)
+            }
+            Kind::Fatbin => bytes.slice(first.len()),
+            // SAFETY: see the module: PTX ends with a zero.
+            Kind::Ptx => Ok(unsafe { CStr::from_ptr(self.0.cast()) }.to_bytes().to_vec()),
+        }
     }
 }

@@ -8,9 +8,14 @@ mod device;
 mod errors;
 mod event;
 mod ffi;
+mod graph;
+mod graph_nodes;
+mod launch;
 mod memory;
+mod module;
 mod proc_address;
 mod stream;
+mod tensor_map;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -76,9 +81,14 @@ fn entries() -> Vec<(&'static str, usize)> {
         device::entries(),
         errors::entries(),
         event::entries(),
+        graph::entries(),
+        graph_nodes::entries(),
+        launch::entries(),
         memory::entries(),
+        module::entries(),
         proc_address::entries(),
         stream::entries(),
+        tensor_map::entries(),
     ];
     parts.into_iter().flatten().collect()
 }
