@@ -106,10 +106,6 @@ impl Context {
         tails.iter().for_each(super::queue::Ticket::release);
         tails.iter().for_each(super::queue::Ticket::wait);
     }
-
-    pub(super) fn is_alive(&self) -> bool {
-        self.is_alive.load(Ordering::Acquire)
-    }
 }
 
 #[derive(Default)]

@@ -157,7 +157,8 @@ pub(super) fn elf_bytes(read: impl Fn(usize) -> u8) -> Answer<usize> {
     let (program_at, section_at) = (number(0x20, 8), number(0x28, 8));
     let (program_size, n_programs) = (number(0x36, 2), number(0x38, 2));
     let (section_size, n_sections) = (number(0x3a, 2), number(0x3c, 2));
-    let mut end = (program_at + program_size * n_programs).max(section_at + section_size * n_sections);
+    let mut end =
+        (program_at + program_size * n_programs).max(section_at + section_size * n_sections);
     if end > BYTES_MAX {
         return Err(Status::INVALID_IMAGE);
     }

@@ -1,7 +1,7 @@
 //! Launches: the limits of an H100, the parameter block, and what a kernel's fault means.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use super::complain;
 use super::device::{BLOCK_MAX, GRID_MAX, N_BLOCK_THREADS_MAX, N_CLUSTER_BLOCKS};
@@ -224,9 +224,7 @@ impl KernelCall {
 /// What the real driver would answer for a kernel's fault.
 fn failure(fault: KernelFault) -> Failure {
     let status = match &fault.cause {
-        Cause::Memory(_) | Cause::Bounds { .. } | Cause::ReadOnly { .. } => {
-            Status::ILLEGAL_ADDRESS
-        }
+        Cause::Memory(_) | Cause::Bounds { .. } | Cause::ReadOnly { .. } => Status::ILLEGAL_ADDRESS,
         Cause::Misaligned { .. } => Status::MISALIGNED_ADDRESS,
         Cause::Deadlock { .. } | Cause::Hang { .. } => Status::LAUNCH_TIMEOUT,
         Cause::Assert { .. } => Status::ASSERT,

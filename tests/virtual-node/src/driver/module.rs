@@ -147,7 +147,9 @@ fn place_globals(context: &Context, globals: &[Global]) -> Answer<Arc<[u64]>> {
         let to = Memory::global().resolve(context.device, *address, n_bytes);
         let to = to.expect("it was allocated a moment ago");
         // SAFETY: the fresh allocation has this many bytes, and nobody else knows it.
-        unsafe { to.copy_from_nonoverlapping(std::ptr::NonNull::from(&bytes[..]).cast(), bytes.len()) };
+        unsafe {
+            to.copy_from_nonoverlapping(std::ptr::NonNull::from(&bytes[..]).cast(), bytes.len())
+        };
     }
     Ok(addresses.into())
 }
@@ -243,7 +245,8 @@ impl Function {
     pub(super) fn set_attribute(&self, attribute: i32, value: i32) -> Answer {
         match attribute {
             8 => {
-                let room = device::SHARED_OPT_IN_BYTES as i64 - self.kernel.static_shared_bytes as i64;
+                let room =
+                    device::SHARED_OPT_IN_BYTES as i64 - self.kernel.static_shared_bytes as i64;
                 if value < 0 || i64::from(value) > room {
                     return Err(Status::INVALID_VALUE);
                 }

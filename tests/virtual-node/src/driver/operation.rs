@@ -108,7 +108,7 @@ pub(super) enum Operation {
 }
 
 /// A call back into the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct HostCall {
     pub(super) function: extern "C" fn(*mut std::ffi::c_void),
     /// Not followed here: it is handed to the function.

@@ -1,7 +1,6 @@
 //! Streams: which order work keeps, and what else waits for it.
 
 use std::cell::RefCell;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -208,9 +207,4 @@ pub(super) fn wait_counted(context: &Context, ticket: &Ticket) {
 /// `cuStreamGetId`: unlike the handle, the same for every way to name a stream.
 pub(super) fn id(stream: &Stream) -> u64 {
     stream.handle as u64
-}
-
-/// The flags of a context, for `cuCtxGetFlags`.
-pub(super) fn context_flags(context: &Context) -> u32 {
-    context.flags.load(Ordering::Relaxed)
 }

@@ -32,6 +32,10 @@ impl<T> Out<T> {
         Ok(())
     }
 
+    pub(super) fn is_null(&self) -> bool {
+        self.0.is_null()
+    }
+
     /// Writes an answer that the caller may not want.
     pub(super) fn offer(&self, value: T) {
         let _ = self.put(value);

@@ -102,7 +102,9 @@ impl LaunchConfig {
             dynamic_shared_bytes: self.dynamic_shared_bytes,
             is_cooperative: false,
         };
-        for attribute in at_address::<Attribute>(self.attributes).slice(self.n_attributes as usize)? {
+        for attribute in
+            at_address::<Attribute>(self.attributes).slice(self.n_attributes as usize)?
+        {
             let [x, y, z, ..] = attribute.value;
             match attribute.id {
                 2 => layout.is_cooperative = x != 0,

@@ -22,6 +22,13 @@ struct PoolProperties {
     rest: [u64; 9],
 }
 
+/// `CUipcMemHandle` and `CUipcEventHandle`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct IpcHandle {
+    _reserved: [u64; 8],
+}
+
 api! {
     fn cuMemAlloc_v2(address: Out<u64>, n_bytes: usize) {
         address.put(alloc::allocate(n_bytes)?)
@@ -192,7 +199,7 @@ api! {
         refuse_ipc()
     }
 
-    fn cuIpcOpenMemHandle_v2(_address: Out<u64>, _handle: [u64; 8], _flags: u32) {
+    fn cuIpcOpenMemHandle_v2(_address: Out<u64>, _handle: IpcHandle, _flags: u32) {
         refuse_ipc()
     }
 
@@ -204,7 +211,7 @@ api! {
         refuse_ipc()
     }
 
-    fn cuIpcOpenEventHandle(_event: Out<usize>, _handle: [u64; 8]) {
+    fn cuIpcOpenEventHandle(_event: Out<usize>, _handle: IpcHandle) {
         refuse_ipc()
     }
 }

@@ -4,8 +4,7 @@ use super::api;
 use super::ffi::{In, Out};
 use crate::driver::complain;
 use crate::driver::status::Status;
-use crate::exec::tensor::tensor_map::encode::{Request, encode};
-use crate::exec::tensor::tensor_map::fields::MAP_BYTES;
+use crate::exec::tensor::tensor_map::{MAP_BYTES, Request, encode};
 
 /// Dimensions that a tensor map may have.
 const RANK_MAX: u32 = 5;
