@@ -123,6 +123,8 @@ fn devices_copy_among_each_other_without_leave() {
     assert_eq!(read_words(to, 3), [1, 2, 3]);
     let stream = new_stream();
     ok(cu!(cuMemsetD8_v2(to, 0, 12)));
+    // The stream does not wait for the null stream, so the program must.
+    ok(cu!(cuCtxSynchronize()));
     ok(cu!(cuMemcpyPeerAsync(to, near.0, from, far.0, 12, stream)));
     ok(cu!(cuStreamSynchronize(stream)));
     assert_eq!(read_words(to, 3), [1, 2, 3]);

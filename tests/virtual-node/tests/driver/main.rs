@@ -2,7 +2,6 @@
 
 mod copies;
 mod errors;
-mod launches;
 mod memory;
 mod streams;
 mod support;

@@ -171,16 +171,24 @@ fn two_dimensions_are_copied_row_by_row() {
     ok(cu!(cuMemAllocPitch_v2(&mut address, &mut pitch, 12, 4, 4)));
     assert_eq!(pitch, 512);
     let from: Vec<u32> = (0..12).collect();
-    // SAFETY: of numbers and pointers zeros are values.
-    let mut copy: sys::CUDA_MEMCPY2D = unsafe { std::mem::zeroed() };
-    copy.srcMemoryType = sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST;
-    copy.srcHost = from.as_ptr().cast();
-    copy.srcPitch = 12;
-    copy.dstMemoryType = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE;
-    copy.dstDevice = address;
-    copy.dstPitch = pitch;
-    copy.WidthInBytes = 12;
-    copy.Height = 4;
+    let mut copy = sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST,
+        srcHost: from.as_ptr().cast(),
+        srcDevice: 0,
+        srcArray: null_mut(),
+        srcPitch: 12,
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE,
+        dstHost: null_mut(),
+        dstDevice: address,
+        dstArray: null_mut(),
+        dstPitch: pitch,
+        WidthInBytes: 12,
+        Height: 4,
+    };
     ok(cu!(cuMemcpy2D_v2(&copy)));
     assert_eq!(read_words(address + 512, 3), [3, 4, 5]);
     assert_eq!(read_words(address + 1536, 3), [9, 10, 11]);
