@@ -1,7 +1,8 @@
 //! The decoded form of a kernel: what the executor steps through.
 
-use crate::exec::access::{Atomic, Load, Store};
+use crate::exec::access::{Load, Store};
 use crate::exec::alu::AluFn;
+use crate::exec::atomics::Atomic;
 use crate::exec::barrier::BarrierOp;
 use crate::exec::tensor::TensorOp;
 use crate::exec::warp_ops::WarpOp;
@@ -65,11 +66,12 @@ pub enum Op {
     /// Lets others run.
     Sleep,
     Trap,
-    /// `__assertfail`: message, file, line and function, as generic addresses and a number.
+    /// `__assertfail`: where in local memory the addresses of message and file stand, and the
+    /// line.
     Assert {
-        message: R64,
-        file: R64,
-        line: R32,
+        message: usize,
+        file: usize,
+        line: usize,
     },
     /// A counter of the machine.
     Clock {

@@ -16,6 +16,7 @@ pub mod fault;
 pub mod grid;
 pub mod inst;
 pub mod numbers;
+mod pool;
 pub mod registers;
 pub mod special;
 pub mod tensor;

@@ -6,7 +6,9 @@
 pub mod error;
 pub mod lower;
 pub mod module;
+mod parse;
 pub mod syntax;
+mod token;
 
 pub use error::{Lowered, Problem, PtxError};
 pub use lower::Lowering;
@@ -18,6 +20,6 @@ pub use syntax::{Instruction, Mnemonic, Operand};
 /// # Errors
 ///
 /// Whatever is not understood, with its line: nothing is skipped in the hope that it is not used.
-pub fn load(_text: &str) -> Result<Module, PtxError> {
-    Ok(Module { kernels: Vec::new(), globals: Vec::new() })
+pub fn load(text: &str) -> Result<Module, PtxError> {
+    lower::lower(&parse::parse(text)?, text)
 }

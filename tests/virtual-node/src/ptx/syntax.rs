@@ -1,5 +1,7 @@
 //! The shape of an instruction as it is written: opcode, modifiers and operands, nothing resolved.
 
+use crate::exec::alu::Type;
+
 /// An instruction with its guard.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Instruction {
@@ -71,4 +73,89 @@ impl Mnemonic {
     pub fn text(&self) -> String {
         self.parts.join(".")
     }
+}
+
+/// A module as written.
+#[derive(Debug, Default)]
+pub(super) struct Source {
+    pub variables: Vec<Variable>,
+    pub functions: Vec<Function>,
+}
+
+/// An `.entry` or `.func`.
+#[derive(Debug)]
+pub(super) struct Function {
+    pub name: String,
+    pub is_entry: bool,
+    pub returns: Vec<Variable>,
+    pub params: Vec<Variable>,
+    pub limits: LaunchLimits,
+    /// None for what is only declared.
+    pub body: Option<Vec<Statement>>,
+}
+
+/// Performance-tuning directives of an entry.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct LaunchLimits {
+    pub max_threads: Option<[u32; 3]>,
+    pub required_threads: Option<[u32; 3]>,
+    pub min_blocks_per_sm: Option<u32>,
+    pub max_registers: Option<u32>,
+    pub required_cluster: Option<[u32; 3]>,
+}
+
+/// State spaces that variables are declared in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum VariableSpace {
+    Global,
+    Const,
+    Shared,
+    Local,
+    Param,
+    /// A parameter of a function that is passed in a register.
+    Register,
+}
+
+/// A declared variable.
+#[derive(Debug, Clone)]
+pub(super) struct Variable {
+    pub space: VariableSpace,
+    pub name: String,
+    /// Type of an element.
+    pub ty: Type,
+    pub align: usize,
+    pub n_bytes: usize,
+    /// `name[]` of external shared memory.
+    pub is_unsized: bool,
+    pub is_external: bool,
+    pub initial: Vec<u8>,
+    /// Byte offset in `initial`, name of the variable whose address stands there, bytes to add.
+    pub addresses: Vec<(usize, String, i64)>,
+    pub line: u32,
+}
+
+/// A statement of a body, with its line.
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub kind: StatementKind,
+    pub line: u32,
+}
+
+#[derive(Debug)]
+pub(super) enum StatementKind {
+    Open,
+    Close,
+    Label(String),
+    /// `.reg .b32 %r<5>` declares `%r0` to `%r4`; without a count the name alone.
+    Registers {
+        ty: Type,
+        names: Vec<(String, Option<u32>)>,
+    },
+    Variable(Variable),
+    /// `name: .branchtargets a, b;`
+    BranchTargets {
+        name: String,
+        labels: Vec<String>,
+    },
+    Instruction(Instruction),
 }

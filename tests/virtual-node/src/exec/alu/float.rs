@@ -130,10 +130,10 @@ fn arithmetic(opcode: &str, mode: Mode) -> Option<Alu> {
         "min" if mode.nan => modes!(mode, lift2, |a, b| nan_or(a, b, minimum(a, b))),
         "max" if mode.nan => modes!(mode, lift2, |a, b| nan_or(a, b, maximum(a, b))),
         "min" if mode.xor_sign => {
-            modes!(mode, lift2, |a, b| { with_xor_sign(a, b, minimum(a.abs(), b.abs())) })
+            modes!(mode, lift2, |a, b| with_xor_sign(a, b, minimum(a.abs(), b.abs())))
         }
         "max" if mode.xor_sign => {
-            modes!(mode, lift2, |a, b| { with_xor_sign(a, b, maximum(a.abs(), b.abs())) })
+            modes!(mode, lift2, |a, b| with_xor_sign(a, b, maximum(a.abs(), b.abs())))
         }
         "min" => modes!(mode, lift2, |a, b| minimum(a, b)),
         "max" => modes!(mode, lift2, |a, b| maximum(a, b)),

@@ -49,7 +49,7 @@ impl Alu {
 }
 
 /// How a value is kept in a register.
-pub trait Bits: Copy {
+pub(super) trait Bits: Copy {
     const SLOT: Slot;
     const ZERO: Self;
     /// # Safety
@@ -83,7 +83,7 @@ impl Bits for u64 {
 }
 
 /// A type of a lane's value.
-pub trait Lane: Copy + 'static {
+pub(super) trait Lane: Copy + 'static {
     type Bits: Bits;
     fn of(bits: Self::Bits) -> Self;
     fn bits(self) -> Self::Bits;
@@ -167,7 +167,7 @@ macro_rules! lifts {
         |$registers:ident, $rows:ident, $mask:ident, $f:ident| $body:block
     )+) => {$(
         $(#[$doc])*
-        pub fn $name<$($lane: Lane,)+ F>(_: F) -> Alu
+        pub(super) fn $name<$($lane: Lane,)+ F>(_: F) -> Alu
         where
             F: Fn($($arg),+) -> $result + Copy + 'static,
         {
@@ -348,7 +348,7 @@ lifts! {
 }
 
 /// An instruction between predicates: whole masks at once.
-pub fn masks(run: AluFn, n_sources: usize) -> Alu {
+pub(super) fn masks(run: AluFn, n_sources: usize) -> Alu {
     let mut sources = [None; 4];
     sources[..n_sources].fill(Some(Slot::Pred));
     Alu { run, target: Slot::Pred, sources, n_flops: 0 }

@@ -127,7 +127,7 @@ pub(super) fn select_predicate(opcode: &str, modifiers: &[&str]) -> Option<Alu> 
         return None;
     }
     match opcode {
-        "mov" => Some(two_masks::<0>(1)),
+        "mov" => Some(copy_predicate()),
         "and" => Some(and_predicates()),
         "or" => Some(or_predicates()),
         "xor" => Some(xor_predicates()),
@@ -156,9 +156,9 @@ pub fn not_predicate() -> Alu {
     two_masks::<4>(1)
 }
 
-/// `not a and b`
-pub fn and_not_predicates() -> Alu {
-    two_masks::<5>(2)
+/// `a`
+pub fn copy_predicate() -> Alu {
+    two_masks::<0>(1)
 }
 
 fn two_masks<const KIND: u8>(n_sources: usize) -> Alu {
@@ -170,8 +170,7 @@ fn two_masks<const KIND: u8>(n_sources: usize) -> Alu {
             1 => a & b,
             2 => a | b,
             3 => a ^ b,
-            4 => !a,
-            _ => !a & b,
+            _ => !a,
         };
         registers.set_predicate(Pred(rows[0]), value, mask);
     };

@@ -18,8 +18,11 @@ mod tests;
 
 pub use compare::{Boolean, compare, set_value};
 pub use lift::{Alu, AluFn, Rows, Slot};
-pub use logic::{and_not_predicates, and_predicates, not_predicate, or_predicates, xor_predicates};
-pub use moves::{copy, sign_extend_to_64, truncate, zero_extend};
+pub use logic::{and_predicates, copy_predicate, not_predicate, or_predicates, xor_predicates};
+pub use moves::{
+    element, is_in_space, map_shared, or64, pack, select32, shared_rank, sign_extend_to_64,
+    to_space, truncate, zero_extend,
+};
 pub use types::Type;
 
 use crate::ptx::Mnemonic;
