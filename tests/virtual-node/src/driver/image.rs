@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::complain;
-use super::status::{Answer, Status};
+use super::status::Status;
+use super::{complain, cubin};
 use crate::config::Config;
 use crate::ptx;
 
@@ -24,8 +24,6 @@ struct Artifact {
 
 include!(concat!(env!("OUT_DIR"), "/artifacts.rs"));
 
-/// The largest image that is looked at; a header that promises more is none.
-const BYTES_MAX: usize = 1 << 30;
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// The first bytes of a fatbin, and of the structure that points to one.
 const FATBIN_MAGICS: [[u8; 4]; 2] = [[0x50, 0xed, 0x55, 0xba], [0xb1, 0x43, 0x62, 0x46]];
@@ -84,7 +82,7 @@ fn decode(bytes: &[u8], hash: [u8; 32]) -> Result<Image, (Status, String)> {
                             pair into the folder that VIRTUAL_NODE_KERNELS names";
                 (Status::NO_BINARY_FOR_GPU, text.to_owned())
             })?;
-            (text, register_counts(bytes).unwrap_or_default())
+            (text, cubin::register_counts(bytes).unwrap_or_default())
         }
         Kind::Fatbin => {
             let text = "fatbins are not taken apart here: load PTX or a CUBIN".to_owned();
@@ -148,53 +146,6 @@ fn read_pairs(folder: &Path) -> HashMap<[u8; 32], String> {
     pairs
 }
 
-/// How many bytes an ELF image has, by what its header and its sections say. `read` answers the
-/// byte at an offset.
-pub(super) fn elf_bytes(read: impl Fn(usize) -> u8) -> Answer<usize> {
-    let number = |at: usize, n: usize| -> usize {
-        (0..n).fold(0, |sum, i| sum | usize::from(read(at + i)) << (8 * i))
-    };
-    let (program_at, section_at) = (number(0x20, 8), number(0x28, 8));
-    let (program_size, n_programs) = (number(0x36, 2), number(0x38, 2));
-    let (section_size, n_sections) = (number(0x3a, 2), number(0x3c, 2));
-    let mut end =
-        (program_at + program_size * n_programs).max(section_at + section_size * n_sections);
-    if end > BYTES_MAX {
-        return Err(Status::INVALID_IMAGE);
-    }
-    const NO_BITS: usize = 8;
-    for section_idx in 0..n_sections {
-        let at = section_at + section_idx * section_size;
-        if number(at + 4, 4) != NO_BITS {
-            end = end.max(number(at + 0x18, 8).saturating_add(number(at + 0x20, 8)));
-        }
-    }
-    if end > BYTES_MAX { Err(Status::INVALID_IMAGE) } else { Ok(end) }
-}
-
-/// Registers per thread of each kernel: the compiler leaves them in the upper byte of the info
-/// field of the section `.text.<kernel>`.
-fn register_counts(bytes: &[u8]) -> Option<BTreeMap<String, u32>> {
-    let number = |at: usize, n: usize| -> Option<usize> {
-        let bytes = bytes.get(at..at + n)?;
-        Some(bytes.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
-    };
-    let (section_at, section_size) = (number(0x28, 8)?, number(0x3a, 2)?);
-    let (n_sections, names_idx) = (number(0x3c, 2)?, number(0x3e, 2)?);
-    let header = |section_idx: usize| section_at + section_idx * section_size;
-    let names_at = number(header(names_idx) + 0x18, 8)?;
-    let mut counts = BTreeMap::new();
-    for section_idx in 0..n_sections {
-        let name_at = names_at + number(header(section_idx), 4)?;
-        let name = bytes.get(name_at..)?.split(|byte| *byte == 0).next()?;
-        if let Some(kernel) = std::str::from_utf8(name).ok()?.strip_prefix(".text.") {
-            let info = number(header(section_idx) + 0x2c, 4)?;
-            counts.insert(kernel.to_owned(), (info >> 24) as u32);
-        }
-    }
-    Some(counts)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,21 +163,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cubins_header_tells_its_size_and_registers() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../engine/src/kernels");
-        let mut n_seen = 0;
-        for family in std::fs::read_dir(folder).expect("the families").flatten() {
-            let name = family.file_name().into_string().expect("ASCII");
-            let Ok(cubin) = std::fs::read(family.path().join(format!("{name}.cubin"))) else {
-                continue;
-            };
-            n_seen += 1;
-            assert_eq!(elf_bytes(|at| cubin[at]), Ok(cubin.len()), "{name}");
-            let counts = register_counts(&cubin).expect("an ELF file");
-            assert!(!counts.is_empty(), "{name}");
-            assert!(counts.values().all(|n| (8..=255).contains(n)), "{name}: {counts:?}");
-            assert!(ptx_of(Sha256::digest(&cubin).into()).is_some(), "{name}");
+    fn the_products_cubins_are_known() {
+        assert!(!ARTIFACTS.is_empty());
+        for artifact in ARTIFACTS {
+            assert!(check_target(artifact.ptx).is_ok());
+            assert_eq!(ptx_of(artifact.sha256).as_deref(), Some(artifact.ptx));
         }
-        assert!(n_seen > 0);
+        assert_eq!(ptx_of([0; 32]), None);
     }
 }

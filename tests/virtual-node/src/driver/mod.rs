@@ -8,6 +8,7 @@ mod api;
 mod capture;
 mod context;
 mod copy;
+mod cubin;
 mod device;
 mod event;
 mod graph;

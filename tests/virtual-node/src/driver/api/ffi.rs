@@ -6,7 +6,8 @@
 
 use std::ffi::{CStr, c_char};
 
-use crate::driver::image::{Kind, elf_bytes};
+use crate::driver::cubin;
+use crate::driver::image::Kind;
 use crate::driver::status::{Answer, Status};
 
 /// Where a caller wants an answer.
@@ -148,7 +149,7 @@ impl Image {
         match Kind::of(first) {
             Kind::Cubin => {
                 // SAFETY: see the module: an image holds what its own header says.
-                let n_bytes = elf_bytes(|at| unsafe { self.0.add(at).read() })?;
+                let n_bytes = cubin::n_bytes(|at| unsafe { self.0.add(at).read() })?;
                 bytes.slice(n_bytes)
             }
             Kind::Fatbin => bytes.slice(first.len()),
