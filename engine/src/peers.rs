@@ -27,7 +27,7 @@ const EPOCHS_GIVEN_UP: u32 = 1 << 30;
 
 /// How a sum over ranks is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
+pub(crate) enum Carrier {
     /// Every rank reads all others' memory.
     OneShot,
     /// The library.
@@ -49,7 +49,7 @@ pub enum Carrier {
 /// vllm-project/vllm#37756 (B300). A rank of eight reads seven times the message, so that at
 /// 1 MiB some 20 µs go into bytes alone (at about 370 GB/s of NVLink) and the gain is gone; four
 /// ranks read three times, two ranks once, which no other way can beat.
-pub fn carrier(n_bytes: usize, n_ranks: usize) -> Carrier {
+pub(crate) fn carrier(n_bytes: usize, n_ranks: usize) -> Carrier {
     let n_bytes_max = match n_ranks {
         0..=2 => 4 << 20,
         3..=4 => 1 << 20,
@@ -213,20 +213,4 @@ fn gather(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn small_sums_take_one_shot_and_large_ones_the_library() {
-        let of_ultra = |n_tokens: usize, n_ranks| carrier(n_tokens * 16_384 * 2, n_ranks);
-        assert_eq!([1, 8, 16].map(|n| of_ultra(n, 8)), [Carrier::OneShot; 3]);
-        assert_eq!([17, 32, 8192].map(|n| of_ultra(n, 8)), [Carrier::Nccl; 3]);
-        assert_eq!([32, 33].map(|n| of_ultra(n, 4)), [Carrier::OneShot, Carrier::Nccl]);
-        assert_eq!([128, 129].map(|n| of_ultra(n, 2)), [Carrier::OneShot, Carrier::Nccl]);
-        // More ranks read more bytes: nothing gets easier with them.
-        for n_bytes in (0..8 << 20).step_by(64 << 10) {
-            let ways = [2, 4, 8].map(|n_ranks| carrier(n_bytes, n_ranks) == Carrier::OneShot);
-            assert!(ways.is_sorted_by(|a, b| a >= b), "{n_bytes} bytes: {ways:?}");
-        }
-    }
-}
+mod tests;

@@ -2,7 +2,8 @@
 //!
 //! Calls only submit work to a stream; a peer that never comes shows when the stream does not get
 //! on. So a rank that waits for its stream looks after NCCL meanwhile (`check`), and has a
-//! deadline. After any failure the communicator is aborted, which ends whatever of it runs on the device.
+//! deadline. After any failure the communicator is aborted, which ends whatever of it runs on the
+//! device.
 
 mod library;
 

@@ -136,7 +136,8 @@ impl Context {
         }
     }
 
-    fn assert_open(&self, n_bytes: usize) {
+    /// Whether memory may still be claimed.
+    pub(super) fn assert_open(&self, n_bytes: usize) {
         assert!(n_bytes > 0, "an allocation of nothing");
         assert!(!self.is_sealed.get(), "{n_bytes} bytes are claimed after boot");
     }

@@ -93,6 +93,7 @@ impl Arena {
         context: &Context,
         n_bytes: usize,
     ) -> Result<DevicePtr, DeviceError> {
+        context.assert_open(n_bytes);
         if n_bytes > self.chunk_bytes / 2 {
             return self.claim(context, n_bytes).map(DevicePtr);
         }

@@ -14,8 +14,9 @@ mod launch;
 mod memory;
 mod stream;
 #[cfg(test)]
-#[allow(dead_code, reason = "what kernels' tests need, before the first of them is there")]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::rc::Rc;
 
@@ -162,6 +163,16 @@ impl CudaExec {
         algorithm: Option<Algorithm>,
     ) -> Result<Product, DeviceError> {
         self.blas.plan(shape, n_tokens, algorithm)
+    }
+
+    /// What was kept for `shape`.
+    pub fn planned_products(&self, shape: ProductShape) -> Option<Rc<[Product]>> {
+        self.blas.planned(shape)
+    }
+
+    /// Keeps planned products for as long as the executor lives.
+    pub fn keep_products(&self, shape: ProductShape, products: Vec<Product>) {
+        self.blas.keep(shape, products);
     }
 
     /// Submits a matrix product to the stream of steps.
