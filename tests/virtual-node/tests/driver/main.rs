@@ -2,6 +2,7 @@
 
 mod copies;
 mod errors;
+mod launches;
 mod memory;
 mod streams;
 mod support;
