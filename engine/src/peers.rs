@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use parallel::{CollectiveError, Communicator, DeviceElement, DeviceSlice};
+use parallel::{CollectiveError, Communicator};
 
 use crate::device::cuda::{CudaExec, Event, Pinned, Stream};
 use crate::device::{DeviceError, DevicePtr};
@@ -124,22 +124,6 @@ impl Peers {
     pub(crate) fn exchange(&self) -> Exchange {
         let Peers { n_ranks, rank_idx: rank, flags, state, .. } = *self;
         Exchange { flags, state, n_ranks, rank }
-    }
-
-    /// Has `n` bf16 at `partial` replaced by their sum over all ranks, by NCCL.
-    ///
-    /// # Errors
-    /// What NCCL says.
-    pub(crate) fn sum(
-        &self,
-        exec: &CudaExec,
-        communicator: &mut Communicator,
-        partial: DevicePtr,
-        n: usize,
-    ) -> Result<(), StepError> {
-        let (address, element) = (partial.0, DeviceElement::Bf16);
-        let slice = DeviceSlice { address, n_elements: n, element };
-        Ok(communicator.all_reduce_sum_on_device(slice, exec.stream().for_collectives())?)
     }
 
     /// Waits until the stream has passed `event`, and looks after the peers meanwhile.

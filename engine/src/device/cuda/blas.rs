@@ -10,11 +10,8 @@
 
 mod description;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
-use std::rc::Rc;
 
 use cudarc::cublaslt::sys::{
     self, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulHeuristicResult_t, cublasStatus_t,
@@ -71,8 +68,6 @@ pub struct Operands {
 pub(super) struct Blas {
     handle: cublasLtHandle_t,
     workspace: DevicePtr,
-    /// By shape; what they mean by position is their planner's to know.
-    planned: RefCell<HashMap<ProductShape, Rc<[Product]>>>,
 }
 
 /// A product with everything chosen but its addresses and the number of tokens.
@@ -96,16 +91,7 @@ impl Blas {
         let mut handle = ptr::null_mut();
         // SAFETY: the library is there, which opening the device has seen.
         check("cublasLtCreate", None, unsafe { sys::cublasLtCreate(&mut handle) })?;
-        Ok(Blas { handle, workspace, planned: RefCell::default() })
-    }
-
-    /// What was kept for `shape`.
-    pub(super) fn planned(&self, shape: ProductShape) -> Option<Rc<[Product]>> {
-        self.planned.borrow().get(&shape).map(Rc::clone)
-    }
-
-    pub(super) fn keep(&self, shape: ProductShape, products: Vec<Product>) {
-        self.planned.borrow_mut().insert(shape, products.into());
+        Ok(Blas { handle, workspace })
     }
 
     /// Describes a product of up to `n_tokens` tokens, and chooses how it is computed unless

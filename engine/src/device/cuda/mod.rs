@@ -165,16 +165,6 @@ impl CudaExec {
         self.blas.plan(shape, n_tokens, algorithm)
     }
 
-    /// What was kept for `shape`.
-    pub fn planned_products(&self, shape: ProductShape) -> Option<Rc<[Product]>> {
-        self.blas.planned(shape)
-    }
-
-    /// Keeps planned products for as long as the executor lives.
-    pub fn keep_products(&self, shape: ProductShape, products: Vec<Product>) {
-        self.blas.keep(shape, products);
-    }
-
     /// Submits a matrix product to the stream of steps.
     ///
     /// # Errors

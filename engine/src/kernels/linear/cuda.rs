@@ -17,8 +17,11 @@
 //! **Tokens.** What is fastest depends on the number of tokens, so an algorithm is chosen for each
 //! power of two, and a step uses that of the next one up with its own number of tokens.
 
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use crate::device::DeviceError;
-use crate::device::cuda::{CudaExec, Operands, Product, ProductShape, ProductTypes};
+use crate::device::cuda::{Algorithm, CudaExec, Operands, Product, ProductShape, ProductTypes};
 
 /// What every row of an FP8 product begins at a multiple of.
 const ROW_BYTES: usize = 16;
@@ -35,55 +38,86 @@ pub enum Choice {
     Fixed,
 }
 
-/// Plans the products of `shape` for steps of up to `n_tokens_max` tokens, unless that was done
-/// before: projections of one shape share their plans. At boot.
-///
-/// # Errors
-/// [`DeviceError::RowsNotAligned`] for widths that FP8 kernels do not take; what cuBLASLt has
-/// against the shape.
-pub fn plan(
-    exec: &CudaExec,
+/// A projection's products, for every number of tokens up to the planned one.
+pub struct Gemm {
     shape: ProductShape,
-    n_tokens_max: usize,
-    choice: Choice,
-) -> Result<(), DeviceError> {
-    if exec.planned_products(shape).is_some() {
-        return Ok(());
-    }
-    check_rows(shape)?;
-    let algorithm = match choice {
-        Choice::PerBucket => None,
-        Choice::Fixed => {
-            let n_tokens = N_TOKENS_TYPICAL.min(n_tokens_max);
-            Some(exec.plan_product(shape, n_tokens, None)?.algorithm())
-        }
-    };
-    let products: Result<Vec<Product>, DeviceError> = buckets(n_tokens_max)
-        .map(|n_tokens| exec.plan_product(shape, n_tokens, algorithm))
-        .collect();
-    exec.keep_products(shape, products?);
-    Ok(())
+    /// For 1, 2, 4, … tokens.
+    products: Vec<Product>,
 }
 
-/// Submits the product of `n_tokens` tokens.
-///
-/// # Errors
-/// What cuBLASLt says.
-///
-/// # Panics
-/// For a shape or a number of tokens that was not planned.
-pub fn launch(
-    exec: &CudaExec,
-    shape: ProductShape,
-    operands: Operands,
-    n_tokens: usize,
-) -> Result<(), DeviceError> {
-    let Some(products) = exec.planned_products(shape) else {
-        panic!("{shape:?} was not planned");
-    };
-    let (bucket_idx, n_buckets) = (bucket_idx(n_tokens), products.len());
-    assert!(bucket_idx < n_buckets, "{n_tokens} tokens, planned for 2^{}", n_buckets - 1);
-    exec.submit_product(&products[bucket_idx], operands, n_tokens)
+/// The planned projections of a model: those of one shape share their plans.
+pub struct Gemms {
+    n_tokens_max: usize,
+    choice: Choice,
+    planned: HashMap<ProductShape, Rc<Gemm>>,
+}
+
+impl Gemms {
+    /// For steps of up to `n_tokens_max` tokens.
+    pub fn new(n_tokens_max: usize, choice: Choice) -> Gemms {
+        Gemms { n_tokens_max, choice, planned: HashMap::new() }
+    }
+
+    /// The plans for `shape`, made now if they are the first of their kind.
+    ///
+    /// # Errors
+    /// [`DeviceError::RowsNotAligned`] for widths that FP8 kernels do not take; what cuBLASLt has
+    /// against the shape.
+    pub fn plan(&mut self, exec: &CudaExec, shape: ProductShape) -> Result<Rc<Gemm>, DeviceError> {
+        if let Some(gemm) = self.planned.get(&shape) {
+            return Ok(Rc::clone(gemm));
+        }
+        let gemm = Rc::new(Gemm::new(exec, shape, self.n_tokens_max, self.choice)?);
+        self.planned.insert(shape, Rc::clone(&gemm));
+        Ok(gemm)
+    }
+}
+
+impl Gemm {
+    fn new(
+        exec: &CudaExec,
+        shape: ProductShape,
+        n_tokens_max: usize,
+        choice: Choice,
+    ) -> Result<Gemm, DeviceError> {
+        check_rows(shape)?;
+        let algorithm: Option<Algorithm> = match choice {
+            Choice::PerBucket => None,
+            Choice::Fixed => {
+                let n_tokens = N_TOKENS_TYPICAL.min(n_tokens_max);
+                Some(exec.plan_product(shape, n_tokens, None)?.algorithm())
+            }
+        };
+        let products: Result<_, DeviceError> = buckets(n_tokens_max)
+            .map(|n_tokens| exec.plan_product(shape, n_tokens, algorithm))
+            .collect();
+        let products = products?;
+        Ok(Gemm { shape, products })
+    }
+
+    /// What it computes.
+    pub fn shape(&self) -> ProductShape {
+        self.shape
+    }
+
+    /// Submits the product of `n_tokens` tokens.
+    ///
+    /// # Errors
+    /// What cuBLASLt says.
+    ///
+    /// # Panics
+    /// With more tokens than were planned for.
+    pub fn run(
+        &self,
+        exec: &CudaExec,
+        operands: Operands,
+        n_tokens: usize,
+    ) -> Result<(), DeviceError> {
+        let bucket_idx = bucket_idx(n_tokens);
+        let n_buckets = self.products.len();
+        assert!(bucket_idx < n_buckets, "{n_tokens} tokens, planned for 2^{}", n_buckets - 1);
+        exec.submit_product(&self.products[bucket_idx], operands, n_tokens)
+    }
 }
 
 /// Numbers of tokens that algorithms are chosen for: powers of two, the last no less than

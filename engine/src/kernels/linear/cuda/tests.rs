@@ -68,18 +68,27 @@ fn exact(x: &Operand, weights: &Operand, sizes: [usize; 3], rounding: f64) -> Ve
 /// Runs one product and gives back what it wrote, and that it wrote nothing else.
 fn run<T: Plain + Default + PartialEq>(
     device: &TestDevice,
-    shape: ProductShape,
+    gemm: &Gemm,
     operands: Operands,
     n_tokens: usize,
 ) -> Vec<T> {
-    let n = n_tokens * shape.n_outputs;
-    launch(&device.exec, shape, operands, n_tokens).expect("it is submitted");
+    let n = n_tokens * gemm.shape().n_outputs;
+    gemm.run(&device.exec, operands, n_tokens).expect("it is submitted");
     let mut out = device.download::<T>(operands.out, n + 16);
     let beyond = out.split_off(n);
     let poison = device.download::<T>(device.poisoned::<T>(16), 16);
     let as_bytes = |values: &[T]| crate::device::cuda::bytes_of(values).to_vec();
     assert_eq!(as_bytes(&beyond), as_bytes(&poison), "nothing is written behind the result");
     out
+}
+
+fn planned(
+    device: &TestDevice,
+    shape: ProductShape,
+    n_tokens_max: usize,
+    choice: Choice,
+) -> Rc<Gemm> {
+    Gemms::new(n_tokens_max, choice).plan(&device.exec, shape).expect("it is planned")
 }
 
 fn operands(device: &TestDevice, x: &Operand, weights: &Operand, out: DevicePtr) -> Operands {
@@ -95,13 +104,13 @@ fn fp8_products_are_right_for_every_width_and_number_of_tokens() {
         // The wide side once as inputs, once as outputs.
         for (n_outputs, n_inputs) in [(48, width), (width, 80)] {
             let shape = shape(n_outputs, n_inputs, ProductTypes::F8ToBf16);
-            plan(&device.exec, shape, 33, Choice::PerBucket).expect("it is planned");
+            let gemm = planned(&device, shape, 33, Choice::PerBucket);
             let weights = Operand::e4m3(&mut rng, n_outputs * n_inputs);
             for n_tokens in TOKENS {
                 let x = Operand::e4m3(&mut rng, n_tokens * n_inputs);
                 let out = device.poisoned::<bf16>(n_tokens * n_outputs + 16);
                 let operands = operands(&device, &x, &weights, out);
-                let got = run::<bf16>(&device, shape, operands, n_tokens);
+                let got = run::<bf16>(&device, &gemm, operands, n_tokens);
                 let got: Vec<f32> = got.iter().map(|x| x.to_f32()).collect();
                 let sizes = [n_tokens, n_outputs, n_inputs];
                 let expected = exact(&x, &weights, sizes, BF16_ROUNDING);
@@ -122,18 +131,18 @@ fn bf16_products_are_right_in_both_types_of_result() {
         let sizes = [n_tokens, n_outputs, n_inputs];
         for types in [ProductTypes::Bf16ToBf16, ProductTypes::Bf16ToF32] {
             let shape = shape(n_outputs, n_inputs, types);
-            plan(&device.exec, shape, 16, Choice::Fixed).expect("it is planned");
+            let gemm = planned(&device, shape, 16, Choice::Fixed);
             let n = n_tokens * n_outputs + 16;
             let (got, rounding): (Vec<f32>, f64) = match types {
                 ProductTypes::Bf16ToF32 => {
                     let out = device.poisoned::<f32>(n);
                     let operands = operands(&device, &x, &weights, out);
-                    (run(&device, shape, operands, n_tokens), 0.0)
+                    (run(&device, &gemm, operands, n_tokens), 0.0)
                 }
                 _ => {
                     let out = device.poisoned::<bf16>(n);
                     let operands = operands(&device, &x, &weights, out);
-                    let got = run::<bf16>(&device, shape, operands, n_tokens);
+                    let got = run::<bf16>(&device, &gemm, operands, n_tokens);
                     (got.iter().map(|x| x.to_f32()).collect(), BF16_ROUNDING)
                 }
             };
@@ -148,7 +157,7 @@ fn factors_on_the_device_multiply_the_sum() {
     let mut rng = Rng::new(13);
     let device = TestDevice::open(0);
     let shape = ProductShape { is_scaled: true, ..shape(32, 64, ProductTypes::F8ToBf16) };
-    plan(&device.exec, shape, 4, Choice::PerBucket).expect("it is planned");
+    let gemm = planned(&device, shape, 4, Choice::PerBucket);
     let (x, weights) = (Operand::e4m3(&mut rng, 4 * 64), Operand::e4m3(&mut rng, 32 * 64));
     // Two layers of one shape share a plan, not their factors.
     for factors in [[0.5f32, 0.25], [3.0, 0.125]] {
@@ -156,7 +165,7 @@ fn factors_on_the_device_multiply_the_sum() {
         let scales = Some((device.upload(&factors[..1]), device.upload(&factors[1..])));
         let operands = Operands { scales, ..operands(&device, &x, &weights, out) };
         let got: Vec<f32> =
-            run::<bf16>(&device, shape, operands, 4).iter().map(|x| x.to_f32()).collect();
+            run::<bf16>(&device, &gemm, operands, 4).iter().map(|x| x.to_f32()).collect();
         let factor = f64::from(factors[0]) * f64::from(factors[1]);
         let expected: Vec<(f64, f64)> = exact(&x, &weights, [4, 32, 64], BF16_ROUNDING)
             .iter()
@@ -172,16 +181,16 @@ fn a_row_is_the_same_in_every_batch() {
     let device = TestDevice::open(0);
     let (n_outputs, n_inputs, n_tokens) = (64, 672, 33);
     let shape = shape(n_outputs, n_inputs, ProductTypes::F8ToBf16);
-    plan(&device.exec, shape, n_tokens, Choice::Fixed).expect("it is planned");
+    let gemm = planned(&device, shape, n_tokens, Choice::Fixed);
     let weights = Operand::e4m3(&mut rng, n_outputs * n_inputs);
     let x = Operand::e4m3(&mut rng, n_tokens * n_inputs);
     let out = device.poisoned::<bf16>(n_tokens * n_outputs + 16);
     let all = operands(&device, &x, &weights, out);
-    let together = run::<bf16>(&device, shape, all, n_tokens);
+    let together = run::<bf16>(&device, &gemm, all, n_tokens);
     for t in [0, 7, 32] {
         let out = device.poisoned::<bf16>(n_outputs + 16);
         let operands = Operands { x: all.x.offset(t * n_inputs), out, ..all };
-        let alone = run::<bf16>(&device, shape, operands, 1);
+        let alone = run::<bf16>(&device, &gemm, operands, 1);
         assert_eq!(alone, together[t * n_outputs..(t + 1) * n_outputs], "token {t}");
     }
 }
@@ -191,16 +200,16 @@ fn a_product_is_recorded_and_replayed() {
     let mut rng = Rng::new(15);
     let device = TestDevice::open(0);
     let shape = shape(32, 64, ProductTypes::F8ToBf16);
-    plan(&device.exec, shape, 8, Choice::PerBucket).expect("it is planned");
+    let gemm = planned(&device, shape, 8, Choice::PerBucket);
     let weights = Operand::e4m3(&mut rng, 32 * 64);
     let out = device.poisoned::<bf16>(8 * 32);
     let first = operands(&device, &Operand::e4m3(&mut rng, 8 * 64), &weights, out);
     let stream = device.exec.stream();
     stream.begin_capture().expect("it begins");
-    launch(&device.exec, shape, first, 8).expect("it is recorded");
+    gemm.run(&device.exec, first, 8).expect("it is recorded");
     let graph = stream.end_capture().expect("it ends");
     // The plan serves another product in between: what was recorded stays.
-    launch(&device.exec, shape, Operands { out: device.poisoned::<bf16>(32), ..first }, 1)
+    gemm.run(&device.exec, Operands { out: device.poisoned::<bf16>(32), ..first }, 1)
         .expect("it is submitted");
     for _ in 0..2 {
         let x = Operand::e4m3(&mut rng, 8 * 64);
