@@ -4,9 +4,10 @@
 use scheduler::{GroupIdx, SlotIdx, StepPlan, TokenId};
 
 use crate::cache::PageTables;
-use crate::device::{Array, KvLocation, RopeAngles};
+use crate::device::{Array, DevicePtr, KvLocation, RopeAngles};
 use crate::kernels::attention::{AttentionRow, Rows};
 use crate::kernels::rope_kv::Places;
+use crate::model::DeviceInputs;
 
 /// The tokens of a step, row after row.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct Batch {
     /// For each group, where each token's KV goes.
     pub(crate) locations: Vec<Vec<KvLocation>>,
     pub(crate) spans: Vec<Span>,
+    n_rows_max: usize,
     /// Tokens whose hidden state becomes logits, in batch order.
     pub(crate) emits: Vec<EmitPoint>,
     /// Their places among the tokens alone.
@@ -26,10 +28,10 @@ pub(crate) struct Batch {
 /// A row's place in the batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
-    slot: SlotIdx,
-    token_idx: usize,
-    n_tokens: usize,
-    start: usize,
+    pub(crate) slot: SlotIdx,
+    pub(crate) token_idx: usize,
+    pub(crate) n_tokens: usize,
+    pub(crate) start: usize,
 }
 
 /// A token whose logits are wanted.
@@ -54,18 +56,30 @@ pub(crate) enum Inputs<'a> {
         rows: &'a [Vec<AttentionRow<'a>>],
         angles: &'a RopeAngles,
     },
+    /// On a device.
+    Device(&'a DeviceInputs),
 }
 
 impl<'a> Inputs<'a> {
     pub(crate) fn n_tokens(&self) -> usize {
         match self {
             Inputs::Host { batch, .. } => batch.n_tokens(),
+            Inputs::Device(inputs) => inputs.n_tokens(),
         }
     }
 
     pub(crate) fn tokens(&self) -> Array<'a, TokenId> {
         match self {
             Inputs::Host { batch, .. } => Array::Host(&batch.tokens),
+            Inputs::Device(inputs) => Array::Device(inputs.tokens()),
+        }
+    }
+
+    /// What each slot sampled last, where only a device knows it.
+    pub(crate) fn last_tokens(&self) -> DevicePtr {
+        match self {
+            Inputs::Host { .. } => DevicePtr::NULL,
+            Inputs::Device(inputs) => inputs.last_tokens(),
         }
     }
 
@@ -75,6 +89,7 @@ impl<'a> Inputs<'a> {
             Inputs::Host { batch, angles, .. } => {
                 Places::Host { angles, locations: &batch.locations[group.idx()] }
             }
+            Inputs::Device(inputs) => Places::Device(inputs.places(group)),
         }
     }
 
@@ -82,6 +97,7 @@ impl<'a> Inputs<'a> {
     pub(crate) fn rows(&self, group: GroupIdx) -> Rows<'a> {
         match self {
             Inputs::Host { rows, .. } => Rows::Host(&rows[group.idx()]),
+            Inputs::Device(inputs) => Rows::Device(inputs.rows(group)),
         }
     }
 
@@ -89,6 +105,7 @@ impl<'a> Inputs<'a> {
     pub(crate) fn emitting(&self) -> Option<Array<'a, u32>> {
         match self {
             Inputs::Host { batch, .. } => Some(Array::Host(&batch.emitting)),
+            Inputs::Device(inputs) => inputs.emitting().map(Array::Device),
         }
     }
 }
@@ -100,6 +117,7 @@ impl Batch {
             positions: Vec::with_capacity(n_tokens_max),
             locations: (0..n_groups).map(|_| Vec::with_capacity(n_tokens_max)).collect(),
             spans: Vec::with_capacity(n_slots),
+            n_rows_max: n_slots,
             emits: Vec::with_capacity(n_tokens_max),
             emitting: Vec::with_capacity(n_tokens_max),
         }
@@ -107,6 +125,11 @@ impl Batch {
 
     pub(crate) fn n_tokens(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// Rows that it has room for.
+    pub(crate) fn n_rows_max(&self) -> usize {
+        self.n_rows_max
     }
 
     /// Becomes `plan`, whose page updates `tables` have taken.
@@ -155,7 +178,8 @@ impl Batch {
         })
     }
 
-    fn clear(&mut self) {
+    /// No token, no row.
+    pub(crate) fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
         self.locations.iter_mut().for_each(Vec::clear);

@@ -1,5 +1,7 @@
 //! From a checkpoint and what the operator decided to a running engine.
 
+mod device;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +13,10 @@ use crate::config::{DeviceKind, EngineConfig};
 use crate::device::{CpuExec, DeviceError, Exec};
 use crate::engine::Engine;
 use crate::handle::EngineInfo;
+use crate::loading::Unsupported;
 use crate::memory_plan::{MemoryError, MemoryPlan};
 use crate::model::Model;
-use crate::rank::ModelWorker;
+use crate::rank::{ModelWorker, StepError};
 use crate::sampler::Sampler;
 
 /// A step that takes longer has hung: the widest step of the largest model on the slowest arm that
@@ -43,6 +46,12 @@ pub enum BuildError {
     /// Its device could not be opened.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Its device cannot do what the checkpoint asks for.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// It did not find its peers, or a step could not be prepared.
+    #[error(transparent)]
+    Step(#[from] StepError),
 }
 
 /// Plans memory, starts the ranks, loads their weights, starts the loop.
@@ -92,12 +101,13 @@ fn build(
     device: DeviceKind,
     seat: Seat,
 ) -> Result<ModelWorker, BuildError> {
-    let exec = match device {
-        DeviceKind::Cpu => Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?),
-    };
+    if device == DeviceKind::Cuda {
+        return device::build(checkpoint, plan, seat, &|_| {});
+    }
+    let exec = Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?);
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
     let model = Model::host(spec, weights, plan, seat.rank);
     let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
-    Ok(ModelWorker { model, exec, communicator: seat.communicator, sampler })
+    Ok(ModelWorker { communicator: seat.communicator, model, exec, sampler })
 }

@@ -3,6 +3,7 @@
 use scheduler::{GroupIdx, PageId, PageUpdate, SlotIdx};
 use weights::{BlockSpec, ModelSpec};
 
+use crate::config::KvDtype;
 use crate::device::KvLocation;
 
 /// Tokens in a page: short enough to waste little, long enough to read in one go.
@@ -48,6 +49,14 @@ impl CacheLayout {
         let group_idx = self.groups.iter().position(|group| group.window == window)?;
         Some(GroupIdx(u16::try_from(group_idx).expect("groups are few")))
     }
+}
+
+/// How large a rank's caches are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheSizes<'a> {
+    pub(crate) kv_dtype: KvDtype,
+    /// Pages of each group.
+    pub(crate) group_pages: &'a [usize],
 }
 
 /// Every slot's page table in every group, as of the current step.

@@ -5,6 +5,8 @@
 pub enum DeviceKind {
     /// This machine's processor.
     Cpu,
+    /// GPUs, one a rank.
+    Cuda,
 }
 
 /// Element type of the KV cache.

@@ -15,6 +15,7 @@ mod error;
 mod handle;
 #[doc(hidden)]
 pub mod kernels;
+mod loading;
 mod memory_plan;
 mod model;
 mod peers;
@@ -30,6 +31,7 @@ pub use config::{DeviceKind, EngineConfig, KvDtype};
 pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
 pub use handle::{Deliver, EngineHandle, EngineInfo, N_LOGPROBS_MAX, ReaderGone, Ticket};
+pub use loading::Unsupported;
 pub use memory_plan::{KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory};
 pub use probe::Probe;
 pub use request::{EndReason, Finish, Output, Request, SamplingParams, Timing, TokenScore};

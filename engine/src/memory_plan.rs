@@ -1,14 +1,21 @@
 //! What the engine will allocate, decided and checked before anything is loaded.
 
+mod device;
+
 use scheduler::{GroupLimits, Limits};
 use thiserror::Error;
 use weights::{AttentionSpec, Checkpoint, LoadError, ModelSpec};
 
 use crate::blocks::{Scratch, Widths};
-use crate::cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
-use crate::config::{EngineConfig, KvDtype};
+use crate::cache::{CacheGroup, CacheLayout, CacheSizes, PAGE_TOKENS};
+use crate::config::{DeviceKind, EngineConfig, KvDtype};
+use crate::device::DeviceError;
+use crate::loading::Unsupported;
 use crate::model::{logits_bytes, widths};
 use crate::sampler::Sampler;
+
+use device::DeviceBudget;
+pub(crate) use device::{StepMemory, StepSizes};
 
 /// KV bytes over all ranks where the operator names none and the slots could use more: a machine
 /// that tries the program out should keep most of its memory.
@@ -40,6 +47,8 @@ pub struct MemoryPlan {
     pub(crate) widths: Widths,
     /// Numbers in the largest collective.
     pub(crate) n_collective_floats: usize,
+    /// On devices.
+    pub(crate) step: Option<StepSizes>,
 }
 
 /// What one rank holds.
@@ -97,6 +106,45 @@ pub enum MemoryError {
     /// The ranks cannot share the checkpoint.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A device cannot do what the checkpoint asks for.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// A device does not say what it has.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// Weights and step do not fit a device.
+    #[error(
+        "CUDA device {device} has {free_bytes} of {total_bytes} bytes free, but its rank needs \
+         {weights_bytes} for weights, {step_bytes} for a step and {reserved_bytes} for the \
+         libraries: use more ranks (--tp), shorter steps (--max-tokens-per-step), fewer sequences \
+         (--max-seqs) or a shorter context (--max-model-len)"
+    )]
+    DeviceTooSmall {
+        /// Which.
+        device: usize,
+        /// The rank's weights.
+        weights_bytes: u64,
+        /// What steps write.
+        step_bytes: u64,
+        /// What the plan leaves alone.
+        reserved_bytes: u64,
+        /// Free now.
+        free_bytes: u64,
+        /// In all.
+        total_bytes: u64,
+    },
+    /// The cache that was asked for does not fit the devices.
+    #[error(
+        "{kv_bytes} bytes of KV cache over all ranks are asked for, but the devices have room for \
+         {left_bytes} beside the weights: lower --kv-memory, or choose --kv-dtype fp8, fewer \
+         sequences (--max-seqs) or a shorter context (--max-model-len)"
+    )]
+    KvTooLarge {
+        /// Asked for.
+        kv_bytes: u64,
+        /// What there is.
+        left_bytes: u64,
+    },
 }
 
 impl MemoryPlan {
@@ -116,20 +164,40 @@ impl MemoryPlan {
             false => KvDtype::Bf16,
         });
         let layout = CacheLayout::new(spec);
-        let pools = Pools::new(spec, &layout, config, kv_dtype)?;
-        let widths = widths(spec, config.n_ranks);
+        let budget = match config.device {
+            DeviceKind::Cpu => None,
+            DeviceKind::Cuda => Some(DeviceBudget::new(checkpoint, config, kv_dtype)?),
+        };
+        let left_bytes = budget.as_ref().map(|budget| budget.kv_bytes * config.n_ranks as u64);
+        if let (Some(kv_bytes), Some(left_bytes)) = (config.kv_bytes, left_bytes)
+            && kv_bytes > left_bytes
+        {
+            return Err(MemoryError::KvTooLarge { kv_bytes, left_bytes });
+        }
+        let kv_default_max = left_bytes.unwrap_or(KV_BYTES_DEFAULT_MAX);
+        let pools = Pools::new(spec, &layout, config, (kv_dtype, kv_default_max))?;
+        let widths = widths(spec, config.n_ranks, 1);
         let n_tokens = config.n_tokens_per_step;
         let n_local = spec.vocab_size.div_ceil(config.n_ranks);
         let n_collective_floats =
             (n_tokens * spec.hidden_size).max(crate::model::N_LOGIT_ROWS * n_local);
+        let of_host = |rank_idx, weights_bytes| RankMemory {
+            weights_bytes,
+            kv_bytes: pools.bytes_per_rank,
+            workspace_bytes: Scratch::n_bytes(widths, n_tokens)
+                + logits_bytes(spec, config.n_ranks, rank_idx)
+                + if rank_idx == 0 { Sampler::n_bytes(spec.vocab_size) } else { 0 },
+            collective_bytes: collective_bytes(config.n_ranks, n_collective_floats),
+        };
         let ranks =
-            weights_bytes.into_iter().enumerate().map(|(rank_idx, weights_bytes)| RankMemory {
-                weights_bytes,
-                kv_bytes: pools.bytes_per_rank,
-                workspace_bytes: Scratch::n_bytes(widths, n_tokens)
-                    + logits_bytes(spec, config.n_ranks, rank_idx)
-                    + if rank_idx == 0 { Sampler::n_bytes(spec.vocab_size) } else { 0 },
-                collective_bytes: collective_bytes(config.n_ranks, n_collective_floats),
+            weights_bytes.into_iter().enumerate().map(|(rank_idx, weights_bytes)| match &budget {
+                None => of_host(rank_idx, weights_bytes),
+                Some(budget) => RankMemory {
+                    weights_bytes: budget.weights_bytes[rank_idx],
+                    kv_bytes: pools.bytes_per_rank,
+                    workspace_bytes: budget.step_bytes,
+                    collective_bytes: 0,
+                },
             });
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(MemoryPlan {
@@ -145,6 +213,7 @@ impl MemoryPlan {
             mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes).sum(),
             widths,
             n_collective_floats,
+            step: budget.map(|budget| budget.step),
         })
     }
 
@@ -155,11 +224,20 @@ impl MemoryPlan {
         full.or_else(|| self.group_pages.first().copied()).unwrap_or(0) * PAGE_TOKENS
     }
 
-    /// Everything over all ranks; the mapped weights count once.
+    /// Everything over all ranks. Mapped weights count once; devices hold a copy each of their own.
     pub fn total_bytes(&self) -> u64 {
         let per_rank =
             |rank: &RankMemory| rank.kv_bytes + rank.workspace_bytes + rank.collective_bytes;
-        self.mapped_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
+        let weights_bytes = match self.step {
+            None => self.mapped_bytes,
+            Some(_) => self.ranks.iter().map(|rank| rank.weights_bytes).sum(),
+        };
+        weights_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
+    }
+
+    /// Of a rank.
+    pub(crate) fn caches(&self) -> CacheSizes<'_> {
+        CacheSizes { kv_dtype: self.kv_dtype, group_pages: &self.group_pages }
     }
 
     /// The scheduler's bounds.
@@ -204,7 +282,7 @@ impl Pools {
         spec: &ModelSpec,
         layout: &CacheLayout,
         config: &EngineConfig,
-        kv_dtype: KvDtype,
+        (kv_dtype, kv_default_max): (KvDtype, u64),
     ) -> Result<Pools, MemoryError> {
         let page_bytes: Vec<u64> = layout
             .groups
@@ -224,7 +302,7 @@ impl Pools {
             (pages, bytes * n_ranks)
         };
         let (all_pages, all_bytes) = sized(wanted, config.n_slots as f64);
-        let kv_bytes = config.kv_bytes.unwrap_or(all_bytes.min(KV_BYTES_DEFAULT_MAX));
+        let kv_bytes = config.kv_bytes.unwrap_or(all_bytes.min(kv_default_max));
         if all_bytes <= kv_bytes {
             return Ok(Pools {
                 pages: all_pages,

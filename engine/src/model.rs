@@ -3,7 +3,12 @@
 //! [`Network`] is the model, written once. What differs between the processor and a device is how
 //! a step's inputs get to it and its logits come out: `host` and `device`.
 
+mod device;
 mod host;
+mod inputs;
+mod logits;
+
+use std::ops::Range;
 
 use parallel::{Communicator, Rank};
 use scheduler::StepPlan;
@@ -11,14 +16,17 @@ use weights::{ModelSpec, RankWeights};
 
 use crate::batch::EmitPoint;
 use crate::blocks::{Block, Scratch, StepCx, Widths};
-use crate::cache::CacheLayout;
-use crate::device::{Array, Deferred, Element, Exec, Projection, Table, Vector};
-use crate::kernels::embed;
+use crate::cache::{CacheLayout, CacheSizes};
+use crate::device::{Array, Deferred, Element, Exec, Projection, Table, Vector, ViewMut};
 use crate::kernels::reduce_norm::Pending;
+use crate::kernels::{embed, linear};
+use crate::loading::{Placer, Unsupported, Use};
 use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;
 
+pub(crate) use device::{DeviceLogits, DeviceSteps, DeviceStepsConfig};
 use host::HostSteps;
+pub(crate) use inputs::{DeviceInputs, InputPlaces, InputSizes};
 
 /// Positions whose logits are computed at once: bounds the logits' memory when a prompt is scored.
 pub(crate) const N_LOGIT_ROWS: usize = 32;
@@ -44,6 +52,7 @@ pub(crate) struct Network {
 /// How a plan becomes inputs, and normalised states become logits.
 enum Steps {
     Host(HostSteps),
+    Device(DeviceSteps),
 }
 
 /// A step, and who runs it. `consume` gets the logits `[vocab]` of every position that emits, in
@@ -64,10 +73,29 @@ impl Model {
         rank: Rank,
     ) -> Model {
         let steps = HostSteps::new(spec, weights.head.matrix.n_rows, plan, rank);
+        let network = Network::new(spec, weights, plan.caches(), &mut Placer::Host);
         Model {
-            network: Network::host(spec, weights, plan),
+            network: network.expect("the processor takes every checkpoint"),
             scratch: Scratch::new(plan.widths, plan.n_tokens_per_step),
             steps: Steps::Host(steps),
+        }
+    }
+
+    /// Takes what was placed on a device, where its copies have arrived.
+    pub(crate) fn on_device(network: Network, scratch: Scratch, steps: DeviceSteps) -> Model {
+        Model { network, scratch, steps: Steps::Device(steps) }
+    }
+
+    /// Prepares what can be prepared of steps of decoding. All ranks do.
+    pub(crate) fn record(
+        &mut self,
+        exec: &mut Exec,
+        communicator: &mut Communicator,
+    ) -> Result<(), StepError> {
+        let Model { network, scratch, steps } = self;
+        match steps {
+            Steps::Host(_) => Ok(()),
+            Steps::Device(steps) => steps.record(network, scratch, exec, communicator),
         }
     }
 
@@ -76,34 +104,50 @@ impl Model {
         let Model { network, scratch, steps } = self;
         match steps {
             Steps::Host(steps) => steps.forward(network, scratch, run),
+            Steps::Device(steps) => steps.forward(network, scratch, run),
         }
     }
 }
 
 impl Network {
-    fn host(spec: &ModelSpec, weights: RankWeights, plan: &MemoryPlan) -> Network {
+    /// A rank's weights and caches, where `placer` puts them.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        weights: RankWeights,
+        caches: CacheSizes<'_>,
+        placer: &mut Placer,
+    ) -> Result<Network, Unsupported> {
         let layout = CacheLayout::new(spec);
-        let blocks = weights.blocks.into_iter().map(|block| {
+        let mut blocks = Vec::with_capacity(weights.blocks.len());
+        for block in weights.blocks {
             let group = layout.group_of(&spec.blocks[block.block_idx]);
-            Block::host(block, group, plan)
-        });
-        Network {
+            blocks.push(Block::new(block, group, caches, placer)?);
+        }
+        Ok(Network {
             norm_eps: spec.norm_eps,
             vocab_begin: weights.vocab_begin,
-            blocks: blocks.collect(),
-            final_norm: Vector::Host(weights.final_norm),
-            embedding: Table::Host(weights.embedding),
-            head: Projection::host(vec![weights.head]),
-        }
+            blocks,
+            final_norm: placer.vector(weights.final_norm),
+            embedding: placer.table(weights.embedding),
+            head: placer.projection(vec![weights.head], Use::Head)?,
+        })
     }
 
     /// From tokens to what the head projects: the normalised states of `rows`, or of every token,
     /// one below another in the scratch's `normed`.
     fn run(&mut self, cx: &mut StepCx<'_>, rows: Option<Array<'_, u32>>) -> Result<(), StepError> {
         let n_tokens = cx.n_tokens();
-        let out = cx.scratch.partial.view_mut(Element::Bf16, n_tokens, cx.scratch.hidden_size);
-        let (tokens, table, vocab_begin) = (cx.inputs.tokens(), &self.embedding, self.vocab_begin);
-        embed::embed(cx.exec, embed::Args { tokens, table, vocab_begin, out })?;
+        let hidden_size = cx.scratch.hidden_size;
+        let partial = cx.scratch.partial.first(n_tokens);
+        let out = partial.view_mut(Element::Bf16, n_tokens, hidden_size);
+        let args = embed::Args {
+            tokens: cx.inputs.tokens(),
+            last_tokens: cx.inputs.last_tokens(),
+            table: &self.embedding,
+            vocab_begin: self.vocab_begin,
+            out,
+        };
+        embed::embed(cx.exec, args)?;
         // Ranks hold parts of the vocabulary: what was looked up is the first partial result.
         cx.pending = Pending { scales: Deferred::Nothing, starts: true };
         for block in &mut self.blocks {
@@ -111,22 +155,56 @@ impl Network {
         }
         cx.normalise_rows(&self.final_norm, self.head.input(), rows)
     }
+
+    /// This rank's logits of the normalised states `range`.
+    fn project(
+        &self,
+        cx: &mut StepCx<'_>,
+        range: Range<usize>,
+        out: ViewMut<'_>,
+    ) -> Result<(), StepError> {
+        let (scratch, end) = (&*cx.scratch, range.end);
+        let element = Element::of_input(self.head.input());
+        linear::linear(
+            cx.exec,
+            linear::Args {
+                x: scratch.normed.view(element, end, scratch.hidden_size).rows(range.clone()),
+                x_scales: scratch.normed_scales.array(end).range(range),
+                weights: &self.head,
+                out,
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Vocabulary entries of this rank.
+    fn n_vocab_local(&self) -> usize {
+        self.head.n_rows()
+    }
+
+    /// Every projection.
+    pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
+        self.blocks.iter().flat_map(Block::projections).chain([&self.head])
+    }
 }
 
-/// The widths of one rank's widest sub-blocks: what [`Scratch`] is sized by.
-pub(crate) fn widths(spec: &ModelSpec, n_ranks: usize) -> Widths {
-    let mut widths = Widths { hidden: spec.hidden_size, wide: 0, inner: 0 };
+/// The widths of one rank's widest sub-blocks, as multiples of `multiple`: what [`Scratch`] is
+/// sized by.
+pub(crate) fn widths(spec: &ModelSpec, n_ranks: usize, multiple: usize) -> Widths {
+    let mut widths = Widths { hidden: spec.hidden_size, ..Widths::default() };
     for block in &spec.blocks {
         if let Some(attention) = block.attention() {
             let n_q_heads = attention.n_q_heads / n_ranks;
             let n_kv_heads = (attention.n_kv_heads / n_ranks).max(1);
             let columns = (n_q_heads + 2 * n_kv_heads) * attention.head_dim;
             widths.wide = widths.wide.max(columns);
+            widths.queries = widths.queries.max(n_q_heads * attention.head_dim);
             widths.inner = widths.inner.max(n_q_heads * attention.head_dim);
         }
         if let Some(weights::FfnSpec::SwiGlu { width }) = block.ffn {
-            widths.wide = widths.wide.max(2 * width / n_ranks);
-            widths.inner = widths.inner.max(width / n_ranks);
+            let width = (width / n_ranks).next_multiple_of(multiple);
+            widths.wide = widths.wide.max(2 * width);
+            widths.inner = widths.inner.max(width);
         }
     }
     widths

@@ -94,9 +94,10 @@ pub enum StepError {
 
 /// A rank that runs the model.
 pub(crate) struct ModelWorker {
+    /// Goes first: it uses the device until it is gone.
+    pub(crate) communicator: Communicator,
     pub(crate) model: Model,
     pub(crate) exec: Exec,
-    pub(crate) communicator: Communicator,
     /// Rank 0 samples for all.
     pub(crate) sampler: Option<Sampler>,
 }

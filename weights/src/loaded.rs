@@ -83,6 +83,16 @@ pub enum InputScale {
     PerToken,
 }
 
+impl InputScale {
+    /// Whether the input becomes e4m3.
+    pub fn quantizes(self) -> bool {
+        match self {
+            InputScale::None => false,
+            InputScale::Static(_) | InputScale::PerToken => true,
+        }
+    }
+}
+
 /// A projection `y = x · Wᵀ`: `W` is `[outputs, inputs]`.
 #[derive(Clone, Debug)]
 pub struct LinearWeights {

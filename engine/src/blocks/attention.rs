@@ -4,10 +4,11 @@ use scheduler::GroupIdx;
 use weights::{AttentionSpec, AttentionWeights};
 
 use super::StepCx;
-use crate::cache::PAGE_TOKENS;
-use crate::device::{Deferred, Element, KvRegion, Projection, Vector};
+use crate::cache::{CacheSizes, PAGE_TOKENS};
+use crate::device::{Deferred, Element, KvRegion, KvShape, Projection, Vector};
+use crate::kernels::quantize::Magnitudes;
 use crate::kernels::{attention, rope_kv};
-use crate::memory_plan::MemoryPlan;
+use crate::loading::{Placer, Unsupported, Use};
 use crate::rank::StepError;
 
 /// `h += o(attend(rope(q(x)), rope(k(x)), v(x)))` with `x = rmsnorm(h)`.
@@ -25,33 +26,39 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    pub(crate) fn host(weights: AttentionWeights, group: GroupIdx, plan: &MemoryPlan) -> Attention {
+    pub(crate) fn new(
+        weights: AttentionWeights,
+        group: GroupIdx,
+        caches: CacheSizes<'_>,
+        placer: &mut Placer,
+    ) -> Result<Attention, Unsupported> {
         let AttentionWeights { share, norm, q, k, v, o, k_scale, v_scale, .. } = weights;
-        let cache = KvRegion::new(
-            plan.kv_dtype,
-            plan.group_pages[group.idx()],
-            PAGE_TOKENS,
-            share.n_kv_heads,
-            share.head_dim,
-        );
-        Attention {
-            norm: Vector::Host(norm),
+        let shape = KvShape {
+            dtype: caches.kv_dtype,
+            n_pages: caches.group_pages[group.idx()],
+            page_tokens: PAGE_TOKENS,
+            n_kv_heads: share.n_kv_heads,
+            head_dim: share.head_dim,
+        };
+        let n_cols = o.matrix.n_cols;
+        Ok(Attention {
+            norm: placer.vector(norm),
             // The loader gives q, k and v one input scale: they share this tensor.
-            qkv: Projection::host(vec![q, k, v]),
-            o: Projection::host(vec![o]),
+            qkv: placer.projection(vec![q, k, v], Use::First)?,
+            o: placer.projection(vec![o], Use::Second { n_cols, col_begin: 0 })?,
             share,
             k_scale,
             v_scale,
-            cache,
+            cache: placer.cache(shape),
             group,
-        }
+        })
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
         cx.normalise(&self.norm, self.qkv.input())?;
         let scales = cx.project_normed(&self.qkv)?;
         self.attend(cx, scales)?;
-        cx.project_inner(&self.o)
+        cx.project_inner(&self.o, Magnitudes::Unknown)
     }
 
     /// Rotates, writes the cache, attends into `inner`.

@@ -6,6 +6,7 @@ use weights::ReplacementWeights;
 use super::StepCx;
 use crate::device::{Element, Projection, Vector};
 use crate::kernels::linear;
+use crate::loading::{Placer, Unsupported, Use};
 use crate::rank::StepError;
 
 /// `h += W · rmsnorm(h)`.
@@ -17,12 +18,18 @@ pub(crate) struct Replacement {
 }
 
 impl Replacement {
-    pub(crate) fn host(weights: ReplacementWeights) -> Replacement {
-        Replacement {
-            norm: Vector::Host(weights.norm),
-            projection: Projection::host(vec![weights.projection]),
-            col_begin: weights.col_begin,
-        }
+    /// On a device the product takes the whole row, of which other ranks' columns weigh nothing:
+    /// its rows then begin where products want them to. No published model has such a sub-block.
+    pub(crate) fn new(
+        weights: ReplacementWeights,
+        placer: &mut Placer,
+    ) -> Result<Replacement, Unsupported> {
+        let ReplacementWeights { norm, projection, col_begin } = weights;
+        let (n_cols, n_stored) = (norm.len(), projection.matrix.n_cols);
+        let norm = placer.vector(norm);
+        let projection = placer.projection(vec![projection], Use::Second { n_cols, col_begin })?;
+        let col_begin = if projection.n_cols() == n_stored { col_begin } else { 0 };
+        Ok(Replacement { norm, projection, col_begin })
     }
 
     /// Every rank normalises the whole row, so a per-token scale needs no exchange: only the
@@ -40,7 +47,7 @@ impl Replacement {
                 x: scratch.normed.view(element, n_tokens, hidden_size).columns(columns),
                 x_scales: scratch.normed_scales.array(n_tokens),
                 weights: &self.projection,
-                out: scratch.partial.view_mut(Element::Bf16, n_tokens, hidden_size),
+                out: scratch.partial.next(n_tokens).view_mut(Element::Bf16, n_tokens, hidden_size),
             },
         )?;
         Ok(())

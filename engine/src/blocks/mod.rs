@@ -15,14 +15,16 @@ use weights::{BlockWeights, FfnWeights, InputScale, MixerWeights};
 
 pub(crate) use attention::Attention;
 pub(crate) use linear::Replacement;
-pub(crate) use scratch::{Scratch, Widths};
+pub(crate) use scratch::{DeviceScratch, Scratch, Widths};
 pub(crate) use swiglu::SwiGlu;
 
 use crate::batch::Inputs;
+use crate::cache::CacheSizes;
 use crate::device::{Array, Deferred, Element, Exec, Projection, Vector};
+use crate::kernels::quantize::Magnitudes;
 use crate::kernels::reduce_norm::{self, Pending};
 use crate::kernels::{linear as projection, quantize};
-use crate::memory_plan::MemoryPlan;
+use crate::loading::{Placer, Unsupported};
 use crate::rank::StepError;
 
 /// A block with at least one sub-block.
@@ -56,20 +58,46 @@ pub(crate) struct StepCx<'a> {
 }
 
 impl Block {
-    /// A rank's share on the processor, in the mapped files; `group` of its cache, if it has one.
-    pub(crate) fn host(weights: BlockWeights, group: Option<GroupIdx>, plan: &MemoryPlan) -> Block {
-        let mixer = weights.mixer.map(|mixer| match mixer {
-            MixerWeights::Attention(weights) => {
+    /// A rank's share, where `placer` puts it; `group` is that of its cache, if it has one.
+    pub(crate) fn new(
+        weights: BlockWeights,
+        group: Option<GroupIdx>,
+        caches: CacheSizes<'_>,
+        placer: &mut Placer,
+    ) -> Result<Block, Unsupported> {
+        let mixer = match weights.mixer {
+            None => None,
+            Some(MixerWeights::Attention(weights)) => {
                 let group = group.expect("a block with attention has a cache");
-                Mixer::Attention(Attention::host(weights, group, plan))
+                Some(Mixer::Attention(Attention::new(weights, group, caches, placer)?))
             }
-            MixerWeights::Linear(weights) => Mixer::Linear(Replacement::host(weights)),
-        });
-        let ffn = weights.ffn.map(|ffn| match ffn {
-            FfnWeights::SwiGlu(weights) => Ffn::SwiGlu(SwiGlu::host(weights)),
-            FfnWeights::Linear(weights) => Ffn::Linear(Replacement::host(weights)),
-        });
-        Block { mixer, ffn }
+            Some(MixerWeights::Linear(weights)) => {
+                Some(Mixer::Linear(Replacement::new(weights, placer)?))
+            }
+        };
+        let ffn = match weights.ffn {
+            None => None,
+            Some(FfnWeights::SwiGlu(weights)) => Some(Ffn::SwiGlu(SwiGlu::new(weights, placer)?)),
+            Some(FfnWeights::Linear(weights)) => {
+                Some(Ffn::Linear(Replacement::new(weights, placer)?))
+            }
+        };
+        Ok(Block { mixer, ffn })
+    }
+
+    /// Its projections.
+    pub(crate) fn projections(&self) -> impl Iterator<Item = &Projection> {
+        let mixer: [Option<&Projection>; 2] = match &self.mixer {
+            Some(Mixer::Attention(attention)) => [Some(&attention.qkv), Some(&attention.o)],
+            Some(Mixer::Linear(replacement)) => [Some(&replacement.projection), None],
+            None => [None; 2],
+        };
+        let ffn = match &self.ffn {
+            Some(Ffn::SwiGlu(swiglu)) => [Some(&swiglu.gate_up), Some(&swiglu.down)],
+            Some(Ffn::Linear(replacement)) => [Some(&replacement.projection), None],
+            None => [None; 2],
+        };
+        mixer.into_iter().chain(ffn).flatten()
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
@@ -113,7 +141,11 @@ impl StepCx<'_> {
             self.exec,
             reduce_norm::Args {
                 communicator: self.communicator,
-                partial: scratch.partial.view_mut(Element::Bf16, n_tokens, hidden_size),
+                partial: scratch.partial.current(n_tokens).view_mut(
+                    Element::Bf16,
+                    n_tokens,
+                    hidden_size,
+                ),
                 pending: std::mem::take(&mut self.pending),
                 residual: scratch.residual.view_mut(Element::F32, n_tokens, hidden_size),
                 weight: norm.as_array(),
@@ -143,7 +175,11 @@ impl StepCx<'_> {
     }
 
     /// Projects `inner`, this rank's share of the columns, into the pending partial result.
-    pub(crate) fn project_inner(&mut self, weights: &Projection) -> Result<(), StepError> {
+    pub(crate) fn project_inner(
+        &mut self,
+        weights: &Projection,
+        magnitudes: Magnitudes,
+    ) -> Result<(), StepError> {
         let n_tokens = self.n_tokens();
         let (input, n_cols) = (weights.input(), weights.n_cols());
         let element = Element::of_input(input);
@@ -153,6 +189,7 @@ impl StepCx<'_> {
                 x: inner.view_mut(Element::Bf16, n_tokens, n_cols),
                 out: inner_quantized.as_mut().map(|out| out.view_mut(element, n_tokens, n_cols)),
                 input,
+                magnitudes,
                 scales: inner_scales.array_mut(n_tokens),
             };
             quantize::quantize_cut(self.exec, self.communicator, args)?;
@@ -164,7 +201,7 @@ impl StepCx<'_> {
                 x: quantized.unwrap_or(inner).view(element, n_tokens, n_cols),
                 x_scales: inner_scales.array(n_tokens),
                 weights,
-                out: partial.view_mut(Element::Bf16, n_tokens, weights.n_rows()),
+                out: partial.next(n_tokens).view_mut(Element::Bf16, n_tokens, weights.n_rows()),
             },
         )?;
         Ok(())

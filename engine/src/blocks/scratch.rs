@@ -2,7 +2,8 @@
 
 use weights::InputScale;
 
-use crate::device::{ArrayMut, Buffer, Element, Projection, View, ViewMut};
+use crate::device::{ArrayMut, Buffer, DevicePtr, Element, Projection, View, ViewMut};
+use crate::loading::Carve;
 
 /// What sub-blocks write and read within a step. A device stores the residual stream as f32, a
 /// projection's input as e4m3 where it is quantized, everything else as bf16.
@@ -25,7 +26,49 @@ pub(crate) struct Scratch {
     /// A factor per token of `inner`.
     pub(crate) inner_scales: Buffer,
     /// A sub-block's result on this rank, `[n_tokens, hidden]`.
-    pub(crate) partial: Buffer,
+    pub(crate) partial: Partials,
+}
+
+/// Where partial results lie. Those that other ranks' kernels read take turns: what was read at one
+/// meeting of the ranks may be written again after the next. A step's first has a place of its own,
+/// so that no count of sub-blocks lets two steps meet in one.
+pub(crate) struct Partials {
+    /// For any number of tokens.
+    any: Buffer,
+    shared: Option<SharedPartials>,
+}
+
+struct SharedPartials {
+    /// The first of a step, and the two that follow in turn.
+    buffers: [Buffer; 3],
+    n_tokens_max: usize,
+    turn: usize,
+}
+
+impl Partials {
+    /// The place of a step's first.
+    pub(crate) fn first(&mut self, n_tokens: usize) -> &mut Buffer {
+        if let Some(shared) = &mut self.shared {
+            shared.turn = 0;
+        }
+        self.current(n_tokens)
+    }
+
+    /// The place of the one after the current one.
+    pub(crate) fn next(&mut self, n_tokens: usize) -> &mut Buffer {
+        if let Some(shared) = &mut self.shared {
+            shared.turn = if shared.turn == 1 { 2 } else { 1 };
+        }
+        self.current(n_tokens)
+    }
+
+    /// The place of what was last asked for.
+    pub(crate) fn current(&mut self, n_tokens: usize) -> &mut Buffer {
+        match &mut self.shared {
+            Some(shared) if n_tokens <= shared.n_tokens_max => &mut shared.buffers[shared.turn],
+            _ => &mut self.any,
+        }
+    }
 }
 
 /// Where a kernel puts the second projection's input.
@@ -42,8 +85,22 @@ pub(crate) struct Widths {
     pub(crate) hidden: usize,
     /// Columns of the widest first projection (q, k, v together; gate and up together).
     pub(crate) wide: usize,
+    /// Columns of the widest queries.
+    pub(crate) queries: usize,
     /// Columns of the widest second projection's input.
     pub(crate) inner: usize,
+}
+
+/// What a device's [`Scratch`] needs to know besides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceScratch {
+    pub(crate) widths: Widths,
+    pub(crate) n_tokens: usize,
+    /// Whether some second projection's input is quantized token by token.
+    pub(crate) quantizes_inner: bool,
+    /// Where partial results of up to `n_shared_tokens` tokens lie that others read.
+    pub(crate) shared_partials: Option<[DevicePtr; 3]>,
+    pub(crate) n_shared_tokens: usize,
 }
 
 impl Scratch {
@@ -58,7 +115,34 @@ impl Scratch {
             inner: Buffer::host(n_tokens * widths.inner),
             inner_quantized: None,
             inner_scales: Buffer::host(n_tokens),
-            partial: Buffer::host(n_tokens * widths.hidden),
+            partial: Partials { any: Buffer::host(n_tokens * widths.hidden), shared: None },
+        }
+    }
+
+    /// The same on a device.
+    pub(crate) fn on_device(config: DeviceScratch, carve: &mut Carve) -> Scratch {
+        let DeviceScratch { widths, n_tokens, n_shared_tokens, .. } = config;
+        let mut buffer = |element: Element, n_cols: usize| {
+            let n_bytes = n_tokens * n_cols * element.n_bytes();
+            Buffer::Device { first: carve.take(n_bytes), n_bytes }
+        };
+        let n_shared_bytes = n_shared_tokens * widths.hidden * Element::Bf16.n_bytes();
+        let shared = config.shared_partials.map(|addresses| SharedPartials {
+            buffers: addresses.map(|first| Buffer::Device { first, n_bytes: n_shared_bytes }),
+            n_tokens_max: n_shared_tokens,
+            turn: 0,
+        });
+        Scratch {
+            hidden_size: widths.hidden,
+            residual: buffer(Element::F32, widths.hidden),
+            normed: buffer(Element::Bf16, widths.hidden),
+            normed_scales: buffer(Element::F32, 1),
+            wide: buffer(Element::Bf16, widths.wide),
+            rotated: Some(buffer(Element::Bf16, widths.queries)),
+            inner: buffer(Element::Bf16, widths.inner),
+            inner_quantized: config.quantizes_inner.then(|| buffer(Element::F8, widths.inner)),
+            inner_scales: buffer(Element::F32, 1),
+            partial: Partials { any: buffer(Element::Bf16, widths.hidden), shared },
         }
     }
 

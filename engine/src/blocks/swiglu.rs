@@ -1,10 +1,12 @@
 //! The feed-forward network of one block on one rank: this rank's slice of its width.
 
-use weights::SwiGluWeights;
+use weights::{InputScale, SwiGluWeights};
 
 use super::StepCx;
 use crate::device::{Projection, Vector};
+use crate::kernels::quantize::Magnitudes;
 use crate::kernels::swiglu;
+use crate::loading::{Placer, Unsupported, Use};
 use crate::rank::StepError;
 
 /// `h += down(silu(gate(x)) * up(x))` with `x = rmsnorm(h)` (Shazeer, arXiv 2002.05202).
@@ -16,20 +18,28 @@ pub(crate) struct SwiGlu {
 }
 
 impl SwiGlu {
-    pub(crate) fn host(weights: SwiGluWeights) -> SwiGlu {
+    pub(crate) fn new(weights: SwiGluWeights, placer: &mut Placer) -> Result<SwiGlu, Unsupported> {
         let SwiGluWeights { norm, gate, up, down } = weights;
-        SwiGlu {
-            norm: Vector::Host(norm),
-            // The loader gives gate and up one input scale: they share this tensor.
-            gate_up: Projection::host(vec![gate, up]),
-            down: Projection::host(vec![down]),
-        }
+        let n_parts = 2;
+        // The loader gives gate and up one input scale: they share this tensor.
+        let gate_up = placer.projection(vec![gate, up], Use::First)?;
+        // As wide as the gate is where it lies: what was added to it meets added zeroes.
+        let n_cols = gate_up.n_rows() / n_parts;
+        Ok(SwiGlu {
+            norm: placer.vector(norm),
+            gate_up,
+            down: placer.projection(vec![down], Use::Second { n_cols, col_begin: 0 })?,
+        })
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
         let n_tokens = cx.n_tokens();
         cx.normalise(&self.norm, self.gate_up.input())?;
         let scales = cx.project_normed(&self.gate_up)?;
+        let magnitudes = match self.down.input() {
+            InputScale::PerToken => Magnitudes::Found,
+            InputScale::None | InputScale::Static(_) => Magnitudes::Unknown,
+        };
         let (gate_up, _, inner) =
             cx.scratch.wide_and_inner(n_tokens, self.gate_up.n_rows(), &self.down);
         swiglu::swiglu(
@@ -38,10 +48,11 @@ impl SwiGlu {
                 gate_up,
                 scales,
                 input: inner.input,
+                magnitudes,
                 out: inner.out,
                 out_scales: inner.scales,
             },
         )?;
-        cx.project_inner(&self.down)
+        cx.project_inner(&self.down, magnitudes)
     }
 }

@@ -8,6 +8,7 @@ mod buffer;
 mod cpu;
 pub mod cuda;
 mod error;
+mod gpu;
 mod host_view;
 mod kv;
 mod projection;
@@ -21,6 +22,7 @@ pub use cpu::CpuExec;
 pub(crate) use cpu::{Grid, Tile};
 pub use cuda::{CudaExec, DevicePtr};
 pub use error::DeviceError;
+pub use gpu::{Gpu, SharedMemory};
 pub use host_view::{HostView, HostViewMut};
 pub use kv::{DevicePages, KvLocation, KvRegion, KvShape};
 pub(crate) use kv::{KvPlace, Scaled};
@@ -35,4 +37,6 @@ pub use view::{Array, ArrayMut, DeviceArray, DeviceView, Element, View, ViewMut}
 pub enum Exec {
     /// Cores of this machine.
     Cpu(CpuExec),
+    /// A GPU.
+    Cuda(Gpu),
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use weights::{InputScale, LinearWeights, Matrix};
 
+use super::cuda::ProductShape;
 use super::{Array, DeviceArray, DevicePtr, DeviceView};
 
 /// Parts of a [`Projection`] at most: q, k and v.
@@ -28,13 +29,17 @@ pub struct DeviceProjection {
     pub input_scale: DevicePtr,
     /// One f32: the factor of the weights that the GEMM applies.
     pub weight_scale: DevicePtr,
-    /// Factors that the consumer of the output applies instead.
-    pub deferred: Option<WeightFactors>,
+    /// What the GEMM computes, and whether it applies the two.
+    pub shape: ProductShape,
+    /// Factors that the consumer of the output applies.
+    pub deferred: WeightFactors,
 }
 
 /// Factors of a projection's outputs; a static input's factor is in them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum WeightFactors {
+    /// There are none.
+    None,
     /// One for each part.
     PerPart([f32; N_PARTS_MAX]),
     /// One f32 for each of the N outputs.

@@ -106,6 +106,7 @@ impl From<Deferred> for Factors {
             Deferred::Nothing => Factors { parts: [1.0; N_PARTS_MAX], columns: none, tokens: none },
             Deferred::Scales { weights, tokens } => {
                 let (parts, columns) = match weights {
+                    WeightFactors::None => ([1.0; N_PARTS_MAX], none),
                     WeightFactors::PerPart(parts) => (parts, none),
                     WeightFactors::PerRow(columns) => ([1.0; N_PARTS_MAX], columns),
                 };

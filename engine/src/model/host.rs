@@ -1,16 +1,16 @@
 //! Steps on the processor: a plan laid out for its kernels, logits in this machine's memory.
 
-use parallel::{Communicator, Rank};
+use parallel::Rank;
 use scheduler::GroupIdx;
 use weights::ModelSpec;
 
+use super::logits::Logits;
 use super::{N_LOGIT_ROWS, Network, StepRun};
 use crate::batch::{Batch, Inputs};
 use crate::blocks::{Scratch, StepCx};
 use crate::cache::{CacheLayout, PageTables};
-use crate::device::{Aligned, Element, Projection, RopeAngles, RopeFrequencies, ViewMut};
+use crate::device::{RopeAngles, RopeFrequencies, ViewMut};
 use crate::kernels::attention::AttentionRow;
-use crate::kernels::linear;
 use crate::kernels::reduce_norm::Pending;
 use crate::memory_plan::MemoryPlan;
 use crate::rank::StepError;
@@ -24,15 +24,6 @@ pub(super) struct HostSteps {
     rows: Vec<Vec<AttentionRow<'static>>>,
     angles: RopeAngles,
     logits: Logits,
-}
-
-/// Memory for [`N_LOGIT_ROWS`] positions.
-struct Logits {
-    vocab_size: usize,
-    /// This rank's vocabulary entries, `[N_LOGIT_ROWS, n_local]`.
-    local: Aligned,
-    /// All of them, `[N_LOGIT_ROWS, vocab]`; only rank 0 of several has it.
-    gathered: Vec<f32>,
 }
 
 impl HostSteps {
@@ -78,7 +69,10 @@ impl HostSteps {
         network.run(&mut cx, inputs.emitting())?;
         for (chunk_idx, points) in self.batch.emits.chunks(N_LOGIT_ROWS).enumerate() {
             let first = chunk_idx * N_LOGIT_ROWS;
-            self.logits.compute(&mut cx, &network.head, (first, points.len()))?;
+            let (n_rows, n_local) = (points.len(), network.n_vocab_local());
+            let out = ViewMut::new(self.logits.local_mut(n_rows), n_rows, n_local);
+            network.project(&mut cx, first..first + n_rows, out)?;
+            self.logits.gather(cx.communicator, n_rows)?;
             for (row_idx, point) in points.iter().enumerate() {
                 if let Some(logits) = self.logits.row(cx.communicator, row_idx) {
                     consume(point, logits);
@@ -87,71 +81,6 @@ impl HostSteps {
         }
         self.rows = emptied(rows);
         Ok(())
-    }
-}
-
-impl Logits {
-    fn new(spec: &ModelSpec, n_local: usize, n_ranks: usize, rank: Rank) -> Logits {
-        let gathers = n_ranks > 1 && rank.idx() == 0;
-        Logits {
-            vocab_size: spec.vocab_size,
-            local: Aligned::new(N_LOGIT_ROWS * n_local),
-            gathered: vec![0.0; if gathers { N_LOGIT_ROWS * spec.vocab_size } else { 0 }],
-        }
-    }
-
-    /// The head for `n_rows` normalised states from `first` on.
-    fn compute(
-        &mut self,
-        cx: &mut StepCx<'_>,
-        head: &Projection,
-        (first, n_rows): (usize, usize),
-    ) -> Result<(), StepError> {
-        let (scratch, n_local) = (&*cx.scratch, head.n_rows());
-        let end = first + n_rows;
-        let element = Element::of_input(head.input());
-        linear::linear(
-            cx.exec,
-            linear::Args {
-                x: scratch.normed.view(element, end, scratch.hidden_size).rows(first..end),
-                x_scales: scratch.normed_scales.array(end).range(first..end),
-                weights: head,
-                out: ViewMut::new(&mut self.local[..n_rows * n_local], n_rows, n_local),
-            },
-        )?;
-        self.gather(cx.communicator, n_rows)
-    }
-
-    /// Puts every rank's vocabulary entries side by side on rank 0.
-    fn gather(&mut self, communicator: &mut Communicator, n_rows: usize) -> Result<(), StepError> {
-        if matches!(communicator, Communicator::Solo) {
-            return Ok(());
-        }
-        let n_local = self.local.len() / N_LOGIT_ROWS;
-        let (gathered, vocab_size) = (&mut self.gathered, self.vocab_size);
-        let mut begin = 0;
-        communicator.all_gather(&self.local[..n_rows * n_local], &mut |_, theirs| {
-            let n_theirs = theirs.len() / n_rows;
-            if n_theirs > 0 && !gathered.is_empty() {
-                for (row_idx, row) in theirs.chunks_exact(n_theirs).enumerate() {
-                    let at = row_idx * vocab_size + begin;
-                    gathered[at..at + n_theirs].copy_from_slice(row);
-                }
-            }
-            begin += n_theirs;
-        })?;
-        assert_eq!(begin, vocab_size, "the ranks' vocabulary entries make up the whole");
-        Ok(())
-    }
-
-    /// The whole row of logits, where this rank has it.
-    fn row(&self, communicator: &Communicator, row_idx: usize) -> Option<&[f32]> {
-        let whole = match communicator {
-            Communicator::Solo => &*self.local,
-            _ if self.gathered.is_empty() => return None,
-            _ => &self.gathered,
-        };
-        Some(&whole[row_idx * self.vocab_size..(row_idx + 1) * self.vocab_size])
     }
 }
 

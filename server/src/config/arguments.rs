@@ -215,11 +215,11 @@ struct DeviceArguments {
     kv_dtype: KvType,
 
     /// Memory for the KV cache over all ranks, such as 512MiB, 2GB or 1.5GiB [default: what
-    /// --max-seqs sequences of full length need, at most 4GiB]
+    /// --max-seqs sequences of full length need, at most 4GiB, or on GPUs what they have left]
     #[arg(long, value_name = "SIZE", help_heading = "Memory")]
     kv_memory: Option<ByteSize>,
 
-    /// What to run on
+    /// What to run on: this machine's processor, or its H100s, one a rank
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Device")]
     device: Device,
 
@@ -249,6 +249,7 @@ enum Switch {
 #[derive(Clone, Copy, ValueEnum)]
 enum Device {
     Cpu,
+    Cuda,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -283,6 +284,7 @@ impl DeviceArguments {
         EngineConfig {
             device: match self.device {
                 Device::Cpu => DeviceKind::Cpu,
+                Device::Cuda => DeviceKind::Cuda,
             },
             n_ranks: self.tp,
             n_threads: self.threads,

@@ -45,6 +45,18 @@ pub struct CudaExec {
     context: Rc<Context>,
 }
 
+/// Free and total bytes of device `ordinal`, before anybody opens it for good.
+///
+/// # Errors
+/// As [`CudaExec::open`].
+pub fn memory_bytes(ordinal: usize) -> Result<(usize, usize), DeviceError> {
+    // On a thread of its own: opening makes the device current where it happens.
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| Context::open(ordinal)?.memory_bytes());
+        asked.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 impl CudaExec {
     /// Opens device `ordinal` on this thread and loads the kernels.
     ///

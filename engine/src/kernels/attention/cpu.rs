@@ -13,7 +13,7 @@ use super::{Args, AttentionRow, Rows};
 
 pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
     let Args { q, rows, share, k_scale, v_scale, cache, input, out, out_scales } = args;
-    let Rows::Host(rows) = rows;
+    let Rows::Host(rows) = rows else { panic!("rows for a kernel of the device") };
     let (q, mut out) = (q.host(), out.host());
     let head_dim = share.head_dim;
     let group = share.n_q_heads / share.n_kv_heads;

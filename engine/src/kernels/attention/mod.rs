@@ -6,7 +6,8 @@ pub mod cuda;
 use scheduler::PageId;
 use weights::{AttentionSpec, InputScale};
 
-use crate::device::{ArrayMut, DeviceError, Exec, KvRegion, View, ViewMut};
+use super::rope_kv::DeviceTables;
+use crate::device::{ArrayMut, DeviceError, DevicePtr, Exec, Gpu, KvRegion, View, ViewMut};
 
 /// `out[t][h] = Σ_j softmax_j(q[t][h] · k[j] / sqrt(head_dim)) · v[j]` over the positions j that
 /// the token sees: its own and those before it, as far back as the window goes. Query head h reads
@@ -41,6 +42,27 @@ pub struct Args<'a> {
 pub enum Rows<'a> {
     /// With their pages.
     Host(&'a [AttentionRow<'a>]),
+    /// On a device.
+    Device(DeviceRows<'a>),
+}
+
+/// A step's rows on a device: those of one token and all others have kernels of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceRows<'a> {
+    /// `[n_decode]` of [`cuda::DeviceRow`].
+    pub decode: DevicePtr,
+    /// Rows of one token, padding among them.
+    pub n_decode: usize,
+    /// `[n]` of [`cuda::DeviceRow`].
+    pub prefill: DevicePtr,
+    /// `[n]`: tokens of each.
+    pub prefill_lengths: &'a [usize],
+    /// Of the block's cache group.
+    pub tables: DeviceTables,
+    /// Positions that a sequence may have.
+    pub n_context: usize,
+    /// What decode adds its parts up in.
+    pub workspace: cuda::Workspace,
 }
 
 /// One sequence's share of the tokens.
@@ -61,12 +83,49 @@ pub struct AttentionRow<'a> {
 pub fn attention(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
     args.check();
     match exec {
-        Exec::Cpu(cpu) => cpu::attention(cpu, args),
+        Exec::Cpu(cpu) => {
+            cpu::attention(cpu, args);
+            Ok(())
+        }
+        Exec::Cuda(gpu) => args.launch(gpu),
     }
-    Ok(())
 }
 
 impl Args<'_> {
+    fn launch(self, gpu: &Gpu) -> Result<(), DeviceError> {
+        let Rows::Device(rows) = self.rows else { panic!("rows for a kernel of the host") };
+        let (q, out, pages) = (self.q.device(), self.out.device(), self.cache.device());
+        let decode = cuda::Launch {
+            share: self.share,
+            q: q.first,
+            q_stride: q.stride,
+            keys: pages.keys,
+            values: pages.values,
+            kv_dtype: self.cache.shape().dtype,
+            k_scale: self.k_scale,
+            v_scale: self.v_scale,
+            tables: rows.tables.first,
+            n_table_entries: rows.tables.n_entries,
+            rows: rows.decode,
+            n_rows: rows.n_decode,
+            out: out.first,
+            out_stride: out.stride,
+            out_scale: match self.input {
+                InputScale::Static(scale) => Some(scale),
+                InputScale::None | InputScale::PerToken => None,
+            },
+        };
+        let n_prefill = rows.prefill_lengths.len();
+        let prefill = cuda::Launch { rows: rows.prefill, n_rows: n_prefill, ..decode.clone() };
+        let n_tiles = cuda::n_tiles(self.share, rows.prefill_lengths.iter().copied());
+        // SAFETY: the views are of this step and inside the rank's arena; rows, tables and pages
+        // are what the plan says, which the scheduler keeps within the pools.
+        unsafe {
+            cuda::decode(&gpu.exec, &decode, rows.workspace, rows.n_context)?;
+            cuda::prefill(&gpu.exec, &prefill, n_tiles)
+        }
+    }
+
     fn check(&self) {
         let AttentionSpec { n_q_heads, n_kv_heads, head_dim, window } = *self.share;
         assert!(n_q_heads > 0 && n_q_heads.is_multiple_of(n_kv_heads), "{:?}", self.share);
@@ -80,6 +139,7 @@ impl Args<'_> {
         assert_eq!(self.out_scales.len(), shape.0, "out_scales is [T]");
         match self.rows {
             Rows::Host(rows) => self.check_rows(rows),
+            Rows::Device(_) => {}
         }
     }
 

@@ -6,7 +6,7 @@ use crate::device::{CpuExec, Grid, Table};
 use super::Args;
 
 pub(super) fn embed(exec: &CpuExec, args: Args<'_>) {
-    let Args { tokens, table, vocab_begin, out } = args;
+    let Args { tokens, table, vocab_begin, out, .. } = args;
     let (tokens, out) = (tokens.host(), out.host());
     let Table::Host(table) = table else { panic!("{table:?} for a kernel of the host") };
     let simd = exec.simd();

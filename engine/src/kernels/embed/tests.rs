@@ -4,7 +4,7 @@ use scheduler::TokenId;
 use weights::Dtype;
 
 use super::{Args, embed};
-use crate::device::{Array, Table, ViewMut};
+use crate::device::{Array, DevicePtr, Table, ViewMut};
 use crate::kernels::testing::{Rng, StoredMatrix, everywhere};
 
 #[test]
@@ -26,6 +26,7 @@ fn rows_are_copied_and_strangers_are_zero() {
                     tokens: Array::Host(&tokens),
                     table: &Table::Host(table.matrix.clone()),
                     vocab_begin,
+                    last_tokens: DevicePtr::NULL,
                     out: view,
                 };
                 embed(exec, args).expect("it runs");
@@ -56,6 +57,7 @@ fn nan_entries_stay_nan() {
                 tokens: Array::Host(&[TokenId(0)]),
                 table: &Table::Host(table.matrix.clone()),
                 vocab_begin: 0,
+                last_tokens: DevicePtr::NULL,
                 out: view,
             };
             embed(exec, args).expect("it runs");

@@ -5,7 +5,10 @@ pub mod cuda;
 
 use weights::{InputScale, WeightScale};
 
-use crate::device::{Array, Deferred, DeviceError, Exec, Projection, View, ViewMut};
+use crate::device::cuda::Operands;
+use crate::device::{
+    Array, Deferred, DeviceError, Exec, Gpu, Projection, View, ViewMut, WeightFactors,
+};
 
 /// `out[t][n] = (Σ_k x[t][k] · w[n][k]) · weight_scale[n] · x_scales[t]`, but for the factors that
 /// the launcher gives back as [`Deferred`].
@@ -33,10 +36,32 @@ pub fn linear(exec: &mut Exec, args: Args<'_>) -> Result<Deferred, DeviceError> 
             cpu::linear(cpu, args);
             Ok(Deferred::Nothing)
         }
+        Exec::Cuda(gpu) => args.launch(gpu),
     }
 }
 
 impl Args<'_> {
+    fn launch(self, gpu: &mut Gpu) -> Result<Deferred, DeviceError> {
+        let weights = self.weights.device.expect("weights of a device");
+        let (x, out) = (self.x.device(), self.out.device());
+        assert_eq!((x.stride, out.stride), (x.n_cols, out.n_cols), "rows follow without gaps");
+        let operands = Operands {
+            x: x.first,
+            weights: weights.matrix.first,
+            out: out.first,
+            scales: weights.shape.is_scaled.then_some((weights.weight_scale, weights.input_scale)),
+        };
+        gpu.gemms.plan(&gpu.exec, weights.shape)?.run(&gpu.exec, operands, x.n_rows)?;
+        let tokens = match self.weights.input() {
+            InputScale::PerToken => Some(self.x_scales.device()),
+            InputScale::None | InputScale::Static(_) => None,
+        };
+        Ok(match (weights.deferred, tokens) {
+            (WeightFactors::None, None) => Deferred::Nothing,
+            (weights, tokens) => Deferred::Scales { weights, tokens },
+        })
+    }
+
     fn check(&self) {
         let n_tokens = self.x.n_rows();
         assert_eq!(self.x.n_cols(), self.weights.n_cols(), "x is [T, K], weights are [N, K]");

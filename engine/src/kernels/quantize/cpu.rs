@@ -11,7 +11,7 @@ use super::{Args, KnownArgs, MagnitudeArgs};
 const E4M3_MAX: f32 = 448.0;
 
 pub(super) fn quantize(exec: &CpuExec, args: Args<'_>) {
-    let Args { x, out, input, scales } = args;
+    let Args { x, out, input, scales, .. } = args;
     assert!(out.is_none(), "the host quantizes in place");
     let (x, scales) = (x.host(), scales.host());
     let simd = exec.simd();
@@ -27,8 +27,7 @@ pub(super) fn magnitudes(exec: &CpuExec, args: MagnitudeArgs<'_>) {
 }
 
 pub(super) fn quantize_known(exec: &CpuExec, args: KnownArgs<'_>) {
-    let KnownArgs { x, out, magnitudes } = args;
-    assert!(out.is_none(), "the host quantizes in place");
+    let KnownArgs { x, magnitudes } = args;
     let simd = exec.simd();
     exec.for_each_row(x.host(), magnitudes.host(), |_, row, magnitude| {
         *magnitude = scale_of(*magnitude);

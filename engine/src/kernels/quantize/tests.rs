@@ -2,7 +2,7 @@
 
 use weights::InputScale;
 
-use super::{Args, quantize};
+use super::{Args, Magnitudes, quantize};
 use crate::device::{ArrayMut, Exec, ViewMut};
 use crate::kernels::testing::{
     Rng, assert_same_bits, e4m3_nearest, e4m3_value, everywhere, levels, on_exec,
@@ -14,7 +14,13 @@ fn run(exec: &mut Exec, x: &[f32], n_cols: usize, input: InputScale) -> Vec<f32>
     let n_rows = x.len() / n_cols;
     let mut scales = vec![f32::NAN; n_rows];
     let view = ViewMut::new(&mut x, n_rows, n_cols);
-    let args = Args { x: view, out: None, input, scales: ArrayMut::Host(&mut scales) };
+    let args = Args {
+        x: view,
+        out: None,
+        input,
+        magnitudes: Magnitudes::Unknown,
+        scales: ArrayMut::Host(&mut scales),
+    };
     quantize(exec, args).expect("it runs");
     x.extend(scales);
     x

@@ -9,7 +9,7 @@ use crate::kernels::launching::{
 const N_THREADS: usize = 256;
 
 /// Greatest width of the residual stream: eight blocks of a cluster, a chunk a thread.
-const HIDDEN_MAX: usize = 8 * N_THREADS * CHUNK;
+pub const HIDDEN_MAX: usize = 8 * N_THREADS * CHUNK;
 
 /// Blocks of a multiprocessor that surely run at once, of the three that registers allow: clusters
 /// are placed within groups of multiprocessors and leave some unused.

@@ -4,10 +4,13 @@
 mod cpu;
 mod cuda;
 
-use parallel::Communicator;
+pub use cuda::HIDDEN_MAX;
+
+use parallel::{Communicator, DeviceElement, DeviceSlice};
 use weights::InputScale;
 
-use crate::device::{Array, ArrayMut, Deferred, Exec, ViewMut};
+use crate::device::{Array, ArrayMut, Deferred, DevicePtr, Exec, Gpu, ViewMut};
+use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::rank::StepError;
 
 /// `residual[t] += Σ_rank partial[t] · scales`, in rank order, then with `t = rows[i]`
@@ -55,10 +58,57 @@ pub fn reduce_norm(exec: &mut Exec, args: Args<'_>) -> Result<(), StepError> {
     args.check();
     match exec {
         Exec::Cpu(cpu) => cpu::reduce_norm(cpu, args),
+        Exec::Cuda(gpu) => args.launch(gpu),
     }
 }
 
 impl Args<'_> {
+    /// A partial result in memory that all ranks reach is summed by the kernel itself; a larger one
+    /// by NCCL before it.
+    fn launch(self, gpu: &Gpu) -> Result<(), StepError> {
+        let (partial, residual, out) =
+            (self.partial.device(), self.residual.device().first, self.out.device());
+        let shared = gpu.shared.and_then(|shared| {
+            shared.everywhere(partial.first).map(|partials| (partials, shared.exchange))
+        });
+        let (partials, exchange) = shared.unwrap_or_else(|| {
+            let mut own = [DevicePtr::NULL; N_RANKS_MAX];
+            own[0] = partial.first;
+            (own, Exchange::ALONE)
+        });
+        if shared.is_none() {
+            let slice = DeviceSlice {
+                address: partial.first.0,
+                n_elements: partial.n_rows * partial.n_cols,
+                element: DeviceElement::Bf16,
+            };
+            self.communicator
+                .all_reduce_sum_on_device(slice, gpu.exec.stream().for_collectives())?;
+        }
+        let norm = cuda::Norm {
+            weight: self.weight.device(),
+            eps: self.eps,
+            out: out.first,
+            output: match self.input {
+                InputScale::None => cuda::Output::Bf16,
+                InputScale::Static(scale) => cuda::Output::E4m3(scale),
+                InputScale::PerToken => cuda::Output::E4m3PerToken(self.out_scales.device()),
+            },
+        };
+        let launch = cuda::Launch {
+            partials,
+            exchange,
+            scales: self.pending.scales,
+            residual_in: if self.pending.starts { DevicePtr::NULL } else { residual },
+            residual_out: residual,
+            rows: self.rows.map_or(DevicePtr::NULL, Array::device),
+            n_rows: out.n_rows,
+            hidden: out.n_cols,
+            norm: Some(norm),
+        };
+        Ok(cuda::launch(&gpu.exec, &launch)?)
+    }
+
     fn check(&self) {
         let shape = (self.residual.n_rows(), self.residual.n_cols());
         let partial = (self.partial.n_rows(), self.partial.n_cols());

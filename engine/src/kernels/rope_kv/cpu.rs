@@ -8,7 +8,9 @@ pub(super) fn rope_kv(exec: &CpuExec, args: Args<'_>) {
     let Args { qkv, q, scales, places, share, k_scale, v_scale, cache } = args;
     assert_eq!(scales, Deferred::Nothing, "the processor finishes its products");
     assert!(q.is_none(), "the processor rotates in place");
-    let Places::Host { angles, locations } = places;
+    let Places::Host { angles, locations } = places else {
+        panic!("places for a kernel of the device")
+    };
     let mut qkv = qkv.host();
     let head_dim = share.head_dim;
     for (token_idx, &at) in locations.iter().enumerate() {

@@ -5,7 +5,10 @@ mod cuda;
 
 use weights::AttentionSpec;
 
-use crate::device::{Deferred, DeviceError, Exec, KvLocation, KvRegion, RopeAngles, ViewMut};
+use crate::KvDtype;
+use crate::device::{
+    Deferred, DeviceError, DevicePtr, Exec, KvLocation, KvRegion, RopeAngles, ViewMut,
+};
 
 /// Rotates halves of every query and key head, and writes keys and values to the cache.
 pub struct Args<'a> {
@@ -37,18 +40,74 @@ pub enum Places<'a> {
         /// `[T]`: no two alike.
         locations: &'a [KvLocation],
     },
+    /// For the kernel to work out.
+    Device(DevicePlaces),
+}
+
+/// A step's tokens on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct DevicePlaces {
+    /// i32 `[T]`.
+    pub positions: DevicePtr,
+    /// i32 `[T]`: whose page table; negative for padding.
+    pub slots: DevicePtr,
+    /// f64 `[head_dim / 2]`: what turns each pair.
+    pub frequencies: DevicePtr,
+    /// Of the block's cache group.
+    pub tables: DeviceTables,
+}
+
+/// Page tables of one cache group on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceTables {
+    /// i32 `[n_slots, n_entries]`.
+    pub first: DevicePtr,
+    /// Entries of a slot.
+    pub n_entries: usize,
 }
 
 /// Rotates and writes every token.
 pub fn rope_kv(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
     args.check();
     match exec {
-        Exec::Cpu(cpu) => cpu::rope_kv(cpu, args),
+        Exec::Cpu(cpu) => {
+            cpu::rope_kv(cpu, args);
+            Ok(())
+        }
+        Exec::Cuda(gpu) => cuda::launch(&gpu.exec, &args.launch()),
     }
-    Ok(())
 }
 
 impl Args<'_> {
+    fn launch(self) -> cuda::Launch {
+        let Places::Device(places) = self.places else { panic!("places for a kernel of the host") };
+        let (qkv, pages) = (self.qkv.device(), self.cache.device());
+        let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = *self.share;
+        let element = match self.cache.shape().dtype {
+            KvDtype::Fp8 => cuda::Cached::E4m3 { k_scale: self.k_scale, v_scale: self.v_scale },
+            KvDtype::Bf16 => cuda::Cached::Bf16,
+            KvDtype::F32 => unreachable!("boot refuses an f32 cache on a device"),
+        };
+        cuda::Launch {
+            wide: qkv.first,
+            wide_stride: qkv.stride,
+            scales: self.scales,
+            n_tokens: qkv.n_rows,
+            frequencies: places.frequencies,
+            positions: places.positions,
+            slots: places.slots,
+            heads: cuda::Heads { n_q_heads, n_kv_heads, head_dim },
+            q: self.q.expect("a device puts queries elsewhere").device().first,
+            cache: cuda::Cache {
+                keys: pages.keys,
+                values: pages.values,
+                element,
+                page_tables: places.tables.first,
+                n_pages_per_slot: places.tables.n_entries,
+            },
+        }
+    }
+
     fn check(&self) {
         let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = *self.share;
         let n_tokens = self.qkv.n_rows();
@@ -59,6 +118,7 @@ impl Args<'_> {
                 assert_eq!(angles.n_pairs() * 2, head_dim, "angles of every pair");
                 assert_eq!(locations.len(), n_tokens, "a location for every token");
             }
+            Places::Device(_) => {}
         }
         let shape = self.cache.shape();
         assert_eq!((shape.n_kv_heads, shape.head_dim), (n_kv_heads, head_dim), "the cache's heads");

@@ -7,7 +7,7 @@ use crate::kernels::quantize::quantize_row;
 use super::Args;
 
 pub(super) fn swiglu(exec: &CpuExec, args: Args<'_>) {
-    let Args { gate_up, scales, input, out, out_scales } = args;
+    let Args { gate_up, scales, input, out, out_scales, .. } = args;
     assert_eq!(scales, Deferred::Nothing, "the processor finishes its products");
     let (gate_up, out, out_scales) = (gate_up.host(), out.host(), out_scales.host());
     let simd = exec.simd();

@@ -5,7 +5,8 @@ mod cuda;
 
 use weights::InputScale;
 
-use crate::device::{ArrayMut, Deferred, DeviceError, Exec, View, ViewMut};
+use super::quantize::Magnitudes;
+use crate::device::{ArrayMut, Deferred, DeviceError, DevicePtr, Exec, View, ViewMut};
 
 /// `out[t] = quantize(silu(gate[t]) * up[t])`, `silu(x) = x / (1 + exp(-x))`.
 pub struct Args<'a> {
@@ -15,6 +16,8 @@ pub struct Args<'a> {
     pub scales: Deferred,
     /// How the next projection's input is quantized.
     pub input: InputScale,
+    /// Whether the rows' magnitudes will be asked for: a device finds them on its way.
+    pub magnitudes: Magnitudes,
     /// `[T, w]`
     pub out: ViewMut<'a>,
     /// `[T]`: what `out` must be multiplied by to be the activations.
@@ -25,12 +28,36 @@ pub struct Args<'a> {
 pub fn swiglu(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
     args.check();
     match exec {
-        Exec::Cpu(cpu) => cpu::swiglu(cpu, args),
+        Exec::Cpu(cpu) => {
+            cpu::swiglu(cpu, args);
+            Ok(())
+        }
+        Exec::Cuda(gpu) => cuda::launch(&gpu.exec, &args.launch(gpu.magnitudes)),
     }
-    Ok(())
 }
 
 impl Args<'_> {
+    fn launch(self, magnitudes: DevicePtr) -> cuda::Launch {
+        let (gate_up, out) = (self.gate_up.device(), self.out.device());
+        cuda::Launch {
+            gate_up: gate_up.first,
+            in_stride: gate_up.stride,
+            scales: self.scales,
+            n_tokens: out.n_rows,
+            width: out.n_cols,
+            out: out.first,
+            out_stride: out.stride,
+            output: match self.input {
+                InputScale::None if self.magnitudes == Magnitudes::Found => {
+                    cuda::Output::Bf16AndMagnitudes(magnitudes)
+                }
+                InputScale::None => cuda::Output::Bf16,
+                InputScale::Static(scale) => cuda::Output::E4m3(scale),
+                InputScale::PerToken => cuda::Output::E4m3PerToken(self.out_scales.device()),
+            },
+        }
+    }
+
     fn check(&self) {
         let shape = (self.out.n_rows(), self.out.n_cols());
         let in_shape = (self.gate_up.n_rows(), self.gate_up.n_cols());

@@ -2,7 +2,7 @@
 
 use weights::InputScale;
 
-use super::{Args, swiglu};
+use super::{Args, Magnitudes, swiglu};
 use crate::device::{ArrayMut, Deferred, Exec, View, ViewMut};
 use crate::kernels::testing::{
     ROUNDING, Rng, assert_close, assert_same_bits, everywhere, levels, on_exec,
@@ -16,7 +16,8 @@ fn run(exec: &mut Exec, gate_up: View<'_>, input: InputScale) -> Vec<f32> {
     let view = ViewMut::new(&mut out, n_tokens, width);
     let out_scales_view = ArrayMut::Host(&mut out_scales);
     let scales = Deferred::Nothing;
-    let args = Args { gate_up, scales, input, out: view, out_scales: out_scales_view };
+    let magnitudes = Magnitudes::Unknown;
+    let args = Args { gate_up, scales, input, magnitudes, out: view, out_scales: out_scales_view };
     swiglu(exec, args).expect("it runs");
     out.extend(out_scales);
     out

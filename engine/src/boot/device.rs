@@ -1,0 +1,103 @@
+//! A rank on its device: memory claimed as planned, weights on their way, peers met, steps recorded.
+
+use std::time::Duration;
+
+use parallel::Seat;
+use weights::Checkpoint;
+
+use super::BuildError;
+use crate::device::cuda::{CudaExec, DevicePtr};
+use crate::device::{Exec, Gpu, Projection, RopeFrequencies, SharedMemory};
+use crate::kernels::linear::cuda::{Choice, Gemms};
+use crate::loading::{Carve, Placer, stage};
+use crate::memory_plan::{MemoryPlan, StepMemory, StepSizes};
+use crate::model::{DeviceInputs, DeviceLogits, DeviceSteps, DeviceStepsConfig, Model, Network};
+use crate::peers::Peers;
+use crate::rank::{ModelWorker, StepError};
+use crate::sampler::Sampler;
+
+/// How long ranks may take to find each other.
+const MEETING_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long a step may run on a device before its rank is given up.
+const STEP_DEADLINE: Duration = Duration::from_secs(300);
+
+/// On the rank's own thread. `progress` hears of bytes that are sent to the device.
+pub(super) fn build(
+    checkpoint: &Checkpoint,
+    plan: &MemoryPlan,
+    seat: Seat,
+    progress: &dyn Fn(u64),
+) -> Result<ModelWorker, BuildError> {
+    let Seat { rank, communicator, .. } = seat;
+    let spec = checkpoint.spec();
+    let sizes = plan.step.as_ref().expect("the plan is a device's");
+    let exec = CudaExec::open(rank.idx())?;
+    let mut communicator =
+        communicator.connect_devices(MEETING_DEADLINE).map_err(StepError::from)?;
+
+    let weights = checkpoint.load_rank(rank.idx(), plan.n_ranks)?;
+    let n_local = weights.head.matrix.n_rows;
+    let planned = plan.ranks[rank.idx()];
+    let region = |n_bytes: u64| match n_bytes {
+        0 => Ok(DevicePtr::NULL),
+        n_bytes => exec.alloc(n_bytes as usize),
+    };
+    let mut placer = Placer::on_device(region(planned.weights_bytes)?, region(planned.kv_bytes)?);
+    let network = Network::new(spec, weights, plan.caches(), &mut placer)?;
+    let mut placement = placer.placement();
+    let frequencies = placement.doubles(RopeFrequencies::of_model(spec).as_slice());
+    let placed = [placement.weights.n_bytes(), placement.pages.n_bytes()].map(|n| n as u64);
+    assert_eq!(placed, [planned.weights_bytes, planned.kv_bytes], "what was planned is taken");
+    stage(&exec, &placement.copies, progress)?;
+
+    let memory = sizes.carve(&mut Carve::new(region(planned.workspace_bytes)?));
+    exec.zero(memory.attention.n_arrived, memory.n_arrived_bytes.max(1))?;
+    let peers = match plan.n_ranks {
+        1 => None,
+        _ => Some(Peers::connect(&exec, &mut communicator, STEP_DEADLINE)?),
+    };
+    let shared = match &peers {
+        None => None,
+        Some(peers) => Some(SharedMemory {
+            pieces: peers.share(&mut communicator, memory.shared)?,
+            n_bytes: memory.n_shared_bytes,
+            exchange: peers.exchange(),
+        }),
+    };
+    let StepMemory { scratch, magnitudes, inputs, attention, logits, .. } = memory;
+    let steps = DeviceStepsConfig {
+        spec,
+        rank,
+        n_ranks: plan.n_ranks,
+        inputs: DeviceInputs::new(&exec, sizes.inputs, inputs, frequencies, attention)?,
+        logits: DeviceLogits {
+            first: logits,
+            n_rows: sizes.n_logit_rows,
+            n_local,
+            read_back: exec.alloc_pinned(DeviceLogits::n_bytes(sizes.n_logit_rows, n_local))?,
+        },
+        peers,
+    };
+    let steps = DeviceSteps::new(&exec, steps)?;
+    let gemms = gemms(&exec, &network, sizes)?;
+    let mut exec = Exec::Cuda(Gpu { exec, gemms, magnitudes, shared });
+    let mut model = Model::on_device(network, scratch, steps);
+    model.record(&mut exec, &mut communicator)?;
+    if let Exec::Cuda(gpu) = &exec {
+        gpu.exec.seal();
+    }
+    let sampler = (rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
+    Ok(ModelWorker { communicator, model, exec, sampler })
+}
+
+/// Plans the products of every projection.
+fn gemms(exec: &CudaExec, network: &Network, sizes: &StepSizes) -> Result<Gemms, BuildError> {
+    let n_tokens_max = sizes.inputs.n_tokens.max(sizes.n_logit_rows);
+    let mut gemms = Gemms::new(n_tokens_max, Choice::PerBucket);
+    let shapes = network.projections().filter_map(|Projection { device, .. }| device.as_ref());
+    for device in shapes {
+        gemms.plan(exec, device.shape)?;
+    }
+    Ok(gemms)
+}

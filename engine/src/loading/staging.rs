@@ -1,0 +1,177 @@
+//! From mapped files to the device, through a ring of pinned memory: while one piece travels, the
+//! next is read from the file, converted and padded.
+
+use half::bf16;
+use weights::{Dtype, Matrix};
+
+use super::{Copying, MatrixCopy};
+use crate::device::cuda::{CudaExec, DevicePtr, Event, Pinned};
+use crate::device::{DeviceError, DeviceView, Element};
+
+/// Bytes of a piece: long enough that the link is busy, short enough that the first is soon there.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// Pieces under way: one is filled while the others travel.
+const N_PIECES: usize = 3;
+
+/// Pinned memory that is filled and sent in turn.
+struct Ring<'a> {
+    exec: &'a CudaExec,
+    pieces: Vec<Piece>,
+    turn: usize,
+    /// A row on its way into pinned memory, where it must be converted or padded.
+    row: Vec<u8>,
+    /// The same as f32.
+    wide: Vec<f32>,
+}
+
+struct Piece {
+    memory: Pinned,
+    sent: Event,
+}
+
+/// Copies everything, and waits until it is there. `progress` hears of bytes as they are sent.
+///
+/// # Errors
+/// What the device says.
+pub(crate) fn stage(
+    exec: &CudaExec,
+    copies: &[Copying],
+    progress: &dyn Fn(u64),
+) -> Result<(), DeviceError> {
+    let n_bytes_max = copies.iter().map(Copying::n_bytes).max().unwrap_or(0);
+    if n_bytes_max == 0 {
+        return Ok(());
+    }
+    let piece_bytes = copies.iter().map(Copying::least_piece).max().unwrap_or(0);
+    let piece_bytes = n_bytes_max.min(PIECE_BYTES).max(piece_bytes);
+    let piece = || Ok(Piece { memory: exec.alloc_pinned(piece_bytes)?, sent: exec.new_event()? });
+    let pieces = (0..N_PIECES).map(|_| piece()).collect::<Result<Vec<Piece>, DeviceError>>()?;
+    let mut ring = Ring { exec, pieces, turn: 0, row: Vec::new(), wide: Vec::new() };
+    for copying in copies {
+        match copying {
+            Copying::Matrix(copy) => ring.matrix(copy, progress)?,
+            Copying::Bytes { to, bytes } => ring.bytes(*to, bytes, progress)?,
+        }
+    }
+    exec.synchronize()
+}
+
+impl Copying {
+    /// On the device.
+    fn n_bytes(&self) -> usize {
+        match self {
+            Copying::Matrix(MatrixCopy { to, .. }) => to.n_rows * row_bytes(to),
+            Copying::Bytes { bytes, .. } => bytes.len(),
+        }
+    }
+
+    /// Rows travel whole.
+    fn least_piece(&self) -> usize {
+        match self {
+            Copying::Matrix(MatrixCopy { to, .. }) => row_bytes(to),
+            Copying::Bytes { .. } => 0,
+        }
+    }
+}
+
+impl Ring<'_> {
+    fn bytes(
+        &mut self,
+        to: DevicePtr,
+        bytes: &[u8],
+        progress: &dyn Fn(u64),
+    ) -> Result<(), DeviceError> {
+        let piece_bytes = self.pieces[0].memory.n_bytes();
+        for (piece_idx, bytes) in bytes.chunks(piece_bytes).enumerate() {
+            self.next_piece()?.memory.write(0, bytes);
+            self.send(to.offset(piece_idx * piece_bytes), bytes.len())?;
+            progress(bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn matrix(&mut self, copy: &MatrixCopy, progress: &dyn Fn(u64)) -> Result<(), DeviceError> {
+        let MatrixCopy { matrix, to, .. } = copy;
+        let row_bytes = row_bytes(to);
+        let n_rows_max = self.pieces[0].memory.n_bytes() / row_bytes;
+        let is_plain = is_plain(matrix, to);
+        let mut begin = 0;
+        while begin < to.n_rows {
+            let end = (begin + n_rows_max).min(to.n_rows);
+            self.next_piece()?;
+            if is_plain && end <= matrix.n_rows {
+                let first = matrix.offset + begin * row_bytes;
+                let bytes = &matrix.bytes.as_slice()[first..first + (end - begin) * row_bytes];
+                self.pieces[self.turn].memory.write(0, bytes);
+            } else {
+                for row_idx in begin..end {
+                    self.write_row(copy, row_idx, (row_idx - begin) * row_bytes);
+                }
+            }
+            let n_bytes = (end - begin) * row_bytes;
+            self.send(to.first.offset(begin * row_bytes), n_bytes)?;
+            progress(n_bytes as u64);
+            begin = end;
+        }
+        Ok(())
+    }
+
+    /// Writes one row, with its zeroes, `offset` bytes into the current piece.
+    fn write_row(&mut self, copy: &MatrixCopy, row_idx: usize, offset: usize) {
+        let MatrixCopy { matrix, to, col_begin } = copy;
+        self.row.clear();
+        self.row.resize(row_bytes(to), 0);
+        if row_idx < matrix.n_rows {
+            let n_bytes = to.element.n_bytes();
+            let columns = col_begin * n_bytes..(col_begin + matrix.n_cols) * n_bytes;
+            let out = &mut self.row[columns];
+            convert(matrix.dtype, matrix.row(row_idx), to.element, out, &mut self.wide);
+        }
+        self.pieces[self.turn].memory.write(offset, &self.row);
+    }
+
+    /// Waits until the next piece has been sent, and makes it the current one.
+    fn next_piece(&mut self) -> Result<&Piece, DeviceError> {
+        self.turn = (self.turn + 1) % self.pieces.len();
+        let piece = &self.pieces[self.turn];
+        piece.sent.synchronize()?;
+        Ok(piece)
+    }
+
+    /// Sends the current piece's first `n_bytes`.
+    fn send(&mut self, to: DevicePtr, n_bytes: usize) -> Result<(), DeviceError> {
+        let Piece { memory, sent } = &self.pieces[self.turn];
+        self.exec.stream().copy_in(to, memory, 0, n_bytes)?;
+        self.exec.stream().record(sent)
+    }
+}
+
+fn row_bytes(to: &DeviceView) -> usize {
+    to.n_cols * to.element.n_bytes()
+}
+
+/// Whether the stored bytes are those of the device: then rows travel together.
+fn is_plain(matrix: &Matrix, to: &DeviceView) -> bool {
+    let is_same = matches!(
+        (matrix.dtype, to.element),
+        (Dtype::F8E4m3, Element::F8) | (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32)
+    );
+    is_same && matrix.n_cols == to.n_cols && matrix.row_stride == row_bytes(to)
+}
+
+/// Widens or rounds a row: widening is exact, bf16 rounds to nearest even.
+fn convert(from: Dtype, row: &[u8], to: Element, out: &mut [u8], wide: &mut Vec<f32>) {
+    match (from, to) {
+        (Dtype::F8E4m3, Element::F8) | (Dtype::Bf16, Element::Bf16) => out.copy_from_slice(row),
+        (_, Element::Bf16) => {
+            wide.clear();
+            wide.resize(row.len() / from.n_bytes(), 0.0);
+            weights::decode(from, row, wide);
+            for (&x, out) in wide.iter().zip(out.as_chunks_mut().0) {
+                *out = bf16::from_f32(x).to_le_bytes();
+            }
+        }
+        (from, to) => unreachable!("{from:?} is never placed as {to:?}"),
+    }
+}

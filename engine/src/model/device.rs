@@ -1,0 +1,271 @@
+//! Steps on a device: inputs sent in one copy, decoding from recorded graphs, logits read back.
+
+use std::ops::Range;
+
+use parallel::{Communicator, Rank};
+use weights::ModelSpec;
+
+use super::inputs::{DeviceInputs, InputSizes};
+use super::logits::Logits;
+use super::{N_LOGIT_ROWS, Network, StepRun};
+use crate::batch::{Batch, EmitPoint, Inputs};
+use crate::blocks::{Scratch, StepCx};
+use crate::cache::PageTables;
+use crate::device::cuda::{CudaExec, Event, Graph, Pinned};
+use crate::device::{DeviceError, DevicePtr, DeviceView, Element, Exec, ViewMut};
+use crate::kernels::reduce_norm::Pending;
+use crate::peers::Peers;
+use crate::rank::StepError;
+
+/// What a device needs for a step besides the model.
+pub(crate) struct DeviceSteps {
+    batch: Batch,
+    /// A device finds its pages itself.
+    no_tables: PageTables,
+    inputs: DeviceInputs,
+    logits: DeviceLogits,
+    host_logits: Logits,
+    /// All that was submitted has run.
+    done: Event,
+    peers: Option<Peers>,
+    /// Recorded steps of decoding, by how many rows they have, fewest first.
+    graphs: Vec<(usize, Graph)>,
+}
+
+/// Where a device puts this rank's logits, f32 `[n_rows, n_local]`, and where they are read back.
+pub(crate) struct DeviceLogits {
+    pub(crate) first: DevicePtr,
+    pub(crate) n_rows: usize,
+    pub(crate) n_local: usize,
+    pub(crate) read_back: Pinned,
+}
+
+/// What [`DeviceSteps::new`] takes.
+pub(crate) struct DeviceStepsConfig<'a> {
+    pub(crate) spec: &'a ModelSpec,
+    pub(crate) rank: Rank,
+    pub(crate) n_ranks: usize,
+    pub(crate) logits: DeviceLogits,
+    pub(crate) inputs: DeviceInputs,
+    pub(crate) peers: Option<Peers>,
+}
+
+/// A rank's model and its line to device and peers.
+struct Rig<'a> {
+    network: &'a mut Network,
+    scratch: &'a mut Scratch,
+    exec: &'a mut Exec,
+    communicator: &'a mut Communicator,
+}
+
+/// Numbers of rows that steps of decoding are recorded for: a step of fewer is padded.
+fn buckets(n_slots: usize) -> Vec<usize> {
+    let sizes = [1, 2, 4].into_iter().chain((8..64).step_by(8)).chain((64..).step_by(32));
+    let mut buckets: Vec<usize> = sizes.take_while(|&size| size < n_slots).collect();
+    buckets.push(n_slots);
+    buckets
+}
+
+impl DeviceSteps {
+    pub(crate) fn new(
+        exec: &CudaExec,
+        config: DeviceStepsConfig<'_>,
+    ) -> Result<DeviceSteps, DeviceError> {
+        let DeviceStepsConfig { spec, rank, n_ranks, .. } = config;
+        let InputSizes { n_tokens, n_slots, .. } = config.inputs.sizes();
+        Ok(DeviceSteps {
+            batch: Batch::new(0, n_tokens, n_slots),
+            no_tables: PageTables::new(0, 0, 0),
+            inputs: config.inputs,
+            host_logits: Logits::new(spec, config.logits.n_local, n_ranks, rank),
+            logits: config.logits,
+            done: exec.new_event()?,
+            peers: config.peers,
+            graphs: Vec::new(),
+        })
+    }
+
+    pub(super) fn forward(
+        &mut self,
+        network: &mut Network,
+        scratch: &mut Scratch,
+        run: StepRun<'_>,
+    ) -> Result<(), StepError> {
+        let StepRun { exec, communicator, plan, consume } = run;
+        self.batch.fill(plan, &self.no_tables);
+        let graph_idx = self.graph_of_batch();
+        let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
+        self.inputs.send(cuda(exec), &self.batch, &plan.pages, n_padded)?;
+        let mut rig = Rig { network, scratch, exec, communicator };
+        if let Some(graph_idx) = graph_idx {
+            cuda(rig.exec).stream().launch(&self.graphs[graph_idx].1)?;
+        } else {
+            rig.run(&self.inputs)?;
+        }
+        let n_emits = self.batch.emits.len();
+        for first in (0..n_emits).step_by(self.logits.n_rows) {
+            let emits = first..n_emits.min(first + self.logits.n_rows);
+            if graph_idx.is_none() {
+                rig.project(&self.inputs, &self.logits, emits.clone())?;
+            }
+            self.wait(&mut rig)?;
+            self.hand_out(&mut rig, emits, graph_idx.is_some(), consume)?;
+        }
+        match n_emits {
+            0 => self.wait(&mut rig),
+            _ => Ok(()),
+        }
+    }
+
+    /// Records a step of decoding for every bucket, after one that is run: libraries set up at
+    /// their first call what cannot be recorded. All ranks do this, in the same order.
+    pub(super) fn record(
+        &mut self,
+        network: &mut Network,
+        scratch: &mut Scratch,
+        exec: &mut Exec,
+        communicator: &mut Communicator,
+    ) -> Result<(), StepError> {
+        let mut rig = Rig { network, scratch, exec, communicator };
+        for n_rows in buckets(self.batch.n_rows_max()) {
+            self.batch.clear();
+            self.inputs.send(cuda(rig.exec), &self.batch, &[], Some(n_rows))?;
+            rig.run(&self.inputs)?;
+            rig.project(&self.inputs, &self.logits, 0..n_rows)?;
+            self.wait(&mut rig)?;
+            cuda(rig.exec).stream().begin_capture()?;
+            let run = rig
+                .run(&self.inputs)
+                .and_then(|()| rig.project(&self.inputs, &self.logits, 0..n_rows));
+            let graph = cuda(rig.exec).stream().end_capture();
+            run?;
+            self.graphs.push((n_rows, graph?));
+        }
+        Ok(())
+    }
+
+    /// The smallest recorded step that holds the batch, where every row is one token.
+    fn graph_of_batch(&self) -> Option<usize> {
+        let n_rows = self.batch.spans.len();
+        let is_decoding = n_rows == self.batch.n_tokens() && n_rows > 0;
+        is_decoding.then(|| self.graphs.iter().position(|(bucket, _)| *bucket >= n_rows))?
+    }
+
+    /// Waits until all that was submitted has run.
+    fn wait(&self, rig: &mut Rig<'_>) -> Result<(), StepError> {
+        cuda(rig.exec).stream().record(&self.done)?;
+        match &self.peers {
+            None => Ok(self.done.synchronize()?),
+            Some(peers) => peers.wait(&self.done, rig.communicator),
+        }
+    }
+
+    /// Gathers the logits of `emits` over the ranks, a few at a time, and hands them out. Recorded
+    /// steps have a row a token; others have them packed.
+    fn hand_out(
+        &mut self,
+        rig: &mut Rig<'_>,
+        emits: Range<usize>,
+        is_recorded: bool,
+        consume: &mut dyn FnMut(&EmitPoint, &[f32]),
+    ) -> Result<(), StepError> {
+        let n_local = self.logits.n_local;
+        for first in emits.clone().step_by(N_LOGIT_ROWS) {
+            let chunk = first..emits.end.min(first + N_LOGIT_ROWS);
+            let local = self.host_logits.local_mut(chunk.len()).chunks_exact_mut(n_local);
+            for (emit_idx, local) in chunk.clone().zip(local) {
+                let row_idx = match is_recorded {
+                    true => self.batch.emitting[emit_idx] as usize,
+                    false => emit_idx - emits.start,
+                };
+                self.logits.read_back.read(row_idx * n_local * size_of::<f32>(), local);
+            }
+            self.host_logits.gather(rig.communicator, chunk.len())?;
+            for (row_idx, point) in self.batch.emits[chunk].iter().enumerate() {
+                if let Some(logits) = self.host_logits.row(rig.communicator, row_idx) {
+                    consume(point, logits);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DeviceLogits {
+    /// Bytes of `n_rows`.
+    pub(crate) fn n_bytes(n_rows: usize, n_local: usize) -> usize {
+        n_rows * n_local * size_of::<f32>()
+    }
+}
+
+impl Rig<'_> {
+    /// Submits everything up to the states that the head projects.
+    fn run(&mut self, inputs: &DeviceInputs) -> Result<(), StepError> {
+        let norm_eps = self.network.norm_eps;
+        let mut cx = StepCx {
+            exec: self.exec,
+            communicator: self.communicator,
+            inputs: Inputs::Device(inputs),
+            scratch: self.scratch,
+            pending: Pending::default(),
+            norm_eps,
+        };
+        let rows = cx.inputs.emitting();
+        self.network.run(&mut cx, rows)
+    }
+
+    /// Submits the head for `rows` of these states, and the copy of its logits.
+    fn project(
+        &mut self,
+        inputs: &DeviceInputs,
+        logits: &DeviceLogits,
+        rows: Range<usize>,
+    ) -> Result<(), StepError> {
+        let (n_rows, n_cols) = (rows.len(), logits.n_local);
+        let view = DeviceView {
+            first: logits.first,
+            element: Element::F32,
+            n_rows,
+            n_cols,
+            stride: n_cols,
+        };
+        let mut cx = StepCx {
+            exec: self.exec,
+            communicator: self.communicator,
+            inputs: Inputs::Device(inputs),
+            scratch: self.scratch,
+            pending: Pending::default(),
+            norm_eps: self.network.norm_eps,
+        };
+        self.network.project(&mut cx, rows, ViewMut::Device(view))?;
+        let n_bytes = DeviceLogits::n_bytes(n_rows, n_cols);
+        Ok(cuda(self.exec).stream().copy_out(&logits.read_back, 0, logits.first, n_bytes)?)
+    }
+}
+
+/// The device's executor.
+fn cuda(exec: &Exec) -> &CudaExec {
+    match exec {
+        Exec::Cpu(_) => panic!("steps of a device on the processor"),
+        Exec::Cuda(gpu) => &gpu.exec,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_hold_every_number_of_rows_without_much_padding() {
+        assert_eq!(buckets(1), [1]);
+        assert_eq!(buckets(8), [1, 2, 4, 8]);
+        for n_slots in 1..=300 {
+            let buckets = buckets(n_slots);
+            assert!(buckets.is_sorted() && *buckets.last().expect("one at least") == n_slots);
+            for n_rows in 1..=n_slots {
+                let bucket = buckets.iter().find(|&&bucket| bucket >= n_rows).expect("it fits");
+                assert!(bucket - n_rows < n_rows.max(8).min(32), "{n_rows} in {bucket}");
+            }
+        }
+    }
+}

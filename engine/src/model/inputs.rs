@@ -1,0 +1,262 @@
+//! A step's inputs on a device: one block of words that is laid out on the host and copied at once,
+//! and the page tables, which stay and are changed where a plan changes them.
+
+use scheduler::{GroupIdx, PageUpdate};
+
+use crate::batch::Batch;
+use crate::cache::PAGE_TOKENS;
+use crate::device::cuda::{CudaExec, Event, Pinned};
+use crate::device::{DeviceArray, DeviceError, DevicePtr};
+use crate::kernels::attention::DeviceRows;
+use crate::kernels::attention::cuda::{DeviceRow, Workspace};
+use crate::kernels::rope_kv::{DevicePlaces, DeviceTables};
+use crate::loading::Carve;
+
+/// Bytes of a word.
+const WORD: usize = size_of::<i32>();
+
+/// Rows begin at a multiple of their size.
+const ROW_WORDS: usize = size_of::<DeviceRow>() / WORD;
+
+/// What decides how large the inputs are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InputSizes {
+    pub(crate) n_tokens: usize,
+    pub(crate) n_slots: usize,
+    pub(crate) n_groups: usize,
+    pub(crate) n_context: usize,
+}
+
+/// Where the inputs lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InputPlaces {
+    words: DevicePtr,
+    /// i32 `[n_groups, n_slots, n_entries]`.
+    tables: DevicePtr,
+    /// i32 `[n_slots]`.
+    pub(crate) last_tokens: DevicePtr,
+}
+
+/// The inputs of the step that runs.
+pub(crate) struct DeviceInputs {
+    sizes: InputSizes,
+    places: InputPlaces,
+    frequencies: DevicePtr,
+    workspace: Workspace,
+    staging: Pinned,
+    /// The staging memory has been read.
+    copied: Event,
+    words: Vec<i32>,
+    layout: Layout,
+    /// Tokens of the rows that have several.
+    prefill_lengths: Vec<usize>,
+}
+
+/// Where a step's parts begin, in words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Layout {
+    n_tokens: usize,
+    positions: usize,
+    slots: usize,
+    decode: usize,
+    n_decode: usize,
+    prefill: usize,
+    /// Tokens that emit; `None` where all do.
+    emitting: Option<usize>,
+    n_emitting: usize,
+}
+
+impl InputSizes {
+    fn n_words(self) -> usize {
+        let InputSizes { n_tokens, n_slots, n_groups, .. } = self;
+        // Tokens, positions, slots, what emits; rows of both kinds, each begun at a row's size.
+        let n_batch = 4 * n_tokens + (n_slots + 1) * ROW_WORDS * 2 + ROW_WORDS;
+        // New pages of a step, as far as they are copied at once.
+        n_batch + (n_tokens.div_ceil(PAGE_TOKENS) + 2 * n_slots) * n_groups
+    }
+
+    fn n_entries(self) -> usize {
+        self.n_context.div_ceil(PAGE_TOKENS)
+    }
+}
+
+impl InputPlaces {
+    pub(crate) fn carve(sizes: InputSizes, carve: &mut Carve) -> InputPlaces {
+        InputPlaces {
+            words: carve.take(sizes.n_words() * WORD),
+            tables: carve.take(sizes.n_groups * sizes.n_slots * sizes.n_entries() * WORD),
+            last_tokens: carve.take(sizes.n_slots * WORD),
+        }
+    }
+}
+
+impl DeviceInputs {
+    /// `frequencies` are f64 `[head_dim / 2]`.
+    pub(crate) fn new(
+        exec: &CudaExec,
+        sizes: InputSizes,
+        places: InputPlaces,
+        frequencies: DevicePtr,
+        workspace: Workspace,
+    ) -> Result<DeviceInputs, DeviceError> {
+        Ok(DeviceInputs {
+            sizes,
+            places,
+            frequencies,
+            workspace,
+            staging: exec.alloc_pinned(sizes.n_words() * WORD)?,
+            copied: exec.new_event()?,
+            words: Vec::with_capacity(sizes.n_words()),
+            layout: Layout::default(),
+            prefill_lengths: Vec::with_capacity(sizes.n_slots),
+        })
+    }
+
+    /// Lays `batch` out and sends it, with `pages`, the changes of the tables. With `n_padded` the
+    /// step is one of decoding, as if it had so many rows: those that are added go nowhere, and
+    /// every token is taken to emit.
+    pub(crate) fn send(
+        &mut self,
+        exec: &CudaExec,
+        batch: &Batch,
+        pages: &[PageUpdate],
+        n_padded: Option<usize>,
+    ) -> Result<(), DeviceError> {
+        self.copied.synchronize()?;
+        self.lay_out(batch, n_padded);
+        self.send_pages(exec, pages)?;
+        let n_bytes = self.layout_words() * WORD;
+        exec.stream().copy_in(self.places.words, &self.staging, 0, n_bytes)?;
+        exec.stream().record(&self.copied)
+    }
+
+    fn lay_out(&mut self, batch: &Batch, n_padded: Option<usize>) {
+        let n_tokens = n_padded.unwrap_or(batch.n_tokens());
+        let n_padding = n_tokens - batch.n_tokens();
+        let words = &mut self.words;
+        words.clear();
+        words.extend(batch.tokens.iter().map(|token| token.0 as i32));
+        words.extend(std::iter::repeat_n(0, n_padding));
+        let positions = words.len();
+        words.extend(batch.positions.iter().map(|&position| position as i32));
+        words.extend(std::iter::repeat_n(0, n_padding));
+        let slots = words.len();
+        for span in &batch.spans {
+            words.extend(std::iter::repeat_n(span.slot.idx() as i32, span.n_tokens));
+        }
+        words.extend(std::iter::repeat_n(-1, n_padding));
+        words.resize(words.len().next_multiple_of(ROW_WORDS), 0);
+        let decode = words.len();
+        let row = |span: &crate::batch::Span| {
+            [span.slot.idx(), span.token_idx, span.n_tokens, span.start].map(|n| n as i32)
+        };
+        words.extend(batch.spans.iter().filter(|span| span.n_tokens == 1).flat_map(row));
+        words.extend(std::iter::repeat_n([-1, 0, 0, 0], n_padding).flatten());
+        let n_decode = (words.len() - decode) / ROW_WORDS;
+        let prefill = words.len();
+        words.extend(batch.spans.iter().filter(|span| span.n_tokens > 1).flat_map(row));
+        self.prefill_lengths.clear();
+        let lengths = batch.spans.iter().map(|span| span.n_tokens).filter(|&n| n > 1);
+        self.prefill_lengths.extend(lengths);
+        let emitting = n_padded.is_none().then_some(words.len());
+        if emitting.is_some() {
+            words.extend(batch.emitting.iter().map(|&token_idx| token_idx as i32));
+        }
+        let n_emitting = batch.emitting.len();
+        self.layout =
+            Layout { n_tokens, positions, slots, decode, n_decode, prefill, emitting, n_emitting };
+        self.staging.write(0, words);
+    }
+
+    /// Words that kernels of the step read.
+    fn layout_words(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Entries that follow each other travel together. They lie in the staging memory behind what
+    /// the step itself sends.
+    fn send_pages(&mut self, exec: &CudaExec, pages: &[PageUpdate]) -> Result<(), DeviceError> {
+        let n_words_max = self.sizes.n_words();
+        let mut at = self.words.len();
+        for run in pages.chunk_by(follows) {
+            for run in run.chunks(n_words_max - self.words.len()) {
+                if at + run.len() > n_words_max {
+                    exec.stream().synchronize()?;
+                    at = self.words.len();
+                }
+                for (i, update) in run.iter().enumerate() {
+                    self.staging.write((at + i) * WORD, &[update.page.idx() as i32]);
+                }
+                let to = self.entry(&run[0]);
+                exec.stream().copy_in(to, &self.staging, at * WORD, run.len() * WORD)?;
+                at += run.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self, update: &PageUpdate) -> DevicePtr {
+        let (n_slots, n_entries) = (self.sizes.n_slots, self.sizes.n_entries());
+        let page_idx = update.page_idx as usize;
+        assert!(page_idx < n_entries, "page {page_idx} is beyond the context");
+        let row_idx = update.group.idx() * n_slots + update.slot.idx();
+        self.places.tables.offset((row_idx * n_entries + page_idx) * WORD)
+    }
+
+    fn word(&self, at: usize) -> DevicePtr {
+        self.places.words.offset(at * WORD)
+    }
+
+    pub(crate) fn sizes(&self) -> InputSizes {
+        self.sizes
+    }
+
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.layout.n_tokens
+    }
+
+    pub(crate) fn tokens(&self) -> DeviceArray {
+        DeviceArray { first: self.word(0), n: self.layout.n_tokens }
+    }
+
+    pub(crate) fn last_tokens(&self) -> DevicePtr {
+        self.places.last_tokens
+    }
+
+    pub(crate) fn emitting(&self) -> Option<DeviceArray> {
+        let first = self.word(self.layout.emitting?);
+        Some(DeviceArray { first, n: self.layout.n_emitting })
+    }
+
+    pub(crate) fn places(&self, group: GroupIdx) -> DevicePlaces {
+        DevicePlaces {
+            positions: self.word(self.layout.positions),
+            slots: self.word(self.layout.slots),
+            frequencies: self.frequencies,
+            tables: self.tables(group),
+        }
+    }
+
+    pub(crate) fn rows(&self, group: GroupIdx) -> DeviceRows<'_> {
+        DeviceRows {
+            decode: self.word(self.layout.decode),
+            n_decode: self.layout.n_decode,
+            prefill: self.word(self.layout.prefill),
+            prefill_lengths: &self.prefill_lengths,
+            tables: self.tables(group),
+            n_context: self.sizes.n_context,
+            workspace: self.workspace,
+        }
+    }
+
+    fn tables(&self, group: GroupIdx) -> DeviceTables {
+        let n_entries = self.sizes.n_entries();
+        let offset = group.idx() * self.sizes.n_slots * n_entries * WORD;
+        DeviceTables { first: self.places.tables.offset(offset), n_entries }
+    }
+}
+
+/// Whether `next` is the table's entry behind `update`.
+fn follows(update: &PageUpdate, next: &PageUpdate) -> bool {
+    (next.group, next.slot) == (update.group, update.slot) && next.page_idx == update.page_idx + 1
+}
