@@ -12,6 +12,7 @@ pub mod linear;
 pub mod quantize;
 pub mod reduce_norm;
 pub mod rope_kv;
+pub mod sample;
 pub mod swiglu;
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use super::*;
 use scheduler::SlotIdx;
 
+use crate::request::SamplingParams;
+
 fn request(sampling: SamplingParams) -> Request {
     Request {
         prompt: vec![TokenId(1), TokenId(2), TokenId(2)].into(),

@@ -30,5 +30,6 @@ pub(super) const ARTIFACTS: &[Artifact] = &[
     artifact!("quantize"),
     artifact!("reduce_norm"),
     artifact!("rope_kv"),
+    artifact!("sample"),
     artifact!("swiglu"),
 ];

@@ -125,9 +125,9 @@ impl WorkspaceSize {
 /// Tokens of a part of a context in which `n_seen` positions are seen: `part_shift` of the kernel.
 fn part_tokens(n_seen: usize) -> usize {
     match n_seen {
-        ..=2048 => 256,
-        ..=4096 => 512,
-        ..=65536 => 1024,
+        0..=2048 => 256,
+        2049..=4096 => 512,
+        4097..=65536 => 1024,
         _ => 2048,
     }
 }
@@ -155,10 +155,9 @@ pub fn n_tiles(share: &AttentionSpec, n_tokens_of_rows: impl Iterator<Item = usi
 /// # Errors
 /// What the driver has against the launch.
 ///
-/// # Safety
-/// Every pointer is as its field says, on this device, for as long as the launch (or the graph that
-/// records it) may run; rows' slots, tokens and pages lie within what the pointers point to.
-pub unsafe fn decode(
+/// Every pointer must be as its field says, on this device, for as long as the launch (or the graph
+/// that records it) may run; rows' slots, tokens and pages lie within what the pointers point to.
+pub fn decode(
     exec: &CudaExec,
     launch: &Launch<'_>,
     workspace: Workspace,
@@ -167,8 +166,7 @@ pub unsafe fn decode(
     let grid = decode_config(launch.share, launch.n_rows, n_context);
     let (_, name) = kernel_names(launch.share, launch.kv_dtype);
     let kernel = Kernel { family: "attention", name };
-    // SAFETY: the caller's promise; the workspace is as large as the grid asks for.
-    unsafe { submit(exec, kernel, grid, DeviceArgs::new(launch, Some(workspace))) }
+    submit(exec, kernel, grid, DeviceArgs::new(launch, Some(workspace)))
 }
 
 /// Attends for rows of any number of tokens, in `n_tiles` blocks: see [`n_tiles`].
@@ -176,18 +174,12 @@ pub unsafe fn decode(
 /// # Errors
 /// What the driver has against the launch.
 ///
-/// # Safety
-/// As [`decode`].
-pub unsafe fn prefill(
-    exec: &CudaExec,
-    launch: &Launch<'_>,
-    n_tiles: usize,
-) -> Result<(), DeviceError> {
+/// What [`decode`] asks of pointers and rows holds here too.
+pub fn prefill(exec: &CudaExec, launch: &Launch<'_>, n_tiles: usize) -> Result<(), DeviceError> {
     let config = prefill_config(launch.share, n_tiles);
     let (name, _) = kernel_names(launch.share, launch.kv_dtype);
     let kernel = Kernel { family: "attention_prefill", name };
-    // SAFETY: the caller's promise.
-    unsafe { submit(exec, kernel, config, DeviceArgs::new(launch, None)) }
+    submit(exec, kernel, config, DeviceArgs::new(launch, None))
 }
 
 fn decode_config(share: &AttentionSpec, n_rows: usize, n_context: usize) -> LaunchConfig {
@@ -323,9 +315,7 @@ impl Launch<'_> {
     }
 }
 
-/// # Safety
-/// What `args` points to is as [`decode`] asks for.
-unsafe fn submit(
+fn submit(
     exec: &CudaExec,
     kernel: Kernel,
     config: LaunchConfig,
@@ -334,7 +324,8 @@ unsafe fn submit(
     if config.grid.contains(&0) {
         return Ok(());
     }
-    // SAFETY: the kernel's one parameter is this struct, by value; the rest is the caller's.
+    // SAFETY: the kernel's one parameter is this struct, by value. What it points to is as the
+    // caller says; the host never touches it.
     unsafe { exec.launch(kernel, config, &[Param::Bytes(bytes_of(&[args]))]) }
 }
 

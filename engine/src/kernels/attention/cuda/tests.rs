@@ -1,12 +1,524 @@
-//! The launches' arithmetic.
+//! Against a float64 softmax over what the cache holds, on the device. Every key and value that a
+//! row must not see is NaN, as is every output before the kernel runs.
 
+use half::bf16;
 use weights::AttentionSpec;
 
 use super::*;
+use crate::device::cuda::testing::TestDevice;
+use crate::kernels::testing::{Rng, e4m3_nearest, e4m3_value};
+
+const K_SCALE: f32 = 0.0113;
+const V_SCALE: f32 = 0.0029;
+const OUT_SCALE: f32 = 0.0031;
+/// Elements between two tokens' outputs that no kernel may touch.
+const OUT_GAP: usize = 8;
 
 /// LN-Ultra's heads on one of eight ranks.
 const ULTRA: AttentionSpec =
     AttentionSpec { n_q_heads: 16, n_kv_heads: 1, head_dim: 128, window: None };
+
+/// A sequence's numbers as the device holds them, and what they are worth.
+struct Sequence {
+    /// bf16 `[n_tokens][q_width]`: of the last tokens only.
+    q: Vec<bf16>,
+    keys: Stored,
+    values: Stored,
+    n_positions: usize,
+}
+
+/// `[n_positions][n_kv_heads * head_dim]`
+struct Stored {
+    bytes: Vec<u8>,
+    values: Vec<f64>,
+}
+
+impl Stored {
+    fn new(rng: &mut Rng, dtype: KvDtype, scale: f32, n: usize) -> Stored {
+        let (mut bytes, mut values) = (Vec::new(), Vec::with_capacity(n));
+        for _ in 0..n {
+            let x = rng.number();
+            match dtype {
+                KvDtype::Fp8 => {
+                    // As many of the codes as numbers of this size reach.
+                    let code = e4m3_nearest(f64::from(x / scale));
+                    bytes.push(code);
+                    values.push(e4m3_value(code) * f64::from(scale));
+                }
+                KvDtype::Bf16 => {
+                    bytes.extend(bf16::from_f32(x).to_ne_bytes());
+                    values.push(bf16::from_f32(x).to_f64());
+                }
+                KvDtype::F32 => panic!("no device has such a cache"),
+            }
+        }
+        Stored { bytes, values }
+    }
+}
+
+/// The last `n_tokens` of a sequence of `n_positions`.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    n_positions: usize,
+    n_tokens: usize,
+}
+
+struct Case {
+    share: AttentionSpec,
+    dtype: KvDtype,
+    out_scale: Option<f32>,
+    sequences: Vec<Sequence>,
+}
+
+/// Which of a case's sequences make a batch, and how.
+struct Batch<'a> {
+    /// Sequence, and its tokens in this step: `(sequence_idx, start, n_tokens)`.
+    rows: &'a [(usize, usize, usize)],
+    /// Rows of padding after the others.
+    n_padding: usize,
+    /// Order of the pages.
+    seed: u64,
+    n_context: usize,
+}
+
+impl Case {
+    fn new(seed: u64, share: &AttentionSpec, dtype: KvDtype, spans: &[Span]) -> Case {
+        let mut rng = Rng::new(seed);
+        let kv_width = share.n_kv_heads * share.head_dim;
+        let q_width = share.n_q_heads * share.head_dim;
+        let mut sequence = |span: &Span| {
+            let n = span.n_positions * kv_width;
+            // Scores spread over several units: some tokens matter and others do not.
+            let q = (0..span.n_tokens * q_width).map(|_| bf16::from_f32(rng.number() * 8.0));
+            Sequence {
+                q: q.collect(),
+                keys: Stored::new(&mut rng, dtype, K_SCALE, n),
+                values: Stored::new(&mut rng, dtype, V_SCALE, n),
+                n_positions: span.n_positions,
+            }
+        };
+        let sequences = spans.iter().map(&mut sequence).collect();
+        Case { share: share.clone(), dtype, out_scale: None, sequences }
+    }
+
+    fn with_out_scale(mut self, out_scale: f32) -> Case {
+        self.out_scale = Some(out_scale);
+        self
+    }
+
+    fn q_width(&self) -> usize {
+        self.share.n_q_heads * self.share.head_dim
+    }
+
+    /// First position that a token at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.share.window.unwrap_or(usize::MAX))
+    }
+
+    /// The queries of a row.
+    fn queries(&self, (sequence_idx, start, n_tokens): (usize, usize, usize)) -> &[bf16] {
+        let sequence = &self.sequences[sequence_idx];
+        let width = self.q_width();
+        let n_before = sequence.n_positions - sequence.q.len() / width;
+        &sequence.q[(start - n_before) * width..][..n_tokens * width]
+    }
+
+    /// One decode row for the last position of every sequence.
+    fn last_tokens(&self) -> Vec<(usize, usize, usize)> {
+        let sequences = self.sequences.iter().enumerate();
+        sequences.map(|(idx, sequence)| (idx, sequence.n_positions - 1, 1)).collect()
+    }
+}
+
+/// A batch in a device's memory.
+struct Uploaded<'a> {
+    case: &'a Case,
+    device: &'a TestDevice,
+    launch: Launch<'a>,
+    n_tokens: usize,
+    n_tokens_of_rows: Vec<usize>,
+    n_context: usize,
+}
+
+/// Pages of a batch, in host memory.
+struct Pages {
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    tables: Vec<i32>,
+    n_table_entries: usize,
+}
+
+impl Pages {
+    fn new(case: &Case, batch: &Batch<'_>) -> Pages {
+        let AttentionSpec { n_kv_heads, head_dim, .. } = case.share;
+        let n_pages_of = |&(_, start, n_tokens): &(usize, usize, usize)| {
+            (start + n_tokens).div_ceil(PAGE_TOKENS)
+        };
+        let n_pages: usize = batch.rows.iter().map(n_pages_of).sum();
+        let mut order: Vec<usize> = (1..=n_pages).collect();
+        let mut rng = Rng::new(batch.seed);
+        (1..n_pages).for_each(|i| order.swap(i, rng.below(i + 1)));
+        let head_bytes = head_dim * case.dtype.n_bytes();
+        let n_bytes = (n_pages + 1) * n_kv_heads * PAGE_TOKENS * head_bytes;
+        let n_table_entries = batch.n_context.div_ceil(PAGE_TOKENS);
+        let mut pages = Pages {
+            // NaN in either type.
+            keys: vec![0xFF; n_bytes],
+            values: vec![0xFF; n_bytes],
+            // What no row sees may be anything: no such page exists.
+            tables: vec![i32::MAX; batch.rows.len() * n_table_entries],
+            n_table_entries,
+        };
+        for (slot, row) in batch.rows.iter().enumerate() {
+            let own = order.split_off(order.len() - n_pages_of(row));
+            let &(sequence_idx, start, n_tokens) = row;
+            let sequence = &case.sequences[sequence_idx];
+            for position in case.first_seen(start)..start + n_tokens {
+                let page = own[position / PAGE_TOKENS];
+                pages.tables[slot * n_table_entries + position / PAGE_TOKENS] = page as i32;
+                for head in 0..n_kv_heads {
+                    let to = (page * n_kv_heads + head) * PAGE_TOKENS + position % PAGE_TOKENS;
+                    let from = (position * n_kv_heads + head) * head_bytes;
+                    let (to, from) = (to * head_bytes, from..from + head_bytes);
+                    let key = &sequence.keys.bytes[from.clone()];
+                    pages.keys[to..to + head_bytes].copy_from_slice(key);
+                    let value = &sequence.values.bytes[from];
+                    pages.values[to..to + head_bytes].copy_from_slice(value);
+                }
+            }
+        }
+        pages
+    }
+}
+
+impl<'a> Uploaded<'a> {
+    fn new(device: &'a TestDevice, case: &'a Case, batch: &Batch<'_>) -> Uploaded<'a> {
+        let pages = Pages::new(case, batch);
+        let (mut q, mut rows, mut n_tokens) = (Vec::new(), Vec::new(), 0);
+        for (slot, &row) in batch.rows.iter().enumerate() {
+            q.extend_from_slice(case.queries(row));
+            rows.push(DeviceRow {
+                slot: slot as i32,
+                token_idx: n_tokens as i32,
+                n_tokens: row.2 as i32,
+                start: row.1 as i32,
+            });
+            n_tokens += row.2;
+        }
+        let padding = DeviceRow { slot: -1, token_idx: i32::MAX, n_tokens: 1, start: i32::MAX };
+        rows.extend(std::iter::repeat_n(padding, batch.n_padding));
+        let width = case.q_width();
+        let out_bytes = if case.out_scale.is_some() { 1 } else { 2 };
+        let launch = Launch {
+            share: &case.share,
+            q: device.upload(&q),
+            q_stride: width,
+            keys: device.upload(&pages.keys),
+            values: device.upload(&pages.values),
+            kv_dtype: case.dtype,
+            k_scale: K_SCALE,
+            v_scale: V_SCALE,
+            tables: device.upload(&pages.tables),
+            n_table_entries: pages.n_table_entries,
+            rows: device.upload(&rows),
+            n_rows: rows.len(),
+            out: device.poisoned::<u8>(n_tokens * (width + OUT_GAP) * out_bytes),
+            out_stride: width + OUT_GAP,
+            out_scale: case.out_scale,
+        };
+        let n_tokens_of_rows = batch.rows.iter().map(|row| row.2).collect();
+        Uploaded { case, device, launch, n_tokens, n_tokens_of_rows, n_context: batch.n_context }
+    }
+
+    fn workspace(&self) -> Workspace {
+        let size = WorkspaceSize::new(&self.case.share, self.launch.n_rows, self.n_context);
+        let n_arrived = vec![0u8; size.n_arrived_bytes];
+        Workspace {
+            sums: self.device.poisoned::<u8>(size.n_sums_bytes),
+            stats: self.device.poisoned::<u8>(size.n_stats_bytes),
+            n_arrived: self.device.upload(&n_arrived),
+        }
+    }
+
+    fn decode(&self) -> Vec<f32> {
+        let workspace = self.workspace();
+        // Twice: the second launch finds the workspace as the first left it.
+        for _ in 0..2 {
+            decode(&self.device.exec, &self.launch, workspace, self.n_context)
+                .expect("it launches");
+        }
+        self.output()
+    }
+
+    fn prefill(&self) -> Vec<f32> {
+        let n_tiles = n_tiles(&self.case.share, self.n_tokens_of_rows.iter().copied());
+        prefill(&self.device.exec, &self.launch, n_tiles).expect("it launches");
+        self.output()
+    }
+
+    /// `[n_tokens][q_width]`
+    fn output(&self) -> Vec<f32> {
+        let (width, stride) = (self.case.q_width(), self.launch.out_stride);
+        let mut out = Vec::with_capacity(self.n_tokens * width);
+        let mut take = |is_gap: bool, bits_are_poison: bool, value: f32| match is_gap {
+            true => assert!(bits_are_poison, "the gap between outputs was written"),
+            false => out.push(value),
+        };
+        if let Some(scale) = self.case.out_scale {
+            let codes: Vec<u8> = self.device.download(self.launch.out, self.n_tokens * stride);
+            for (i, &code) in codes.iter().enumerate() {
+                take(i % stride >= width, code == 0xFF, e4m3_value(code) as f32 * scale);
+            }
+        } else {
+            let stored: Vec<bf16> = self.device.download(self.launch.out, self.n_tokens * stride);
+            for (i, x) in stored.iter().enumerate() {
+                take(i % stride >= width, x.to_bits() == 0xFFFF, x.to_f32());
+            }
+        }
+        out
+    }
+}
+
+/// What one query head of one token should yield, `[head_dim]` with bounds.
+fn expected_head(
+    case: &Case,
+    row: (usize, usize, usize),
+    at: usize,
+    head: usize,
+) -> Vec<(f64, f64)> {
+    let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = case.share;
+    let sequence = &case.sequences[row.0];
+    let q = &case.queries(row)[at * case.q_width() + head * head_dim..][..head_dim];
+    let q: Vec<f64> = q.iter().map(|x| x.to_f64()).collect();
+    let kv_head = head / (n_q_heads / n_kv_heads);
+    let position = row.1 + at;
+    let seen = case.first_seen(position)..position + 1;
+    let begin = |position: usize| (position * n_kv_heads + kv_head) * head_dim;
+    let root = (head_dim as f64).sqrt();
+    let (mut scores, mut magnitude) = (Vec::with_capacity(seen.len()), 0.0f64);
+    for j in seen.clone() {
+        let key = &sequence.keys.values[begin(j)..][..head_dim];
+        let (mut score, mut sum) = (0.0, 0.0);
+        for (q, k) in q.iter().zip(key) {
+            score += q * k;
+            sum += (q * k).abs();
+        }
+        scores.push(score / root);
+        magnitude = magnitude.max(sum / root);
+    }
+    let rounding = 0.5f64.powi(24);
+    let error = (head_dim as f64 / 8.0 + 12.0) * rounding * magnitude;
+    let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let (mut sums, mut total, mut largest) = (vec![0.0; head_dim], 0.0, 0.0f64);
+    for (score, j) in scores.iter().zip(seen) {
+        let weight = (score - greatest).exp();
+        total += weight;
+        for (sum, v) in sums.iter_mut().zip(&sequence.values.values[begin(j)..][..head_dim]) {
+            *sum += weight * v;
+            largest = largest.max(v.abs());
+        }
+    }
+    let bound = (2.0 * error + 0.5f64.powi(7)) * largest;
+    let stored = |y: f64| match case.out_scale {
+        // Half a unit of a three-bit fraction, and of the smallest number.
+        Some(scale) => (y.abs() / 16.0).max(f64::from(scale) * 0.5f64.powi(10)),
+        None => y.abs() / 256.0,
+    };
+    sums.iter().map(|sum| sum / total).map(|y| (y, bound + stored(y))).collect()
+}
+
+/// Compares `n_heads` heads of every `step`-th token of every row.
+fn assert_rows(case: &Case, rows: &[(usize, usize, usize)], out: &[f32], sample: (usize, usize)) {
+    let (step, n_heads) = sample;
+    let mut first = 0;
+    for &row in rows {
+        for at in (0..row.2).step_by(step) {
+            // Other heads at each token.
+            for head in (at..at + n_heads).map(|head| head % case.share.n_q_heads) {
+                let begin = (first + at) * case.q_width() + head * case.share.head_dim;
+                let expected = expected_head(case, row, at, head);
+                for (d, (got, (expected, bound))) in out[begin..].iter().zip(expected).enumerate() {
+                    let got = f64::from(*got);
+                    assert!(
+                        !got.is_nan() && (got - expected).abs() <= bound,
+                        "{:?} {:?}: row {row:?}, token {at}, head {head}, dimension {d} is {got}, \
+                         expected {expected} ± {bound}",
+                        case.share,
+                        case.dtype
+                    );
+                }
+            }
+        }
+        first += row.2;
+    }
+    assert!(out.iter().all(|x| !x.is_nan()), "something was not written");
+    assert_eq!(out.len(), first * case.q_width());
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+fn spans(lengths: &[usize], n_tokens: usize) -> Vec<Span> {
+    let span = |&n: &usize| Span { n_positions: n, n_tokens: n_tokens.min(n) };
+    lengths.iter().map(span).collect()
+}
+
+/// Heads, widths, windows beside LN-Ultra's: the demo's, those that fill no mma, every width.
+fn shares() -> Vec<AttentionSpec> {
+    let sizes = [
+        (4, 2, 32),
+        (8, 1, 32),
+        (1, 1, 32),
+        (6, 2, 64),
+        (16, 1, 64),
+        (5, 1, 96),
+        (3, 3, 128),
+        (24, 2, 128),
+    ];
+    let windows = [None, Some(1), Some(40), Some(300)];
+    let share = |(i, (n_q_heads, n_kv_heads, head_dim)): (usize, (usize, usize, usize))| {
+        AttentionSpec { n_q_heads, n_kv_heads, head_dim, window: windows[i % windows.len()] }
+    };
+    sizes.into_iter().enumerate().map(share).collect()
+}
+
+const DTYPES: [KvDtype; 2] = [KvDtype::Bf16, KvDtype::Fp8];
+
+#[test]
+fn decode_is_within_the_bound_at_every_edge_of_a_context() {
+    let device = TestDevice::open(0);
+    let lengths = [1, 2, 15, 16, 17, 255, 256, 257, 511, 512, 513, 2048, 2049, 4096, 4097];
+    for (seed, dtype) in DTYPES.into_iter().enumerate() {
+        let case = Case::new(seed as u64, &ULTRA, dtype, &spans(&lengths, 1));
+        let rows = case.last_tokens();
+        let batch = Batch { rows: &rows, n_padding: 1, seed: 3, n_context: 4100 };
+        let out = Uploaded::new(&device, &case, &batch).decode();
+        assert_rows(&case, &rows, &out, (1, 3));
+    }
+}
+
+#[test]
+fn decode_reaches_back_over_the_longest_context() {
+    let device = TestDevice::open(0);
+    for (dtype, n_positions) in [(KvDtype::Fp8, 131_072), (KvDtype::Bf16, 65_537)] {
+        let case = Case::new(7, &ULTRA, dtype, &spans(&[n_positions], 1));
+        let rows = case.last_tokens();
+        let batch = Batch { rows: &rows, n_padding: 0, seed: 4, n_context: 131_072 };
+        let out = Uploaded::new(&device, &case, &batch).decode();
+        assert_rows(&case, &rows, &out, (1, 2));
+    }
+}
+
+#[test]
+fn decode_serves_every_shape_of_heads_and_windows() {
+    let device = TestDevice::open(0);
+    for (seed, share) in shares().iter().enumerate() {
+        for dtype in DTYPES {
+            let case = Case::new(seed as u64, share, dtype, &spans(&[33, 700, 2300], 1));
+            let case = if seed % 2 == 0 { case } else { case.with_out_scale(OUT_SCALE) };
+            let rows = case.last_tokens();
+            let batch = Batch { rows: &rows, n_padding: 0, seed: 5, n_context: 4096 };
+            let out = Uploaded::new(&device, &case, &batch).decode();
+            assert_rows(&case, &rows, &out, (1, share.n_q_heads));
+        }
+    }
+}
+
+#[test]
+fn a_decoding_row_is_the_same_in_any_company() {
+    let device = TestDevice::open(0);
+    let lengths: Vec<usize> = (0..256).map(|i| 1 + i * 7 % 300 + i / 250 * 2500).collect();
+    let case = Case::new(8, &ULTRA, KvDtype::Fp8, &spans(&lengths, 1)).with_out_scale(OUT_SCALE);
+    let all = case.last_tokens();
+    let batch = Batch { rows: &all, n_padding: 0, seed: 6, n_context: 3000 };
+    let together = Uploaded::new(&device, &case, &batch).decode();
+    let width = case.q_width();
+    for idx in [0, 17, 249, 255] {
+        // Alone, among padding, in other pages, under a longer context.
+        let rows = [all[idx]];
+        let batch = Batch { rows: &rows, n_padding: 3, seed: 7, n_context: 9000 };
+        let alone = Uploaded::new(&device, &case, &batch).decode();
+        assert_eq!(bits(&alone), bits(&together[idx * width..][..width]), "row {idx}");
+    }
+    assert_rows(&case, &all[250..], &together[250 * width..], (1, 1));
+}
+
+#[test]
+fn prefill_is_within_the_bound_with_and_without_a_prefix() {
+    let device = TestDevice::open(0);
+    for dtype in DTYPES {
+        let case = Case::new(9, &ULTRA, dtype, &spans(&[1, 130, 600, 4100], 30));
+        let case = if dtype == KvDtype::Fp8 { case.with_out_scale(OUT_SCALE) } else { case };
+        let rows = [(0, 0, 1), (1, 100, 30), (2, 571, 20), (3, 4070, 30)];
+        let batch = Batch { rows: &rows, n_padding: 1, seed: 8, n_context: 5000 };
+        let out = Uploaded::new(&device, &case, &batch).prefill();
+        assert_rows(&case, &rows, &out, (3, 2));
+    }
+}
+
+#[test]
+fn prefill_serves_every_shape_of_heads_and_windows() {
+    let device = TestDevice::open(0);
+    for (seed, share) in shares().iter().enumerate() {
+        for dtype in DTYPES {
+            let case = Case::new(seed as u64, share, dtype, &spans(&[150, 90], 150));
+            let rows = [(0, 0, 150), (1, 60, 30)];
+            let batch = Batch { rows: &rows, n_padding: 0, seed: 9, n_context: 160 };
+            let out = Uploaded::new(&device, &case, &batch).prefill();
+            assert_rows(&case, &rows, &out, (7, 2));
+        }
+    }
+}
+
+#[test]
+fn chunks_of_a_prompt_yield_what_the_whole_yields() {
+    let device = TestDevice::open(0);
+    let windowed = AttentionSpec { window: Some(50), ..ULTRA };
+    let demo = AttentionSpec { n_q_heads: 4, n_kv_heads: 2, head_dim: 32, window: None };
+    for share in [ULTRA, windowed, demo] {
+        for dtype in DTYPES {
+            let case = Case::new(10, &share, dtype, &spans(&[141], 141));
+            let width = case.q_width();
+            let batch = Batch { rows: &[(0, 0, 141)], n_padding: 0, seed: 10, n_context: 200 };
+            let whole = Uploaded::new(&device, &case, &batch).prefill();
+            for n_chunk in [1, 23, 64, 100] {
+                for start in (0..141).step_by(n_chunk).skip(if n_chunk == 1 { 120 } else { 0 }) {
+                    let n_tokens = n_chunk.min(141 - start);
+                    let rows = [(0, start, n_tokens)];
+                    let batch = Batch { rows: &rows, n_padding: 0, seed: 11, n_context: 300 };
+                    let chunk = Uploaded::new(&device, &case, &batch).prefill();
+                    let expected = &whole[start * width..][..n_tokens * width];
+                    assert_eq!(bits(&chunk), bits(expected), "{share:?} {start} + {n_chunk}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn great_scores_neither_overflow_nor_vanish() {
+    let device = TestDevice::open(0);
+    let share = AttentionSpec { n_q_heads: 2, n_kv_heads: 1, head_dim: 64, window: None };
+    let mut case = Case::new(11, &share, KvDtype::Bf16, &spans(&[700], 40));
+    let sequence = &mut case.sequences[0];
+    // Scores climb to thousands and fall again.
+    for position in 0..700 {
+        let key = bf16::from_f32(8.0 * (position as f32).min(600.0 - position as f32));
+        for d in position * 64..(position + 1) * 64 {
+            sequence.keys.values[d] = key.to_f64();
+            sequence.keys.bytes[2 * d..2 * d + 2].copy_from_slice(&key.to_ne_bytes());
+        }
+    }
+    sequence.q.fill(bf16::ONE);
+    for is_decode in [true, false] {
+        let rows = if is_decode { [(0, 699, 1)] } else { [(0, 660, 40)] };
+        let batch = Batch { rows: &rows, n_padding: 0, seed: 12, n_context: 700 };
+        let uploaded = Uploaded::new(&device, &case, &batch);
+        let out = if is_decode { uploaded.decode() } else { uploaded.prefill() };
+        assert_rows(&case, &rows, &out, (1, 2));
+    }
+}
 
 #[test]
 fn parts_grow_with_the_context_and_never_exceed_the_grid() {
