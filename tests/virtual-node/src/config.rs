@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use parking_lot::Mutex;
+
 /// H100s in one node.
 pub const N_DEVICES_MAX: usize = 8;
 
@@ -90,6 +92,20 @@ impl Config {
     pub fn is_dry(&self) -> bool {
         self.mode == Mode::Dry
     }
+}
+
+/// Checks that a test set while the process ran.
+static SET_CHECKS: Mutex<Option<CheckConfig>> = Mutex::new(None);
+
+/// Sets the checks of all launches from now on, by their names.
+pub fn set_checks(list: &str) -> Result<(), ConfigError> {
+    *SET_CHECKS.lock() = Some(checks(list)?);
+    Ok(())
+}
+
+/// The checks that launches make now.
+pub fn current_checks() -> CheckConfig {
+    SET_CHECKS.lock().unwrap_or(Config::get().checks)
 }
 
 /// A setting that is none.

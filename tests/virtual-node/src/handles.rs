@@ -2,6 +2,7 @@
 //! stale handle is an error and no crash.
 
 use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -48,22 +49,22 @@ impl<T> Default for Registry<T> {
     }
 }
 
-/// Bytes that a C caller says it has: none if there is no pointer to them.
-pub fn caller_bytes<'a>(pointer: *const u8, n_bytes: usize) -> Option<&'a [u8]> {
-    if pointer.is_null() {
+/// Values that a C caller says lie at an address: none if the address is null.
+pub fn caller_values<'a, T>(address: usize, n: usize) -> Option<&'a [T]> {
+    if address == 0 {
         return None;
     }
-    // SAFETY: the contract of every function with such a pair of arguments.
-    Some(unsafe { std::slice::from_raw_parts(pointer, n_bytes) })
+    // SAFETY: the contract of every C function with such a pair of arguments.
+    Some(unsafe { std::slice::from_raw_parts(address as *const T, n) })
 }
 
-/// As [`caller_bytes`], to be written.
-pub fn caller_bytes_mut<'a>(pointer: *mut u8, n_bytes: usize) -> Option<&'a mut [u8]> {
-    if pointer.is_null() {
+/// Room for values that a C caller says lies at an address.
+pub fn caller_room<'a, T>(address: usize, n: usize) -> Option<&'a mut [MaybeUninit<T>]> {
+    if address == 0 {
         return None;
     }
-    // SAFETY: the contract of every function with such a pair of arguments.
-    Some(unsafe { std::slice::from_raw_parts_mut(pointer, n_bytes) })
+    // SAFETY: the contract of every C function with such a pair of arguments.
+    Some(unsafe { std::slice::from_raw_parts_mut(address as *mut MaybeUninit<T>, n) })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! One library under several names, because all three share streams and memory. It knows nothing
 //! of the product: any driver-API program runs on it.
 
+pub mod client;
 pub mod config;
 #[doc(hidden)]
 pub mod cublaslt;

@@ -15,7 +15,7 @@ use super::rules::{Layouts, Problem};
 use super::status::{Refusal, Status, invalid, report, unsupported};
 use crate::config::Config;
 use crate::driver::{self, Failure};
-use crate::handles::{Registry, caller_bytes, caller_bytes_mut};
+use crate::handles::{Registry, caller_room, caller_values};
 use crate::memory::DeviceIdx;
 use crate::report::record_kernel;
 
@@ -86,9 +86,9 @@ fn get<T: Descriptor + Clone>(registry: &Registry<T>, handle: usize) -> Result<T
 fn set_attribute<T: Descriptor>(
     registry: &Registry<T>,
     (handle, number): (usize, u32),
-    (value, n_bytes): (*const u8, usize),
+    (value, n_bytes): (usize, usize),
 ) -> Result<(), Refusal> {
-    let bytes = caller_bytes(value, n_bytes).ok_or_else(no_pointer)?;
+    let bytes = caller_values(value, n_bytes).ok_or_else(no_pointer)?;
     let set = registry.with(handle, |descriptor| descriptor.set(number, bytes));
     set.ok_or_else(|| not_a::<T>(handle))?
 }
@@ -97,18 +97,18 @@ fn set_attribute<T: Descriptor>(
 fn get_attribute<T: Descriptor>(
     registry: &Registry<T>,
     (handle, number): (usize, u32),
-    (value, n_bytes): (*mut u8, usize),
+    (value, n_bytes): (usize, usize),
     n_written: Option<&mut usize>,
 ) -> Result<(), Refusal> {
     let bytes = registry.with(handle, |descriptor| descriptor.get(number));
     let bytes = bytes.ok_or_else(|| not_a::<T>(handle))??;
     if n_bytes > 0 {
-        let room = caller_bytes_mut(value, n_bytes).ok_or_else(no_pointer)?;
+        let room = caller_room(value, n_bytes).ok_or_else(no_pointer)?;
         if room.len() != bytes.len() {
             let (asked, has) = (room.len(), bytes.len());
             return Err(invalid(format!("attribute {number} has {has} bytes, not {asked}")));
         }
-        room.copy_from_slice(&bytes);
+        room.write_copy_of_slice(&bytes);
     }
     match n_written {
         Some(n_written) => *n_written = bytes.len(),
@@ -152,13 +152,13 @@ api! {
     }
 
     fn cublasLtMatmulDescSetAttribute(
-        desc: usize, number: u32, value: *const u8, n_bytes: usize,
+        desc: usize, number: u32, value: usize, n_bytes: usize,
     ) {
         set_attribute(&DESCS, (desc, number), (value, n_bytes))
     }
 
     fn cublasLtMatmulDescGetAttribute(
-        desc: usize, number: u32, value: *mut u8, n_bytes: usize, n_written: Option<&mut usize>,
+        desc: usize, number: u32, value: usize, n_bytes: usize, n_written: Option<&mut usize>,
     ) {
         get_attribute(&DESCS, (desc, number), (value, n_bytes), n_written)
     }
@@ -174,13 +174,13 @@ api! {
     }
 
     fn cublasLtMatrixLayoutSetAttribute(
-        layout: usize, number: u32, value: *const u8, n_bytes: usize,
+        layout: usize, number: u32, value: usize, n_bytes: usize,
     ) {
         set_attribute(&LAYOUTS, (layout, number), (value, n_bytes))
     }
 
     fn cublasLtMatrixLayoutGetAttribute(
-        layout: usize, number: u32, value: *mut u8, n_bytes: usize, n_written: Option<&mut usize>,
+        layout: usize, number: u32, value: usize, n_bytes: usize, n_written: Option<&mut usize>,
     ) {
         get_attribute(&LAYOUTS, (layout, number), (value, n_bytes), n_written)
     }
@@ -194,13 +194,13 @@ api! {
     }
 
     fn cublasLtMatmulPreferenceSetAttribute(
-        preference: usize, number: u32, value: *const u8, n_bytes: usize,
+        preference: usize, number: u32, value: usize, n_bytes: usize,
     ) {
         set_attribute(&PREFERENCES, (preference, number), (value, n_bytes))
     }
 
     fn cublasLtMatmulPreferenceGetAttribute(
-        preference: usize, number: u32, value: *mut u8, n_bytes: usize,
+        preference: usize, number: u32, value: usize, n_bytes: usize,
         n_written: Option<&mut usize>,
     ) {
         get_attribute(&PREFERENCES, (preference, number), (value, n_bytes), n_written)
@@ -208,23 +208,22 @@ api! {
 
     fn cublasLtMatmulAlgoGetHeuristic(
         handle: usize, desc: usize, a: usize, b: usize, c: usize, d: usize, preference: usize,
-        n_wanted: c_int, results: *mut HeuristicResult, n_found: Option<&mut c_int>,
+        n_wanted: c_int, results: usize, n_found: Option<&mut c_int>,
     ) {
         library(handle)?;
         let n_found = n_found.ok_or_else(no_pointer)?;
         *n_found = 0;
-        if n_wanted < 1 || results.is_null() {
-            return Err(invalid(format!("{n_wanted} algorithms are wanted")));
-        }
+        let n_wanted = usize::try_from(n_wanted).unwrap_or(0);
+        let results = caller_room(results, n_wanted).filter(|results| !results.is_empty());
+        let results = results.ok_or_else(|| invalid(format!("{n_wanted} results are wanted")))?;
         let problem = problem(desc, [a, b, c, d])?;
         let preference = get(&PREFERENCES, preference)?;
-        let algos = candidates(&problem, &preference, n_wanted as usize)?;
+        let algos = candidates(&problem, &preference, n_wanted)?;
         if algos.is_empty() {
             return Err(unsupported("no algorithm keeps to the preference"));
         }
-        for (idx, algo) in algos.iter().enumerate() {
-            // SAFETY: the caller has room for `n_wanted`, and there are no more.
-            unsafe { results.add(idx).write(result_of(algo, &problem)) };
+        for (algo, result) in algos.iter().zip(results) {
+            result.write(result_of(algo, &problem));
         }
         *n_found = algos.len() as c_int;
         Ok(())
@@ -242,8 +241,8 @@ api! {
     }
 
     fn cublasLtMatmul(
-        handle: usize, desc: usize, alpha: *const u8, a: u64, a_layout: usize, b: u64,
-        b_layout: usize, beta: *const u8, c: u64, c_layout: usize, d: u64, d_layout: usize,
+        handle: usize, desc: usize, alpha: usize, a: u64, a_layout: usize, b: u64,
+        b_layout: usize, beta: usize, c: u64, c_layout: usize, d: u64, d_layout: usize,
         algo: Option<&AlgoBytes>, workspace: u64, workspace_bytes: usize, stream: usize,
     ) {
         let device = library(handle)?;
@@ -292,13 +291,13 @@ fn chosen(
 }
 
 /// Alpha or beta: a value that is read now, or where the device will find it.
-fn factor(pointer: *const u8, mode: PointerMode) -> Result<Factor, Refusal> {
+fn factor(pointer: usize, mode: PointerMode) -> Result<Factor, Refusal> {
     match mode {
         PointerMode::Host => {
-            let bytes = caller_bytes(pointer, 4).ok_or_else(no_pointer)?;
+            let bytes = caller_values(pointer, 4).ok_or_else(no_pointer)?;
             Ok(Factor::Value(Element::F32.read(bytes)))
         }
-        PointerMode::Device if pointer.is_null() => Err(no_pointer()),
+        PointerMode::Device if pointer == 0 => Err(no_pointer()),
         PointerMode::Device => Ok(Factor::At(pointer as u64)),
     }
 }

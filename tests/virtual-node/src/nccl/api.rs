@@ -14,6 +14,7 @@ use super::communicator::{
 use super::types::{Config, Element, NcclError, NcclResult, Reduction, invalid_argument};
 use crate::config;
 use crate::driver;
+use crate::handles::{caller_room, caller_values};
 use crate::memory::{DeviceIdx, Memory, MemoryError};
 
 /// 2.27.3.
@@ -95,7 +96,7 @@ api! {
         init_rank(comm, n_ranks, &id, rank, is_blocking)
     }
 
-    fn ncclCommInitAll(comms: *mut usize, n_devices: c_int, devices: *const c_int) {
+    fn ncclCommInitAll(comms: usize, n_devices: c_int, devices: usize) {
         init_all(comms, rank_of(n_devices)?, devices)
     }
 
@@ -242,26 +243,17 @@ fn init_rank(
 }
 
 /// One rank for each of the devices, or for the first ones, in this thread.
-fn init_all(
-    comms: *mut usize,
-    n_devices: usize,
-    devices: *const c_int,
-) -> Result<NcclResult, NcclError> {
-    if comms.is_null() || n_devices == 0 {
-        return Err(invalid_argument(format!("communicators for {n_devices} devices")));
-    }
+fn init_all(comms: usize, n_devices: usize, devices: usize) -> Result<NcclResult, NcclError> {
+    let comms = caller_room(comms, n_devices).filter(|comms| !comms.is_empty());
+    let wrong = || invalid_argument(format!("communicators for {n_devices} devices"));
+    let comms = comms.ok_or_else(wrong)?;
+    let devices = caller_values(devices, n_devices);
     let id = new_id();
     group_start();
-    let joined = (0..n_devices).try_for_each(|rank| {
-        let ordinal = match devices.is_null() {
-            true => rank as c_int,
-            // SAFETY: the caller lists `n_devices`, unless it lists none.
-            false => unsafe { *devices.add(rank) },
-        };
-        let device = device_of(ordinal)?;
+    let joined = comms.iter_mut().enumerate().try_for_each(|(rank, comm)| {
+        let device = device_of(devices.map_or(rank as c_int, |devices| devices[rank]))?;
         let (handle, _) = join(Arrival { id: &id, rank, n_ranks: n_devices, device }, true)?;
-        // SAFETY: the caller has room for `n_devices`.
-        unsafe { comms.add(rank).write(handle) };
+        comm.write(handle);
         Ok(())
     });
     if joined.is_err() {

@@ -169,12 +169,12 @@ fn reduced(element: Element, reduction: Reduction, messages: &[&[u8]], n_bytes: 
     result
 }
 
-fn bytes(
+fn bytes<'a>(
     memory: &Memory,
     device: DeviceIdx,
     address: u64,
     n_bytes: u64,
-) -> Result<&mut [u8], Fault> {
+) -> Result<&'a mut [u8], Fault> {
     if n_bytes == 0 {
         return Ok(&mut []);
     }

@@ -32,7 +32,6 @@ pub struct Communicator {
     pub rank: usize,
     pub n_ranks: usize,
     pub device: DeviceIdx,
-    is_blocking: bool,
     is_finalized: AtomicBool,
     n_calls: AtomicU64,
     /// Registered buffers and windows: their addresses and bytes.
@@ -109,7 +108,6 @@ pub fn join(arrival: Arrival<'_>, is_blocking: bool) -> Result<(usize, NcclResul
         rank,
         n_ranks,
         device,
-        is_blocking,
         is_finalized: AtomicBool::new(false),
         n_calls: AtomicU64::new(0),
         registered: Registry::new(),

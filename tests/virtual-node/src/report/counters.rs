@@ -101,6 +101,19 @@ pub struct Transfers {
     pub bytes: u64,
 }
 
+impl std::fmt::Display for CopyKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            CopyKind::HostToDevice => "host to device",
+            CopyKind::DeviceToHost => "device to host",
+            CopyKind::DeviceToDevice => "device to device",
+            CopyKind::PeerToPeer => "peer to peer",
+            CopyKind::HostToHost => "host to host",
+            CopyKind::Memset => "memset",
+        })
+    }
+}
+
 impl Transfers {
     /// One more, of so many bytes.
     pub fn record(&mut self, n_bytes: u64) {

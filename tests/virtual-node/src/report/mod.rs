@@ -1,7 +1,11 @@
 //! What the node did, counted: the one store that the driver, the executor and the libraries'
 //! doubles add to. It neither measures time nor judges.
 
+#[doc(hidden)]
+pub mod api;
 pub mod counters;
+pub mod file;
+pub mod summary;
 
 pub use counters::{
     CopyKind, Counters, DeviceCounters, Flops, GraphCounters, KernelCounters, Transfers,
@@ -14,6 +18,7 @@ static COUNTERS: Mutex<Counters> = Mutex::new(Counters { devices: Vec::new() });
 /// Adds to what a device did, for example
 /// `record(device_idx, |device| device.n_host_syncs += 1)`.
 pub fn record(device_idx: usize, add: impl FnOnce(&mut DeviceCounters)) {
+    file::write_at_exit();
     let mut counters = COUNTERS.lock();
     if counters.devices.len() <= device_idx {
         counters.devices.resize_with(device_idx + 1, DeviceCounters::default);

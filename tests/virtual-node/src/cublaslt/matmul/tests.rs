@@ -165,7 +165,7 @@ impl Case {
     }
 }
 
-fn bytes_at(memory: &Memory, address: u64, n_bytes: u64) -> &mut [u8] {
+fn bytes_at<'a>(memory: &Memory, address: u64, n_bytes: u64) -> &'a mut [u8] {
     let available = memory.find(address).map_or(0, |found| found.start + found.n_bytes - address);
     let n_bytes = n_bytes.min(available);
     let pointer = memory.resolve(DEVICE, address, n_bytes).unwrap();
