@@ -10,7 +10,7 @@ use super::module::Function;
 use super::occupancy::{self, Demand};
 use super::operation::{Failure, WorkCx};
 use super::status::{Answer, Status};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::exec::{Cause, Checks, KernelFault, Launch};
 use crate::memory::Memory;
 use crate::report::{self, KernelCounters};
@@ -195,7 +195,7 @@ impl KernelCall {
             report::record_kernel(cx.device.index(), self.name(), launched);
             return Ok(());
         }
-        let config = Config::get();
+        let (config, checks) = (Config::get(), config::current_checks());
         let cluster = layout.cluster.or(self.function.kernel.required_cluster);
         let launch = Launch {
             kernel: self.function.kernel.clone(),
@@ -208,10 +208,10 @@ impl KernelCall {
             memory: cx.memory,
             globals: self.function.globals.clone(),
             checks: Checks {
-                races: config.checks.races,
-                init: config.checks.init,
-                sectors: config.checks.sectors,
-                banks: config.checks.banks,
+                races: checks.races,
+                init: checks.init,
+                sectors: checks.sectors,
+                banks: checks.banks,
             },
             n_workers: config.n_threads,
         };
