@@ -46,3 +46,6 @@ pub const PARAM_WINDOW: u64 = 0x0300_0000_0000_0000;
 /// In a shared address, above these bits stands 0 for one's own block, and else one more than the
 /// rank of a block in the cluster.
 pub const CLUSTER_SHIFT: u32 = 24;
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Comparisons: `setp` and `set`.
 
 use crate::exec::alu::half::{Brain, Half, Ieee};
-use crate::exec::alu::lift::{Alu, test2};
+use crate::exec::alu::lift::{Alu, Lane, cold_test2, test2};
 use crate::exec::alu::types::Type;
 
 /// How a comparison is combined with another predicate.
@@ -47,7 +47,7 @@ pub fn compare(name: &str, ty: Type, is_flushed: bool) -> Option<Alu> {
         Type::F32 if is_flushed => {
             floats::<f32, _>(name, |a| if a.is_subnormal() { 0.0 } else { f64::from(a) })
         }
-        Type::F32 => floats::<f32, _>(name, f64::from),
+        Type::F32 => singles(name),
         Type::F64 => floats::<f64, _>(name, |a| a),
         Type::F16 => floats::<u16, _>(name, |a| f64::from(Ieee::value(a))),
         Type::Bf16 => floats::<u16, _>(name, |a| f64::from(Brain::value(a))),
@@ -55,7 +55,7 @@ pub fn compare(name: &str, ty: Type, is_flushed: bool) -> Option<Alu> {
     }
 }
 
-fn integers<T: crate::exec::alu::lift::Lane + Ord>(name: &str) -> Option<Alu> {
+fn integers<T: Lane + Ord>(name: &str) -> Option<Alu> {
     Some(match name {
         "eq" => test2(|a: T, b: T| a == b),
         "ne" => test2(|a: T, b: T| a != b),
@@ -68,27 +68,40 @@ fn integers<T: crate::exec::alu::lift::Lane + Ord>(name: &str) -> Option<Alu> {
     })
 }
 
+/// Comparisons of f32, which are frequent.
+fn singles(name: &str) -> Option<Alu> {
+    Some(match name {
+        "eq" => test2(|a: f32, b: f32| a == b),
+        "lt" => test2(|a: f32, b: f32| a < b),
+        "le" => test2(|a: f32, b: f32| a <= b),
+        "gt" => test2(|a: f32, b: f32| a > b),
+        "ge" => test2(|a: f32, b: f32| a >= b),
+        "neu" => test2(|a: f32, b: f32| a != b),
+        _ => return floats::<f32, _>(name, f64::from),
+    })
+}
+
 /// Ordered comparisons are false with NaN, the ones whose name ends in `u` true.
 fn floats<T, F>(name: &str, value: F) -> Option<Alu>
 where
-    T: crate::exec::alu::lift::Lane,
+    T: Lane,
     F: Fn(T) -> f64 + Copy + 'static,
 {
     Some(match name {
-        "eq" => test2(move |a: T, b: T| value(a) == value(b)),
-        "ne" => test2(move |a: T, b: T| value(a) < value(b) || value(a) > value(b)),
-        "lt" => test2(move |a: T, b: T| value(a) < value(b)),
-        "le" => test2(move |a: T, b: T| value(a) <= value(b)),
-        "gt" => test2(move |a: T, b: T| value(a) > value(b)),
-        "ge" => test2(move |a: T, b: T| value(a) >= value(b)),
-        "equ" => test2(move |a: T, b: T| !(value(a) < value(b) || value(a) > value(b))),
-        "neu" => test2(move |a: T, b: T| value(a) != value(b)),
-        "ltu" => test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(0 | 1))),
-        "leu" => test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(1))),
-        "gtu" => test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(-1 | 0))),
-        "geu" => test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(-1))),
-        "num" => test2(move |a: T, b: T| !(value(a).is_nan() || value(b).is_nan())),
-        "nan" => test2(move |a: T, b: T| value(a).is_nan() || value(b).is_nan()),
+        "eq" => cold_test2(move |a: T, b: T| value(a) == value(b)),
+        "ne" => cold_test2(move |a: T, b: T| value(a) < value(b) || value(a) > value(b)),
+        "lt" => cold_test2(move |a: T, b: T| value(a) < value(b)),
+        "le" => cold_test2(move |a: T, b: T| value(a) <= value(b)),
+        "gt" => cold_test2(move |a: T, b: T| value(a) > value(b)),
+        "ge" => cold_test2(move |a: T, b: T| value(a) >= value(b)),
+        "equ" => cold_test2(move |a: T, b: T| !(value(a) < value(b) || value(a) > value(b))),
+        "neu" => cold_test2(move |a: T, b: T| value(a) != value(b)),
+        "ltu" => cold_test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(0 | 1))),
+        "leu" => cold_test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(1))),
+        "gtu" => cold_test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(-1 | 0))),
+        "geu" => cold_test2(move |a: T, b: T| !matches!(order(value(a), value(b)), Some(-1))),
+        "num" => cold_test2(move |a: T, b: T| !(value(a).is_nan() || value(b).is_nan())),
+        "nan" => cold_test2(move |a: T, b: T| value(a).is_nan() || value(b).is_nan()),
         _ => return None,
     })
 }

@@ -2,7 +2,7 @@
 
 use crate::exec::alu::float::{saturate, to_integral};
 use crate::exec::alu::half::{Brain, Half, Ieee};
-use crate::exec::alu::lift::{Alu, Lane, lift1, lift2};
+use crate::exec::alu::lift::{Alu, Lane, cold1, cold2, lift1, lift2};
 use crate::exec::alu::types::Type;
 use crate::exec::numbers::{
     BF16, F16, F32, Format, Rounding, TF32, bf16_bits, e4m3_bits, e4m3_value, e5m2_bits,
@@ -58,12 +58,37 @@ pub(super) fn select(modifiers: &[&str], source: &str) -> Option<Alu> {
     }
     let (target, source) = (Type::parse(target)?, Type::parse(source)?);
     let mode = Mode::parse(modifiers)?;
+    if let Some(alu) = frequent(target, source, mode) {
+        return Some(alu);
+    }
     match (is_integer(target), is_integer(source)) {
         (true, true) => integers(target, source, mode),
         (true, false) => to_integers(target, source, mode),
         (false, true) => from_integers(target, source, mode),
         (false, false) => floats(target, source, mode),
     }
+}
+
+/// What kernels do all the time.
+fn frequent(target: Type, source: Type, mode: Mode) -> Option<Alu> {
+    let plain = Mode::default();
+    let nearest = Mode { rounding: Some(Rounding::NearestEven), ..plain };
+    let integral = Mode { to_integral: true, ..nearest };
+    let truncated = Mode { rounding: Some(Rounding::Zero), ..integral };
+    Some(match (target, source) {
+        (Type::U64 | Type::S64, Type::U32) if mode == plain => lift1(|a: u32| u64::from(a)),
+        (Type::U64 | Type::S64, Type::S32) if mode == plain => lift1(|a: i32| i64::from(a)),
+        (Type::U32 | Type::S32, Type::U64 | Type::S64) if mode == plain => lift1(|a: u64| a as u32),
+        (Type::U32 | Type::S32, Type::U16) if mode == plain => lift1(|a: u16| u32::from(a)),
+        (Type::U32 | Type::S32, Type::S16) if mode == plain => lift1(|a: i16| i32::from(a)),
+        (Type::U32 | Type::S32, Type::U8) if mode == plain => lift1(|a: u8| u32::from(a)),
+        (Type::U16, Type::U32 | Type::S32) if mode == plain => lift1(|a: u32| a as u16),
+        (Type::F32, Type::S32) if mode == nearest => lift1(|a: i32| a as f32),
+        (Type::F32, Type::U32) if mode == nearest => lift1(|a: u32| a as f32),
+        (Type::F32, Type::F32) if mode == integral => lift1(f32::round_ties_even),
+        (Type::S32, Type::F32) if mode == truncated => lift1(|a: f32| a as i32),
+        _ => return None,
+    })
 }
 
 fn is_integer(ty: Type) -> bool {
@@ -117,11 +142,11 @@ fn integers(target: Type, source: Type, mode: Mode) -> Option<Alu> {
         return None;
     }
     if mode.is_saturated {
-        any_integer!(source, S => any_integer!(target, D => lift1(|a: S| {
+        any_integer!(source, S => any_integer!(target, D => cold1(|a: S| {
             (a as i128).clamp(D::MIN as i128, D::MAX as i128) as D
         }))?)
     } else {
-        any_integer!(source, S => any_integer!(target, D => lift1(|a: S| a as D))?)
+        any_integer!(source, S => any_integer!(target, D => cold1(|a: S| a as D))?)
     }
 }
 
@@ -153,14 +178,14 @@ where
     F: Fn(S) -> f64 + Copy + 'static,
 {
     match mode.rounding? {
-        Rounding::NearestEven => any_integer!(target, D => lift1(move |a: S| {
+        Rounding::NearestEven => any_integer!(target, D => cold1(move |a: S| {
             to_integral(value(a), Rounding::NearestEven) as D
         })),
-        Rounding::Zero => any_integer!(target, D => lift1(move |a: S| value(a) as D)),
-        Rounding::Down => any_integer!(target, D => lift1(move |a: S| {
+        Rounding::Zero => any_integer!(target, D => cold1(move |a: S| value(a) as D)),
+        Rounding::Down => any_integer!(target, D => cold1(move |a: S| {
             to_integral(value(a), Rounding::Down) as D
         })),
-        Rounding::Up => any_integer!(target, D => lift1(move |a: S| {
+        Rounding::Up => any_integer!(target, D => cold1(move |a: S| {
             to_integral(value(a), Rounding::Up) as D
         })),
     }
@@ -172,21 +197,21 @@ fn from_integers(target: Type, source: Type, mode: Mode) -> Option<Alu> {
         return None;
     }
     match (target, rounding) {
-        (Type::F32, Rounding::NearestEven) => any_integer!(source, S => lift1(|a: S| a as f32)),
-        (Type::F64, Rounding::NearestEven) => any_integer!(source, S => lift1(|a: S| a as f64)),
-        (Type::F32, Rounding::Zero) => any_integer!(source, S => lift1(|a: S| {
+        (Type::F32, Rounding::NearestEven) => any_integer!(source, S => cold1(|a: S| a as f32)),
+        (Type::F64, Rounding::NearestEven) => any_integer!(source, S => cold1(|a: S| a as f64)),
+        (Type::F32, Rounding::Zero) => any_integer!(source, S => cold1(|a: S| {
             round_integer(a as i128, Rounding::Zero)
         })),
-        (Type::F32, Rounding::Down) => any_integer!(source, S => lift1(|a: S| {
+        (Type::F32, Rounding::Down) => any_integer!(source, S => cold1(|a: S| {
             round_integer(a as i128, Rounding::Down)
         })),
-        (Type::F32, Rounding::Up) => any_integer!(source, S => lift1(|a: S| {
+        (Type::F32, Rounding::Up) => any_integer!(source, S => cold1(|a: S| {
             round_integer(a as i128, Rounding::Up)
         })),
-        (Type::F16, Rounding::NearestEven) => any_integer!(source, S => lift1(|a: S| {
+        (Type::F16, Rounding::NearestEven) => any_integer!(source, S => cold1(|a: S| {
             f16_bits(exact_f32(F16.round(integer_odd(a as i128), Rounding::NearestEven)))
         })),
-        (Type::Bf16, Rounding::NearestEven) => any_integer!(source, S => lift1(|a: S| {
+        (Type::Bf16, Rounding::NearestEven) => any_integer!(source, S => cold1(|a: S| {
             bf16_bits(exact_f32(BF16.round(integer_odd(a as i128), Rounding::NearestEven)))
         })),
         _ => None,
@@ -214,13 +239,13 @@ fn floats(target: Type, source: Type, mode: Mode) -> Option<Alu> {
             Some(lift1(|a: u16| widen(a, e4m3_value)))
         }
         Type::E5m2x2 if target == Type::F16x2 && !mode.relu => {
-            Some(lift1(|a: u16| widen(a, e5m2_value)))
+            Some(cold1(|a: u16| widen(a, e5m2_value)))
         }
         Type::E4m3x2 if target == Type::F16x2 => {
-            Some(lift1(|a: u16| widen(a, |bits| relu(e4m3_value(bits)))))
+            Some(cold1(|a: u16| widen(a, |bits| relu(e4m3_value(bits)))))
         }
         Type::E5m2x2 if target == Type::F16x2 => {
-            Some(lift1(|a: u16| widen(a, |bits| relu(e5m2_value(bits)))))
+            Some(cold1(|a: u16| widen(a, |bits| relu(e5m2_value(bits)))))
         }
         _ => None,
     }
@@ -247,32 +272,32 @@ fn flush(value: f32) -> f32 {
 fn from_f32(target: Type, mode: Mode) -> Option<Alu> {
     match target {
         Type::F32 if mode.to_integral || mode.rounding.is_none() => f32_to_f32(mode),
-        Type::F64 if mode.is_flushed => Some(lift1(|a: f32| f64::from(flush(a)))),
-        Type::F64 => Some(lift1(|a: f32| f64::from(a))),
+        Type::F64 if mode.is_flushed => Some(cold1(|a: f32| f64::from(flush(a)))),
+        Type::F64 => Some(cold1(|a: f32| f64::from(a))),
         Type::F16 | Type::Bf16 => to_half(target, mode),
         Type::F16x2 | Type::Bf16x2 => to_half_pair(target, mode),
         Type::E4m3x2 if mode.is_finite && mode.relu => {
-            Some(lift2(|a: f32, b: f32| join8(e4m3_bits(relu(b)), e4m3_bits(relu(a)))))
+            Some(cold2(|a: f32, b: f32| join8(e4m3_bits(relu(b)), e4m3_bits(relu(a)))))
         }
         Type::E4m3x2 if mode.is_finite => {
             Some(lift2(|a: f32, b: f32| join8(e4m3_bits(b), e4m3_bits(a))))
         }
         Type::E5m2x2 if mode.is_finite && mode.relu => {
-            Some(lift2(|a: f32, b: f32| join8(e5m2_bits(relu(b)), e5m2_bits(relu(a)))))
+            Some(cold2(|a: f32, b: f32| join8(e5m2_bits(relu(b)), e5m2_bits(relu(a)))))
         }
         Type::E5m2x2 if mode.is_finite => {
-            Some(lift2(|a: f32, b: f32| join8(e5m2_bits(b), e5m2_bits(a))))
+            Some(cold2(|a: f32, b: f32| join8(e5m2_bits(b), e5m2_bits(a))))
         }
-        Type::Tf32 if mode.away => Some(lift1(|a: f32| {
+        Type::Tf32 if mode.away => Some(cold1(|a: f32| {
             // Ties away from zero: half a unit is added, and the rest cut off.
             let rounded = a.to_bits().wrapping_add(0x1000) & !0x1fff;
             if a.is_nan() { 0x7fff_ffff } else { rounded }
         })),
         Type::Tf32 if mode.rounding == Some(Rounding::NearestEven) => {
-            Some(lift1(|a: f32| exact_f32(TF32.round(a.into(), Rounding::NearestEven))))
+            Some(cold1(|a: f32| exact_f32(TF32.round(a.into(), Rounding::NearestEven))))
         }
         Type::Tf32 if mode.rounding == Some(Rounding::Zero) => {
-            Some(lift1(|a: f32| exact_f32(TF32.round(a.into(), Rounding::Zero))))
+            Some(cold1(|a: f32| exact_f32(TF32.round(a.into(), Rounding::Zero))))
         }
         _ => None,
     }
@@ -287,10 +312,10 @@ fn f32_to_f32(mode: Mode) -> Option<Alu> {
     /// Under `.ftz` and `.sat`.
     fn modes(mode: Mode, f: impl Fn(f32) -> f32 + Copy + 'static) -> Alu {
         match (mode.is_flushed, mode.is_saturated) {
-            (false, false) => lift1(f),
-            (true, false) => lift1(move |a: f32| f(flush(a))),
-            (false, true) => lift1(move |a: f32| saturate(f(a))),
-            (true, true) => lift1(move |a: f32| saturate(f(flush(a)))),
+            (false, false) => cold1(f),
+            (true, false) => cold1(move |a: f32| f(flush(a))),
+            (false, true) => cold1(move |a: f32| saturate(f(a))),
+            (true, true) => cold1(move |a: f32| saturate(f(flush(a)))),
         }
     }
     Some(match mode.rounding {
@@ -306,18 +331,18 @@ fn to_half(target: Type, mode: Mode) -> Option<Alu> {
     let rounding = mode.rounding.filter(|_| !mode.to_integral)?;
     let alu = match (target, rounding, mode.relu, mode.is_finite) {
         (Type::F16, Rounding::NearestEven, false, false) => lift1(f16_bits),
-        (Type::F16, Rounding::NearestEven, true, false) => lift1(|a: f32| f16_bits(relu(a))),
-        (Type::F16, Rounding::Zero, false, false) => lift1(|a: f32| toward_zero(a, F16, f16_bits)),
+        (Type::F16, Rounding::NearestEven, true, false) => cold1(|a: f32| f16_bits(relu(a))),
+        (Type::F16, Rounding::Zero, false, false) => cold1(|a: f32| toward_zero(a, F16, f16_bits)),
         (Type::F16, Rounding::NearestEven, false, true) => {
-            lift1(|a: f32| f16_bits(keep_finite(a, 65504.0)))
+            cold1(|a: f32| f16_bits(keep_finite(a, 65504.0)))
         }
         (Type::Bf16, Rounding::NearestEven, false, false) => lift1(bf16_bits),
-        (Type::Bf16, Rounding::NearestEven, true, false) => lift1(|a: f32| bf16_bits(relu(a))),
+        (Type::Bf16, Rounding::NearestEven, true, false) => cold1(|a: f32| bf16_bits(relu(a))),
         (Type::Bf16, Rounding::Zero, false, false) => {
-            lift1(|a: f32| toward_zero(a, BF16, bf16_bits))
+            cold1(|a: f32| toward_zero(a, BF16, bf16_bits))
         }
         (Type::Bf16, Rounding::NearestEven, false, true) => {
-            lift1(|a: f32| bf16_bits(keep_finite(a, BF16.max as f32)))
+            cold1(|a: f32| bf16_bits(keep_finite(a, BF16.max as f32)))
         }
         _ => return None,
     };
@@ -367,52 +392,52 @@ fn to_half_pair(target: Type, mode: Mode) -> Option<Alu> {
 fn from_f64(target: Type, mode: Mode) -> Option<Alu> {
     Some(match (target, mode.to_integral, mode.rounding) {
         (Type::F32, false, Some(Rounding::NearestEven)) if mode.is_flushed => {
-            lift1(|a: f64| flush(a as f32))
+            cold1(|a: f64| flush(a as f32))
         }
-        (Type::F32, false, Some(Rounding::NearestEven)) => lift1(|a: f64| a as f32),
+        (Type::F32, false, Some(Rounding::NearestEven)) => cold1(|a: f64| a as f32),
         (Type::F32, false, Some(Rounding::Zero)) => {
-            lift1(|a: f64| exact_f32(F32.round(a, Rounding::Zero)))
+            cold1(|a: f64| exact_f32(F32.round(a, Rounding::Zero)))
         }
         (Type::F32, false, Some(Rounding::Down)) => {
-            lift1(|a: f64| exact_f32(F32.round(a, Rounding::Down)))
+            cold1(|a: f64| exact_f32(F32.round(a, Rounding::Down)))
         }
         (Type::F32, false, Some(Rounding::Up)) => {
-            lift1(|a: f64| exact_f32(F32.round(a, Rounding::Up)))
+            cold1(|a: f64| exact_f32(F32.round(a, Rounding::Up)))
         }
         (Type::F16, false, Some(Rounding::NearestEven)) => {
-            lift1(|a: f64| f16_bits(exact_f32(F16.round(a, Rounding::NearestEven))))
+            cold1(|a: f64| f16_bits(exact_f32(F16.round(a, Rounding::NearestEven))))
         }
         (Type::Bf16, false, Some(Rounding::NearestEven)) => {
-            lift1(|a: f64| bf16_bits(exact_f32(BF16.round(a, Rounding::NearestEven))))
+            cold1(|a: f64| bf16_bits(exact_f32(BF16.round(a, Rounding::NearestEven))))
         }
-        (Type::F64, true, Some(Rounding::NearestEven)) => lift1(|a: f64| a.round_ties_even()),
-        (Type::F64, true, Some(Rounding::Zero)) => lift1(|a: f64| a.trunc()),
-        (Type::F64, true, Some(Rounding::Down)) => lift1(|a: f64| a.floor()),
-        (Type::F64, true, Some(Rounding::Up)) => lift1(|a: f64| a.ceil()),
-        (Type::F64, false, None) => lift1(|a: f64| a),
+        (Type::F64, true, Some(Rounding::NearestEven)) => cold1(|a: f64| a.round_ties_even()),
+        (Type::F64, true, Some(Rounding::Zero)) => cold1(|a: f64| a.trunc()),
+        (Type::F64, true, Some(Rounding::Down)) => cold1(|a: f64| a.floor()),
+        (Type::F64, true, Some(Rounding::Up)) => cold1(|a: f64| a.ceil()),
+        (Type::F64, false, None) => cold1(|a: f64| a),
         _ => return None,
     })
 }
 
 fn from_half<H: Half>(target: Type, mode: Mode) -> Option<Alu> {
     Some(match (target, mode.to_integral, mode.rounding) {
-        (Type::F32, false, None) if mode.is_flushed => lift1(|a: u16| flush(H::value(a))),
-        (Type::F32, false, None) if mode.is_saturated => lift1(|a: u16| saturate(H::value(a))),
+        (Type::F32, false, None) if mode.is_flushed => cold1(|a: u16| flush(H::value(a))),
+        (Type::F32, false, None) if mode.is_saturated => cold1(|a: u16| saturate(H::value(a))),
         (Type::F32, false, None) => lift1(|a: u16| H::value(a)),
-        (Type::F64, false, None) => lift1(|a: u16| f64::from(H::value(a))),
-        (Type::F16, false, Some(Rounding::NearestEven)) => lift1(|a: u16| f16_bits(H::value(a))),
-        (Type::Bf16, false, Some(Rounding::NearestEven)) => lift1(|a: u16| bf16_bits(H::value(a))),
+        (Type::F64, false, None) => cold1(|a: u16| f64::from(H::value(a))),
+        (Type::F16, false, Some(Rounding::NearestEven)) => cold1(|a: u16| f16_bits(H::value(a))),
+        (Type::Bf16, false, Some(Rounding::NearestEven)) => cold1(|a: u16| bf16_bits(H::value(a))),
         (Type::F16 | Type::Bf16, true, Some(Rounding::NearestEven)) => {
-            lift1(|a: u16| H::round(H::value(a).round_ties_even()))
+            cold1(|a: u16| H::round(H::value(a).round_ties_even()))
         }
         (Type::F16 | Type::Bf16, true, Some(Rounding::Zero)) => {
-            lift1(|a: u16| H::round(H::value(a).trunc()))
+            cold1(|a: u16| H::round(H::value(a).trunc()))
         }
         (Type::F16 | Type::Bf16, true, Some(Rounding::Down)) => {
-            lift1(|a: u16| H::round(H::value(a).floor()))
+            cold1(|a: u16| H::round(H::value(a).floor()))
         }
         (Type::F16 | Type::Bf16, true, Some(Rounding::Up)) => {
-            lift1(|a: u16| H::round(H::value(a).ceil()))
+            cold1(|a: u16| H::round(H::value(a).ceil()))
         }
         _ => return None,
     })
@@ -421,7 +446,7 @@ fn from_half<H: Half>(target: Type, mode: Mode) -> Option<Alu> {
 /// To 8-bit pairs from f16 pairs.
 fn from_f16_pair(target: Type, mode: Mode) -> Option<Alu> {
     fn narrow(bits: impl Fn(f32) -> u8 + Copy + 'static) -> Alu {
-        lift1(move |a: u32| join8(bits(Ieee::value(a as u16)), bits(Ieee::value((a >> 16) as u16))))
+        cold1(move |a: u32| join8(bits(Ieee::value(a as u16)), bits(Ieee::value((a >> 16) as u16))))
     }
     if !mode.is_finite || mode.rounding != Some(Rounding::NearestEven) {
         return None;
@@ -439,11 +464,11 @@ fn from_f16_pair(target: Type, mode: Mode) -> Option<Alu> {
 /// a third source in.
 fn pack(modifiers: &[&str]) -> Option<Alu> {
     match modifiers {
-        ["pack", "sat", "s16", "s32"] => Some(lift2(|a: i32, b: i32| {
+        ["pack", "sat", "s16", "s32"] => Some(cold2(|a: i32, b: i32| {
             let [a, b] = [a, b].map(|v| v.clamp(i16::MIN.into(), i16::MAX.into()) as u32);
             a << 16 | b & 0xffff
         })),
-        ["pack", "sat", "u16", "s32"] => Some(lift2(|a: i32, b: i32| {
+        ["pack", "sat", "u16", "s32"] => Some(cold2(|a: i32, b: i32| {
             let [a, b] = [a, b].map(|v| v.clamp(0, u16::MAX.into()) as u32);
             a << 16 | b
         })),

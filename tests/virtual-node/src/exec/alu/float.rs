@@ -3,7 +3,7 @@
 //! The approximate functions (`ex2.approx` and the like) are computed to f32's precision, which
 //! is within the error that the PTX ISA allows them.
 
-use crate::exec::alu::lift::{Alu, lift1, lift2, lift3, test1};
+use crate::exec::alu::lift::{Alu, cold1, cold2, cold3, lift1, lift2, lift3, test1};
 use crate::exec::alu::types::Type;
 use crate::exec::numbers::{self, F32, Rounding, add_odd, div_odd, exact_f32, fma_odd, sqrt_odd};
 
@@ -61,17 +61,17 @@ pub(super) fn saturate(value: f32) -> f32 {
     if value > 0.0 { if value < 1.0 { value } else { 1.0 } } else { 0.0 }
 }
 
-/// Lifts an f32 function under `.ftz` and `.sat`.
+/// Lifts an f32 function under `.ftz` and `.sat`; what saturates is rare.
 macro_rules! modes {
-    ($mode:expr, $lift:ident, |$($arg:ident),+| $body:expr) => {
+    ($mode:expr, $lift:ident, $cold:ident, |$($arg:ident),+| $body:expr) => {
         match ($mode.is_flushed, $mode.is_saturated) {
             (false, false) => $lift(|$($arg: f32),+| -> f32 { $body }),
             (true, false) => $lift(|$($arg: f32),+| -> f32 {
                 $(let $arg = flush($arg);)+
                 flush($body)
             }),
-            (false, true) => $lift(|$($arg: f32),+| -> f32 { saturate($body) }),
-            (true, true) => $lift(|$($arg: f32),+| -> f32 {
+            (false, true) => $cold(|$($arg: f32),+| -> f32 { saturate($body) }),
+            (true, true) => $cold(|$($arg: f32),+| -> f32 {
                 $(let $arg = flush($arg);)+
                 saturate(flush($body))
             }),
@@ -82,16 +82,16 @@ macro_rules! modes {
 /// Lifts an f32 function in all rounding modes: to the nearest by the processor, else from an
 /// f64 that was rounded to odd.
 macro_rules! rounded {
-    ($mode:expr, $lift:ident, |$($arg:ident),+| $nearest:expr, $odd:expr) => {
+    ($mode:expr, $lift:ident, $cold:ident, |$($arg:ident),+| $nearest:expr, $odd:expr) => {
         match $mode.rounding() {
-            Rounding::NearestEven => modes!($mode, $lift, |$($arg),+| $nearest),
-            Rounding::Zero => rounded!(@ Zero, $mode, $lift, |$($arg),+| $odd),
-            Rounding::Down => rounded!(@ Down, $mode, $lift, |$($arg),+| $odd),
-            Rounding::Up => rounded!(@ Up, $mode, $lift, |$($arg),+| $odd),
+            Rounding::NearestEven => modes!($mode, $lift, $cold, |$($arg),+| $nearest),
+            Rounding::Zero => rounded!(@ Zero, $mode, $cold, |$($arg),+| $odd),
+            Rounding::Down => rounded!(@ Down, $mode, $cold, |$($arg),+| $odd),
+            Rounding::Up => rounded!(@ Up, $mode, $cold, |$($arg),+| $odd),
         }
     };
     (@ $rounding:ident, $mode:expr, $lift:ident, |$($arg:ident),+| $odd:expr) => {
-        modes!($mode, $lift, |$($arg),+| {
+        modes!($mode, $lift, $lift, |$($arg),+| {
             $(let $arg = f64::from($arg);)+
             exact_f32(F32.round($odd, Rounding::$rounding))
         })
@@ -119,26 +119,28 @@ pub(super) fn select(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> 
 
 fn arithmetic(opcode: &str, mode: Mode) -> Option<Alu> {
     Some(match opcode {
-        "add" => rounded!(mode, lift2, |a, b| a + b, add_odd(a, b)).flops(1),
-        "sub" => rounded!(mode, lift2, |a, b| a - b, add_odd(a, -b)).flops(1),
-        "mul" => rounded!(mode, lift2, |a, b| a * b, a * b).flops(1),
+        "add" => rounded!(mode, lift2, cold2, |a, b| a + b, add_odd(a, b)).flops(1),
+        "sub" => rounded!(mode, lift2, cold2, |a, b| a - b, add_odd(a, -b)).flops(1),
+        "mul" => rounded!(mode, lift2, cold2, |a, b| a * b, a * b).flops(1),
         "fma" | "mad" => {
-            rounded!(mode, lift3, |a, b, c| a.mul_add(b, c), fma_odd(a, b, c)).flops(2)
+            rounded!(mode, lift3, cold3, |a, b, c| a.mul_add(b, c), fma_odd(a, b, c)).flops(2)
         }
-        "div" if mode.is_approximate || mode.is_full => modes!(mode, lift2, |a, b| a / b).flops(1),
-        "div" => rounded!(mode, lift2, |a, b| a / b, div_odd(a, b)).flops(1),
-        "min" if mode.nan => modes!(mode, lift2, |a, b| nan_or(a, b, minimum(a, b))),
-        "max" if mode.nan => modes!(mode, lift2, |a, b| nan_or(a, b, maximum(a, b))),
+        "div" if mode.is_approximate || mode.is_full => {
+            modes!(mode, lift2, cold2, |a, b| a / b).flops(1)
+        }
+        "div" => rounded!(mode, lift2, cold2, |a, b| a / b, div_odd(a, b)).flops(1),
+        "min" if mode.nan => modes!(mode, lift2, cold2, |a, b| nan_or(a, b, minimum(a, b))),
+        "max" if mode.nan => modes!(mode, lift2, cold2, |a, b| nan_or(a, b, maximum(a, b))),
         "min" if mode.xor_sign => {
-            modes!(mode, lift2, |a, b| with_xor_sign(a, b, minimum(a.abs(), b.abs())))
+            modes!(mode, cold2, cold2, |a, b| with_xor_sign(a, b, minimum(a.abs(), b.abs())))
         }
         "max" if mode.xor_sign => {
-            modes!(mode, lift2, |a, b| with_xor_sign(a, b, maximum(a.abs(), b.abs())))
+            modes!(mode, cold2, cold2, |a, b| with_xor_sign(a, b, maximum(a.abs(), b.abs())))
         }
-        "min" => modes!(mode, lift2, |a, b| minimum(a, b)),
-        "max" => modes!(mode, lift2, |a, b| maximum(a, b)),
-        "abs" => modes!(mode, lift1, |a| a.abs()),
-        "neg" => modes!(mode, lift1, |a| -a),
+        "min" => modes!(mode, lift2, cold2, |a, b| minimum(a, b)),
+        "max" => modes!(mode, lift2, cold2, |a, b| maximum(a, b)),
+        "abs" => modes!(mode, lift1, cold1, |a| a.abs()),
+        "neg" => modes!(mode, lift1, cold1, |a| -a),
         _ => return None,
     })
 }
@@ -146,18 +148,22 @@ fn arithmetic(opcode: &str, mode: Mode) -> Option<Alu> {
 fn functions(opcode: &str, mode: Mode) -> Option<Alu> {
     let rounding = mode.rounding;
     Some(match opcode {
-        "rcp" if mode.is_approximate => modes!(mode, lift1, |a| 1.0 / a).flops(1),
-        "rcp" if rounding.is_some() => rounded!(mode, lift1, |a| 1.0 / a, div_odd(1.0, a)).flops(1),
-        "sqrt" if mode.is_approximate => modes!(mode, lift1, |a| a.sqrt()).flops(1),
-        "sqrt" if rounding.is_some() => rounded!(mode, lift1, |a| a.sqrt(), sqrt_odd(a)).flops(1),
-        "rsqrt" if mode.is_approximate => {
-            modes!(mode, lift1, |a| (1.0 / f64::from(a).sqrt()) as f32).flops(1)
+        "rcp" if mode.is_approximate => modes!(mode, lift1, cold1, |a| 1.0 / a).flops(1),
+        "rcp" if rounding.is_some() => {
+            rounded!(mode, lift1, cold1, |a| 1.0 / a, div_odd(1.0, a)).flops(1)
         }
-        "ex2" if mode.is_approximate => modes!(mode, lift1, |a| a.exp2()).flops(1),
-        "lg2" if mode.is_approximate => modes!(mode, lift1, |a| a.log2()).flops(1),
-        "sin" if mode.is_approximate => modes!(mode, lift1, |a| a.sin()).flops(1),
-        "cos" if mode.is_approximate => modes!(mode, lift1, |a| a.cos()).flops(1),
-        "tanh" if mode.is_approximate => modes!(mode, lift1, |a| a.tanh()).flops(1),
+        "sqrt" if mode.is_approximate => modes!(mode, lift1, cold1, |a| a.sqrt()).flops(1),
+        "sqrt" if rounding.is_some() => {
+            rounded!(mode, lift1, cold1, |a| a.sqrt(), sqrt_odd(a)).flops(1)
+        }
+        "rsqrt" if mode.is_approximate => {
+            modes!(mode, lift1, cold1, |a| (1.0 / f64::from(a).sqrt()) as f32).flops(1)
+        }
+        "ex2" if mode.is_approximate => modes!(mode, cold1, cold1, |a| a.exp2()).flops(1),
+        "lg2" if mode.is_approximate => modes!(mode, cold1, cold1, |a| a.log2()).flops(1),
+        "sin" if mode.is_approximate => modes!(mode, cold1, cold1, |a| a.sin()).flops(1),
+        "cos" if mode.is_approximate => modes!(mode, cold1, cold1, |a| a.cos()).flops(1),
+        "tanh" if mode.is_approximate => modes!(mode, cold1, cold1, |a| a.tanh()).flops(1),
         _ => return None,
     })
 }
@@ -204,18 +210,18 @@ fn double(opcode: &str, mode: Mode) -> Option<Alu> {
         return None;
     }
     Some(match opcode {
-        "add" => lift2(|a: f64, b: f64| a + b),
-        "sub" => lift2(|a: f64, b: f64| a - b),
-        "mul" => lift2(|a: f64, b: f64| a * b),
-        "fma" | "mad" => lift3(|a: f64, b: f64, c: f64| a.mul_add(b, c)),
-        "div" => lift2(|a: f64, b: f64| a / b),
-        "min" => lift2(|a: f64, b: f64| if a == b && a.is_sign_negative() { a } else { a.min(b) }),
-        "max" => lift2(|a: f64, b: f64| if a == b && a.is_sign_positive() { a } else { a.max(b) }),
-        "abs" => lift1(|a: f64| a.abs()),
-        "neg" => lift1(|a: f64| -a),
-        "rcp" => lift1(|a: f64| 1.0 / a),
-        "sqrt" => lift1(|a: f64| a.sqrt()),
-        "rsqrt" => lift1(|a: f64| 1.0 / a.sqrt()),
+        "add" => cold2(|a: f64, b: f64| a + b),
+        "sub" => cold2(|a: f64, b: f64| a - b),
+        "mul" => cold2(|a: f64, b: f64| a * b),
+        "fma" | "mad" => cold3(|a: f64, b: f64, c: f64| a.mul_add(b, c)),
+        "div" => cold2(|a: f64, b: f64| a / b),
+        "min" => cold2(|a: f64, b: f64| if a == b && a.is_sign_negative() { a } else { a.min(b) }),
+        "max" => cold2(|a: f64, b: f64| if a == b && a.is_sign_positive() { a } else { a.max(b) }),
+        "abs" => cold1(|a: f64| a.abs()),
+        "neg" => cold1(|a: f64| -a),
+        "rcp" => cold1(|a: f64| 1.0 / a),
+        "sqrt" => cold1(|a: f64| a.sqrt()),
+        "rsqrt" => cold1(|a: f64| 1.0 / a.sqrt()),
         _ => return None,
     })
 }

@@ -4,7 +4,7 @@
 //! which does no harm with so many bits to spare; a fused multiply-add goes through f64.
 
 use crate::exec::alu::float::{maximum, minimum, nan_or, saturate};
-use crate::exec::alu::lift::{Alu, Lane, lift1, lift2, lift3};
+use crate::exec::alu::lift::{Alu, Lane, cold1, cold2, cold3, lift2};
 use crate::exec::alu::types::Type;
 use crate::exec::numbers::{
     BF16, F16, Rounding, bf16_bits, bf16_value, exact_f32, f16_bits, f16_value, fma_odd,
@@ -118,7 +118,11 @@ impl Packed for u32 {
 
 /// f32 functions as functions of packed halves.
 fn one<H: Half, P: Packed>(f: impl Fn(f32) -> f32 + Copy + 'static) -> Alu {
-    lift1(move |a: P| P::map1(a, |a| H::round(f(H::value(a)))))
+    cold1(move |a: P| P::map1(a, |a| H::round(f(H::value(a)))))
+}
+
+fn two_rare<H: Half, P: Packed>(f: impl Fn(f32, f32) -> f32 + Copy + 'static) -> Alu {
+    cold2(move |a: P, b: P| P::map2(a, b, |a, b| H::round(f(H::value(a), H::value(b)))))
 }
 
 fn two<H: Half, P: Packed>(f: impl Fn(f32, f32) -> f32 + Copy + 'static) -> Alu {
@@ -126,7 +130,7 @@ fn two<H: Half, P: Packed>(f: impl Fn(f32, f32) -> f32 + Copy + 'static) -> Alu 
 }
 
 fn three<H: Half, P: Packed>(f: impl Fn(f32, f32, f32) -> f32 + Copy + 'static) -> Alu {
-    lift3(move |a: P, b: P, c: P| {
+    cold3(move |a: P, b: P, c: P| {
         P::map3(a, b, c, |a, b, c| H::round(f(H::value(a), H::value(b), H::value(c))))
     })
 }
@@ -144,18 +148,18 @@ fn typed<H: Half, P: Packed>(opcode: &str, modifiers: &[&str]) -> Option<Alu> {
         ("add", []) => two::<H, P>(|a, b| a + b).flops(n_flops),
         ("sub", []) => two::<H, P>(|a, b| a - b).flops(n_flops),
         ("mul", []) => two::<H, P>(|a, b| a * b).flops(n_flops),
-        ("add", ["sat"]) => two::<H, P>(|a, b| saturate(a + b)).flops(n_flops),
-        ("sub", ["sat"]) => two::<H, P>(|a, b| saturate(a - b)).flops(n_flops),
-        ("mul", ["sat"]) => two::<H, P>(|a, b| saturate(a * b)).flops(n_flops),
+        ("add", ["sat"]) => two_rare::<H, P>(|a, b| saturate(a + b)).flops(n_flops),
+        ("sub", ["sat"]) => two_rare::<H, P>(|a, b| saturate(a - b)).flops(n_flops),
+        ("mul", ["sat"]) => two_rare::<H, P>(|a, b| saturate(a * b)).flops(n_flops),
         ("fma", []) => three::<H, P>(H::fma).flops(2 * n_flops),
         ("fma", ["sat"]) => three::<H, P>(|a, b, c| saturate(H::fma(a, b, c))).flops(2 * n_flops),
         ("fma", ["relu"]) => three::<H, P>(|a, b, c| relu(H::fma(a, b, c))).flops(2 * n_flops),
-        ("min", []) => two::<H, P>(minimum),
-        ("max", []) => two::<H, P>(maximum),
-        ("min", ["NaN"]) => two::<H, P>(|a, b| nan_or(a, b, minimum(a, b))),
-        ("max", ["NaN"]) => two::<H, P>(|a, b| nan_or(a, b, maximum(a, b))),
-        ("abs", []) => lift1(|a: P| P::map1(a, |a| a & 0x7fff)),
-        ("neg", []) => lift1(|a: P| P::map1(a, |a| a ^ 0x8000)),
+        ("min", []) => two_rare::<H, P>(minimum),
+        ("max", []) => two_rare::<H, P>(maximum),
+        ("min", ["NaN"]) => two_rare::<H, P>(|a, b| nan_or(a, b, minimum(a, b))),
+        ("max", ["NaN"]) => two_rare::<H, P>(|a, b| nan_or(a, b, maximum(a, b))),
+        ("abs", []) => cold1(|a: P| P::map1(a, |a| a & 0x7fff)),
+        ("neg", []) => cold1(|a: P| P::map1(a, |a| a ^ 0x8000)),
         ("ex2", ["approx"] | ["approx", "ftz"]) => one::<H, P>(|a| a.exp2()).flops(n_flops),
         ("tanh", ["approx"]) => one::<H, P>(|a| a.tanh()).flops(n_flops),
         _ => return None,

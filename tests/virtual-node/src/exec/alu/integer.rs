@@ -1,6 +1,6 @@
 //! Integer arithmetic.
 
-use crate::exec::alu::lift::{Alu, carry, lift1, lift2, lift3, lift4};
+use crate::exec::alu::lift::{Alu, carry, cold1, cold2, cold3, lift1, lift2, lift3, lift4};
 use crate::exec::alu::types::Type;
 
 /// One lift for each of the integer types.
@@ -103,14 +103,14 @@ pub(super) fn select(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> 
         ("add" | "sub" | "addc" | "subc", _) => sums(opcode, modifiers, ty),
         ("mul" | "mul24", [half]) => products(opcode, half, ty),
         ("mad" | "mad24" | "madc", [half, rest @ ..]) => multiply_adds((opcode, half, rest), ty),
-        ("sad", []) => integers!(ty, T => lift3(|a: T, b: T, c: T| {
+        ("sad", []) => integers!(ty, T => cold3(|a: T, b: T, c: T| {
             c.wrapping_add((if a < b { b.wrapping_sub(a) } else { a.wrapping_sub(b) }) as T)
         })),
-        ("div", []) => integers!(ty, T => lift2(|a: T, b: T| {
+        ("div", []) => integers!(ty, T => cold2(|a: T, b: T| {
             // What the machine answers to a division by zero: all ones.
             if b == 0 { !0 } else { a.wrapping_div(b) }
         })),
-        ("rem", []) => integers!(ty, T => lift2(|a: T, b: T| {
+        ("rem", []) => integers!(ty, T => cold2(|a: T, b: T| {
             if b == 0 { a } else { a.wrapping_rem(b) }
         })),
         ("abs", []) => signed!(ty, T => lift1(|a: T| a.wrapping_abs())),
@@ -161,7 +161,7 @@ fn sums(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> {
 fn products(opcode: &str, half: &str, ty: Type) -> Option<Alu> {
     match (opcode, half) {
         ("mul", "lo") => integers!(ty, T => lift2(|a: T, b: T| a.wrapping_mul(b))),
-        ("mul", "hi") => high_halves!(ty, T, W => lift2(|a: T, b: T| {
+        ("mul", "hi") => high_halves!(ty, T, W => cold2(|a: T, b: T| {
             ((a as W).wrapping_mul(b as W) >> T::BITS) as T
         })),
         ("mul", "wide") => widening!(ty, T, W => lift2(|a: T, b: T| {
@@ -200,7 +200,7 @@ fn multiply_adds((opcode, half, rest): (&str, &str, &[&str]), ty: Type) -> Optio
         ("mad", "lo", []) => {
             integers!(ty, T => lift3(|a: T, b: T, c: T| a.wrapping_mul(b).wrapping_add(c)))
         }
-        ("mad", "hi", []) => high_halves!(ty, T, W => lift3(|a: T, b: T, c: T| {
+        ("mad", "hi", []) => high_halves!(ty, T, W => cold3(|a: T, b: T, c: T| {
             (((a as W).wrapping_mul(b as W) >> T::BITS) as T).wrapping_add(c)
         })),
         ("mad", "hi", ["sat"]) if ty == Type::S32 => Some(lift3(|a: i32, b: i32, c: i32| {
@@ -283,22 +283,22 @@ where
 
 fn bit_counts(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> {
     match (opcode, modifiers, ty.as_unsigned()) {
-        ("popc", [], Type::U32) => Some(lift1(|a: u32| a.count_ones())),
-        ("popc", [], Type::U64) => Some(lift1(|a: u64| a.count_ones())),
-        ("clz", [], Type::U32) => Some(lift1(|a: u32| a.leading_zeros())),
-        ("clz", [], Type::U64) => Some(lift1(|a: u64| a.leading_zeros())),
-        ("brev", [], Type::U32) => Some(lift1(|a: u32| a.reverse_bits())),
-        ("brev", [], Type::U64) => Some(lift1(|a: u64| a.reverse_bits())),
-        ("bfind", [], Type::U32) => Some(lift1(|a: u32| highest(a.into(), 32, false))),
-        ("bfind", [], Type::U64) => Some(lift1(|a: u64| highest(a, 64, false))),
-        ("bfind", [], Type::S32) => Some(lift1(|a: i32| highest(magnitude(a.into()), 32, false))),
-        ("bfind", [], Type::S64) => Some(lift1(|a: i64| highest(magnitude(a), 64, false))),
-        ("bfind", ["shiftamt"], Type::U32) => Some(lift1(|a: u32| highest(a.into(), 32, true))),
-        ("bfind", ["shiftamt"], Type::U64) => Some(lift1(|a: u64| highest(a, 64, true))),
+        ("popc", [], Type::U32) => Some(cold1(|a: u32| a.count_ones())),
+        ("popc", [], Type::U64) => Some(cold1(|a: u64| a.count_ones())),
+        ("clz", [], Type::U32) => Some(cold1(|a: u32| a.leading_zeros())),
+        ("clz", [], Type::U64) => Some(cold1(|a: u64| a.leading_zeros())),
+        ("brev", [], Type::U32) => Some(cold1(|a: u32| a.reverse_bits())),
+        ("brev", [], Type::U64) => Some(cold1(|a: u64| a.reverse_bits())),
+        ("bfind", [], Type::U32) => Some(cold1(|a: u32| highest(a.into(), 32, false))),
+        ("bfind", [], Type::U64) => Some(cold1(|a: u64| highest(a, 64, false))),
+        ("bfind", [], Type::S32) => Some(cold1(|a: i32| highest(magnitude(a.into()), 32, false))),
+        ("bfind", [], Type::S64) => Some(cold1(|a: i64| highest(magnitude(a), 64, false))),
+        ("bfind", ["shiftamt"], Type::U32) => Some(cold1(|a: u32| highest(a.into(), 32, true))),
+        ("bfind", ["shiftamt"], Type::U64) => Some(cold1(|a: u64| highest(a, 64, true))),
         ("bfind", ["shiftamt"], Type::S32) => {
-            Some(lift1(|a: i32| highest(magnitude(a.into()), 32, true)))
+            Some(cold1(|a: i32| highest(magnitude(a.into()), 32, true)))
         }
-        ("bfind", ["shiftamt"], Type::S64) => Some(lift1(|a: i64| highest(magnitude(a), 64, true))),
+        ("bfind", ["shiftamt"], Type::S64) => Some(cold1(|a: i64| highest(magnitude(a), 64, true))),
         _ => None,
     }
 }

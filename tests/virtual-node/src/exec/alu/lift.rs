@@ -3,8 +3,10 @@
 //! Each lift computes all 32 lanes, whatever the mask, and writes the active ones: a loop without
 //! branches, which the compiler vectorises. So closures must be total: no lane's garbage may make
 //! them panic. Every loop is compiled twice, for any x86-64 and for AVX2 with FMA, and the
-//! processor chooses; both give the same bits.
+//! processor chooses; both give the same bits. What is rare, or calls a library for each lane, is
+//! lifted `cold`: a short loop over the active lanes, compiled once.
 
+use crate::exec::context::lanes;
 use crate::exec::registers::Registers;
 
 /// Rows of an instruction: target, four sources, second target.
@@ -345,6 +347,71 @@ lifts! {
         put!(A, registers, rows[0], out, mask);
         registers.set_predicate(crate::exec::inst::Pred(rows[5]), carry_out, mask);
     }
+}
+
+/// Defines a cold lift.
+macro_rules! cold_lifts {
+    ($(
+        fn $name:ident<$($lane:ident),+; $result:ident>($($idx:literal),+);
+    )+) => {$(
+        /// A rare instruction of as many sources as its name says.
+        pub(super) fn $name<$($lane: Lane,)+ $result: Lane, F>(_: F) -> Alu
+        where
+            F: Fn($($lane),+) -> $result + Copy + 'static,
+        {
+            /// # Safety
+            ///
+            /// As [`AluFn`].
+            unsafe fn run<$($lane: Lane,)+ $result: Lane, F>(
+                registers: &mut Registers,
+                rows: &Rows,
+                mask: u32,
+            ) where
+                F: Fn($($lane),+) -> $result + Copy + 'static,
+            {
+                let f = closure::<F>();
+                // SAFETY: the caller vouches for the rows. A lane is read before it is written.
+                unsafe {
+                    let sources = ($(<$lane::Bits>::row(registers, rows[$idx]),)+);
+                    let target = <$result::Bits>::row(registers, rows[0]);
+                    for lane in lanes(mask) {
+                        #[expect(non_snake_case, reason = "a source is named as its type")]
+                        let ($($lane,)+) = sources;
+                        (*target)[lane] = f($($lane::of((*$lane)[lane])),+).bits();
+                    }
+                }
+            }
+            let mut sources = [None; 4];
+            for (slot, source) in sources.iter_mut().zip([$(slot::<$lane>()),+]) {
+                *slot = Some(source);
+            }
+            let run: AluFn = run::<$($lane,)+ $result, F>;
+            Alu { run, target: slot::<$result>(), sources, n_flops: 0 }
+        }
+    )+};
+}
+
+cold_lifts! {
+    fn cold1<A; D>(1);
+    fn cold2<A, B; D>(1, 2);
+    fn cold3<A, B, C; D>(1, 2, 3);
+}
+
+/// A rare comparison of two values.
+pub(super) fn cold_test2<A: Lane, B: Lane, F>(_: F) -> Alu
+where
+    F: Fn(A, B) -> bool + Copy + 'static,
+{
+    let run: AluFn = |registers, rows, mask| {
+        let f = closure::<F>();
+        let a = row!(A, registers, rows[1]);
+        let b = row!(B, registers, rows[2]);
+        let yes = lanes(mask).filter(|lane| f(A::of(a[*lane]), B::of(b[*lane])));
+        let out = yes.fold(0, |out, lane| out | 1 << lane);
+        registers.set_predicate(crate::exec::inst::Pred(rows[0]), out, mask);
+    };
+    let sources = [Some(slot::<A>()), Some(slot::<B>()), None, None];
+    Alu { run, target: Slot::Pred, sources, n_flops: 0 }
 }
 
 /// An instruction between predicates: whole masks at once.

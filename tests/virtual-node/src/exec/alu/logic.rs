@@ -22,7 +22,6 @@ pub(super) fn select(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> 
         ("lop3", [], Type::B32) => Some(lift4(lookup)),
         ("shl" | "shr", [], _) => shifts(opcode, ty),
         ("shf", [direction, mode], Type::B32) => funnel_shifts(direction, mode),
-        ("prmt", modes, Type::B32) => permutations(modes),
         _ => None,
     }
 }
@@ -89,8 +88,10 @@ fn right(a: u32, b: u32, n: u32) -> u32 {
     (pair(a, b) >> n) as u32
 }
 
-fn permutations(modes: &[&str]) -> Option<Alu> {
-    match modes {
+/// `prmt.b32.mode`: here the type stands first.
+pub(super) fn permutation(modifiers: &[&str]) -> Option<Alu> {
+    let ["b32", mode @ ..] = modifiers else { return None };
+    match mode {
         [] => Some(lift3(|a: u32, b: u32, selector: u32| {
             gather(pair(a, b), |at| selector >> (4 * at) & 15)
         })),

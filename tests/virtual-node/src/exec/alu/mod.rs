@@ -13,9 +13,6 @@ mod logic;
 mod moves;
 mod types;
 
-#[cfg(test)]
-mod tests;
-
 pub use compare::{Boolean, compare, set_value};
 pub use lift::{Alu, AluFn, Rows, Slot};
 pub use logic::{and_predicates, copy_predicate, not_predicate, or_predicates, xor_predicates};
@@ -35,6 +32,9 @@ pub fn select(mnemonic: &Mnemonic) -> Option<Alu> {
     let opcode = mnemonic.opcode();
     if opcode == "cvt" {
         return convert::select(&modifiers, last);
+    }
+    if opcode == "prmt" {
+        return logic::permutation(&[&modifiers[..], &[last]].concat());
     }
     let ty = Type::parse(last)?;
     match ty {

@@ -1,1 +1,0 @@
-//! Arithmetic against values worked out apart from it.
