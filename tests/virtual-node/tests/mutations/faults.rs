@@ -1,0 +1,182 @@
+//! The faults: mistakes that are made in kernels of this kind, one by one.
+
+use virtual_node::ptx::Module;
+
+use crate::scenarios::{self, Outcome};
+
+/// A mistake in one kernel.
+pub(crate) struct Fault {
+    /// What was done wrong.
+    pub(crate) name: &'static str,
+    /// The kernel's source without its ending.
+    pub(crate) unit: &'static str,
+    pub(crate) kernel: &'static str,
+    pub(crate) change: Change,
+    pub(crate) scenario: fn(&Module) -> Outcome,
+    pub(crate) noticed: Noticed,
+}
+
+/// A change of the kernel's text. `line` is what the line contains, `nth` which of those that come
+/// after the first line with `after`.
+#[derive(Clone, Copy)]
+pub(crate) enum Change {
+    Remove {
+        after: &'static str,
+        line: &'static str,
+        nth: usize,
+    },
+    Replace {
+        after: &'static str,
+        line: &'static str,
+        from: &'static str,
+        to: &'static str,
+    },
+    /// Every one of the two for the other.
+    Swap(&'static str, &'static str),
+}
+
+/// How it must show.
+#[derive(Clone, Copy)]
+pub(crate) enum Noticed {
+    /// As a fault with these words.
+    Fault(&'static str),
+    /// As another result.
+    Result,
+    /// As a fault or as another result, whichever is first.
+    Either,
+}
+
+use Change::{Remove, Replace, Swap};
+
+const NORM: &str = "reduce_norm_e4m3_token";
+
+macro_rules! fault {
+    ($name:literal, $unit:literal $kernel:expr, $change:expr, $scenario:ident, $noticed:expr) => {
+        Fault {
+            name: $name,
+            unit: $unit,
+            kernel: $kernel,
+            change: $change,
+            scenario: scenarios::$scenario,
+            noticed: $noticed,
+        }
+    };
+}
+
+pub(crate) const FAULTS: &[Fault] = &[
+    fault!(
+        "the last column is one too far", "embed" "embed_bf16",
+        Replace { after: "%ctaid.x", line: "setp.ge.s32", from: "setp.ge", to: "setp.gt" },
+        embed, Noticed::Fault("allocation")
+    ),
+    fault!(
+        "entries below the first are taken for held", "embed" "embed_bf16",
+        Replace { after: "sub.s32", line: "setp.gt.s32", from: ", -1", to: ", -9" },
+        embed, Noticed::Fault("allocation")
+    ),
+    fault!(
+        "a chunk begins half a chunk late", "embed" "embed_bf16",
+        Replace { after: "", line: "ld.global.nc.v4.u32", from: "]", to: "+8]" },
+        embed, Noticed::Fault("aligned")
+    ),
+    fault!(
+        "slots are counted from one", "embed" "embed_bf16",
+        Replace { after: "", line: "xor.b64", from: ", -4", to: ", -8" },
+        embed, Noticed::Either
+    ),
+    fault!(
+        "the greatest e4m3 is 432", "quantize" "quantize_known",
+        Replace { after: "", line: "div.rn.f32", from: "0f43E00000", to: "0f43D80000" },
+        quantize, Noticed::Result
+    ),
+    fault!(
+        "a row's tail is stored whole", "quantize" "quantize_known",
+        Replace { after: "", line: "setp.ge.s32", from: "setp.ge", to: "setp.eq" },
+        quantize, Noticed::Fault("allocation")
+    ),
+    fault!(
+        "a sign is kept in a magnitude", "quantize" "magnitudes_bf16",
+        Replace { after: "", line: "abs.f32", from: "abs", to: "neg" },
+        magnitudes, Noticed::Result
+    ),
+    fault!(
+        "lanes look the wrong way", "quantize" "magnitudes_bf16",
+        Replace { after: "", line: "shfl.sync.bfly", from: "bfly", to: "up" },
+        magnitudes, Noticed::Result
+    ),
+    fault!(
+        "no barrier before other warps' maxima", "quantize" "magnitudes_bf16",
+        Remove { after: "", line: "bar.sync", nth: 0 },
+        magnitudes, Noticed::Either
+    ),
+    fault!(
+        "half of a warp is left out of a shuffle", "quantize" "magnitudes_bf16",
+        Replace { after: "", line: ", -1;", from: ", -1;", to: ", 65535;" },
+        magnitudes, Noticed::Either
+    ),
+    fault!(
+        "the launch bound is half of what is launched", "quantize" "magnitudes_bf16",
+        Replace { after: "", line: ".maxntid", from: "256", to: "128" },
+        magnitudes, Noticed::Fault("limit")
+    ),
+    fault!(
+        "a block never tells its maximum", "swiglu" "swiglu_e4m3_token",
+        Remove { after: "", line: "st.shared::cluster", nth: 0 },
+        swiglu, Noticed::Either
+    ),
+    fault!(
+        "blocks do not wait for each other's maxima", "swiglu" "swiglu_e4m3_token",
+        Remove { after: "arrive.release", line: "barrier.cluster.wait", nth: 0 },
+        swiglu, Noticed::Either
+    ),
+    fault!(
+        "a block waits where it never arrived", "swiglu" "swiglu_e4m3_token",
+        Remove { after: "", line: "barrier.cluster.arrive.relaxed", nth: 0 },
+        swiglu, Noticed::Fault("")
+    ),
+    fault!(
+        "no barrier before other threads' angles", "rope_kv" "rope_kv_e4m3",
+        Remove { after: "", line: "bar.sync", nth: 0 },
+        rope_kv, Noticed::Either
+    ),
+    fault!(
+        "padding is taken for a token", "rope_kv" "rope_kv_e4m3",
+        Replace { after: "", line: "setp.lt.s32", from: ", 0;", to: ", -5;" },
+        rope_kv, Noticed::Fault("allocation")
+    ),
+    fault!(
+        "a page is taken for eight tokens", "rope_kv" "rope_kv_e4m3",
+        Replace { after: "bar.sync", line: "and.b32", from: ", -16;", to: ", -8;" },
+        rope_kv, Noticed::Either
+    ),
+    fault!(
+        "a sine's sign is of the wrong quarter", "rope_kv" "rope_kv_e4m3",
+        Replace { after: "cvt.rni", line: "and.b32", from: ", 1;", to: ", 2;" },
+        rope_kv, Noticed::Result
+    ),
+    fault!(
+        "no barrier before other warps' sums", "reduce_norm" NORM,
+        Remove { after: "cluster.wait", line: "bar.sync", nth: 0 },
+        reduce_norm, Noticed::Either
+    ),
+    fault!(
+        "ranks are summed in another order", "reduce_norm" NORM,
+        Swap("_param_0+8]", "_param_0+16]"),
+        reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "nobody waits for the other ranks", "reduce_norm" NORM,
+        Replace { after: "ld.acquire", line: "setp.lt.s32", from: "setp.lt", to: "setp.gt" },
+        reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "an exchange is never counted", "reduce_norm" NORM,
+        Remove { after: "atom.global.add", line: "st.global.u32", nth: 1 },
+        reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "a rank announces itself to no other", "reduce_norm" NORM,
+        Remove { after: "", line: "@wanted st.relaxed", nth: 1 },
+        reduce_norm, Noticed::Fault("no progress")
+    ),
+];
