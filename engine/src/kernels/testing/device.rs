@@ -22,10 +22,20 @@ pub(crate) enum Rounding {
 impl Rounding {
     fn of(self, value: f64) -> f64 {
         match self {
-            Rounding::Bf16 => bf16::from_f64(value).to_f64(),
+            Rounding::Bf16 => nearest_bf16(value).to_f64(),
             Rounding::E4m3 { scale } => e4m3_value(e4m3_nearest(value / scale)) * scale,
         }
     }
+}
+
+/// To nearest, ties to even, in one step: `bf16::from_f64` forgets the lower half of the fraction.
+fn nearest_bf16(value: f64) -> bf16 {
+    let nearest = value as f32;
+    // To odd on the way: a tie for bf16 is then a tie of the value itself.
+    let is_away = f64::from(nearest).abs() > value.abs();
+    let towards_zero = nearest.to_bits() - u32::from(is_away);
+    let is_inexact = f64::from(nearest) != value;
+    bf16::from_f32(f32::from_bits(towards_zero | u32::from(is_inexact)))
 }
 
 /// Asserts that `got` is what rounding makes of some number within `loss` of `value`: roundings
@@ -63,6 +73,9 @@ fn a_comparison_can_fail() {
     assert!(!caught(1.0078125, Rounding::Bf16, (1.001, 0.01)));
     assert!(caught(f64::NAN, Rounding::Bf16, (1.0, 1.0)));
     assert!(caught(1.0, Rounding::Bf16, (f64::NAN, 1.0)));
+    let above_a_tie = 1.00390625 + 1e-12;
+    assert!(!caught(1.0078125, Rounding::Bf16, (above_a_tie, 0.0)));
+    assert!(caught(1.0, Rounding::Bf16, (above_a_tie, 0.0)));
     let e4m3 = Rounding::E4m3 { scale: 2.0 };
     assert!(!caught(896.0, e4m3, (1e6, 0.0)));
     assert!(!caught(2.25, e4m3, (2.3, 0.0)));
