@@ -237,6 +237,7 @@ pub(super) fn release_cluster<'a>(members: impl Iterator<Item = (&'a mut Block, 
     }
     for (block, warps) in &mut members {
         block.cluster_arrived = 0;
+        block.checks.met_cluster(live_warps(warps));
         for warp in warps.iter_mut() {
             if warp.wait == Wait::Cluster {
                 warp.wait = Wait::Released;

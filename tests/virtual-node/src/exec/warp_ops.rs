@@ -3,7 +3,7 @@
 use crate::exec::WarpCx;
 use crate::exec::alu::Type;
 use crate::exec::context::lanes;
-use crate::exec::fault::{Flow, Trap};
+use crate::exec::fault::{Cause, Flow, Trap};
 use crate::exec::inst::{Pred, R32, R64};
 
 /// An operation between lanes.
@@ -175,7 +175,12 @@ impl WarpCx<'_> {
             return Ok(Flow::Next);
         }
         if let Some(members) = op.members() {
-            let members = self.warp.registers.r32(members)[self.mask.trailing_zeros() as usize];
+            let named = self.warp.registers.r32(members);
+            if let Some(lane) = lanes(self.mask).find(|&lane| named[lane] >> lane & 1 == 0) {
+                let (active, expected) = (self.mask, named[lane]);
+                return Err(Cause::Unconverged { active, expected }.at(lane));
+            }
+            let members = named[self.mask.trailing_zeros() as usize];
             let missing = members & self.warp.live & !self.mask;
             if missing != 0 {
                 self.warp.park(self.mask, false);

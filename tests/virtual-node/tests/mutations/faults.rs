@@ -96,7 +96,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "a sign is kept in a magnitude", "quantize" "magnitudes_bf16",
-        Replace { after: "", line: "abs.f32", from: "abs", to: "neg" },
+        Replace { after: "", line: "abs.f32", from: "abs", to: "mov" },
         magnitudes, Noticed::Result
     ),
     fault!(
@@ -111,8 +111,8 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "half of a warp is left out of a shuffle", "quantize" "magnitudes_bf16",
-        Replace { after: "", line: ", -1;", from: ", -1;", to: ", 65535;" },
-        magnitudes, Noticed::Either
+        Replace { after: ", 31;", line: ", -1;", from: ", -1;", to: ", 65535;" },
+        magnitudes, Noticed::Fault("must")
     ),
     fault!(
         "the launch bound is half of what is launched", "quantize" "magnitudes_bf16",

@@ -34,9 +34,9 @@ pub(crate) fn embed(module: &Module) -> Outcome {
     Ok(node.download(0, out, 3 * HIDDEN * 2))
 }
 
-/// A row whose width is no multiple of a chunk.
+/// Rows that end within a block.
 pub(crate) fn quantize(module: &Module) -> Outcome {
-    const WIDTH: usize = 1100;
+    const WIDTH: usize = 1096;
     let node = Node::new(1);
     let (out, scales) = (node.allocate(0, 2 * WIDTH), node.allocate(0, 8));
     let params = [
@@ -45,7 +45,7 @@ pub(crate) fn quantize(module: &Module) -> Outcome {
         U32(WIDTH as u32),
         U32(WIDTH as u32),
         U32(WIDTH as u32),
-        U32(0),
+        U32(1),
         Address(node.upload(0, &[2.0f32, 1.5])),
         Address(scales),
     ];
@@ -65,8 +65,8 @@ pub(crate) fn magnitudes(module: &Module) -> Outcome {
     const WIDTH: usize = 2048;
     let node = Node::new(1);
     let mut x = bf16s(3, 2 * WIDTH);
-    // 8 in a warp's last lane, 16 in a block's last warp.
-    (x[255], x[2 * WIDTH - 1]) = (0x4100, 0x4180);
+    // -8 at a chunk's begin, 16 in a block's last lane.
+    (x[256], x[2 * WIDTH - 1]) = (0xC100, 0x4180);
     let out = node.allocate(0, 8);
     let params =
         [Address(node.upload(0, &x)), Address(out), U32(WIDTH as u32), U32(WIDTH as u32), U32(1)];
@@ -115,7 +115,7 @@ pub(crate) fn swiglu(module: &Module) -> Outcome {
 
 /// Three tokens, one of them padding; the second stands in its slot's second page.
 pub(crate) fn rope_kv(module: &Module) -> Outcome {
-    const N_Q_HEADS: usize = 4;
+    const N_Q_HEADS: usize = 16;
     const HEAD_DIM: usize = 64;
     const WIDTH: usize = (N_Q_HEADS + 2) * HEAD_DIM;
     const CACHE_BYTES: usize = 3 * 16 * HEAD_DIM;
@@ -149,7 +149,7 @@ pub(crate) fn rope_kv(module: &Module) -> Outcome {
     let call = Call {
         kernel: "rope_kv_e4m3",
         grid: [3, 1, 1],
-        n_threads: 64,
+        n_threads: 96,
         cluster: 1,
         params: &params,
     };

@@ -129,6 +129,17 @@ impl BlockChecks {
     }
 }
 
+impl BlockChecks {
+    /// The warps of a cluster's blocks met, this block's `warps` among them. Other blocks may have
+    /// written here, which is not watched: what they left unwritten is no longer known.
+    pub fn met_cluster(&mut self, warps: u64) {
+        if let Some(races) = &mut self.races {
+            races.barrier(warps);
+        }
+        self.written = None;
+    }
+}
+
 /// Sees an access, before bounds are checked.
 pub fn observe(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> {
     match access.space {
