@@ -120,9 +120,14 @@ impl Param {
     }
 }
 
-/// Numbers from -2 to 2 as bf16 bits: the upper half of an f32.
+/// Numbers from -2 to 2 as bf16 bits.
 pub(crate) fn bf16s(seed: u32, n: usize) -> Vec<u16> {
-    f32s(seed, n).into_iter().map(|x| (x.to_bits() >> 16) as u16).collect()
+    f32s(seed, n).into_iter().map(bf16_of).collect()
+}
+
+/// The upper half of an f32.
+pub(crate) fn bf16_of(x: f32) -> u16 {
+    (x.to_bits() >> 16) as u16
 }
 
 /// Numbers from -2 to 2, the same for the same seed.
