@@ -1,5 +1,7 @@
 //! What the benches share: one report format, and where synthetic checkpoints live.
 
+pub mod cost;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,6 +20,11 @@ impl Report {
     /// Reads `--json` from the command line.
     pub fn new(bench: &'static str) -> Report {
         Report { bench, is_json: std::env::args().any(|argument| argument == "--json") }
+    }
+
+    /// Whether it is for machines.
+    pub fn is_json(&self) -> bool {
+        self.is_json
     }
 
     /// One measurement.

@@ -1,0 +1,235 @@
+//! What one rank launches in a step, with the fewest bytes and flops, from the model's shapes.
+//!
+//! The list follows the engine's fusions: the all-reduce of a sub-block's partial result belongs
+//! to the `reduce_norm` that begins the next; q, k, v are one product, gate and up another.
+//! Weights and KV are FP8, embedding and head BF16, partial results BF16, the residual f32.
+
+use weights::{AttentionSpec, FfnSpec, MixerSpec, ModelSpec};
+
+/// Bytes of an element.
+const F8: u64 = 1;
+const BF16: u64 = 2;
+const F32: u64 = 4;
+
+/// Sequences that take part in a step in the same way.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// How many.
+    pub n_sequences: u64,
+    /// New tokens of each: 1 to decode.
+    pub n_tokens_each: u64,
+    /// Tokens that the last new one attends to, itself among them.
+    pub context: u64,
+}
+
+/// What limits a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A product in FP8.
+    ProductF8,
+    /// A product in BF16.
+    ProductBf16,
+    /// Attention.
+    Attention,
+    /// Element by element.
+    Stream,
+    /// The ranks exchange a message of that many bytes.
+    AllReduce,
+}
+
+/// One launch, or several of the same.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// The kernel's family, or the projection.
+    pub name: &'static str,
+    /// What limits it.
+    pub kind: Kind,
+    /// Of weights and cache: what the roofline counts.
+    pub resident_bytes: u64,
+    /// All bytes, with activations.
+    pub bytes: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+}
+
+impl Step {
+    /// New tokens of all sequences.
+    pub fn n_tokens(&self) -> u64 {
+        self.n_sequences * self.n_tokens_each
+    }
+
+    /// Pairs of a new token and one that it attends to.
+    fn n_pairs(&self) -> u64 {
+        let before = self.context - self.n_tokens_each;
+        let n = self.n_tokens_each;
+        self.n_sequences * (n * before + n * (n + 1) / 2)
+    }
+}
+
+/// All launches of one of `n_ranks` ranks, in their order.
+pub fn launches(spec: &ModelSpec, step: Step, n_ranks: u64) -> Vec<Launch> {
+    let rank = Rank { hidden: spec.hidden_size as u64, n_ranks, step, launches: Vec::new() };
+    rank.run(spec)
+}
+
+struct Rank {
+    hidden: u64,
+    n_ranks: u64,
+    step: Step,
+    launches: Vec<Launch>,
+}
+
+impl Rank {
+    fn run(mut self, spec: &ModelSpec) -> Vec<Launch> {
+        let row_bytes = self.hidden * BF16;
+        self.stream("embed", self.step.n_tokens() * 2 * row_bytes);
+        for block in &spec.blocks {
+            match &block.mixer {
+                Some(MixerSpec::Attention(attention)) => self.attention(attention),
+                Some(MixerSpec::Linear) => self.linear(),
+                None => {}
+            }
+            match &block.ffn {
+                Some(FfnSpec::SwiGlu { width }) => self.swiglu(*width as u64),
+                Some(FfnSpec::Linear) => self.linear(),
+                None => {}
+            }
+        }
+        self.head(spec.vocab_size as u64);
+        self.launches
+    }
+
+    fn attention(&mut self, attention: &AttentionSpec) {
+        self.reduce_norm(self.step.n_tokens());
+        let head_dim = attention.head_dim as u64;
+        let n_q_heads = attention.n_q_heads as u64 / self.n_ranks;
+        let n_kv_heads = (attention.n_kv_heads as u64).div_ceil(self.n_ranks);
+        let (q, kv) = (n_q_heads * head_dim, 2 * n_kv_heads * head_dim);
+        self.product("qkv", q + kv, self.hidden);
+        let tokens = self.step.n_tokens();
+        self.stream("rope_kv", tokens * ((q + kv) * BF16 + q * BF16 + kv * F8));
+        // A decoding sequence reads its cache once; the tiles of a prefill share theirs.
+        let cache = self.step.n_sequences * self.step.context * kv * F8;
+        self.launches.push(Launch {
+            name: "attention",
+            kind: Kind::Attention,
+            resident_bytes: cache,
+            bytes: cache + tokens * q * (BF16 + F8),
+            flops: 4 * self.step.n_pairs() * q,
+        });
+        self.product("o", self.hidden, q);
+    }
+
+    fn swiglu(&mut self, width: u64) {
+        self.reduce_norm(self.step.n_tokens());
+        let width = width / self.n_ranks;
+        self.product("gate_up", 2 * width, self.hidden);
+        self.stream("swiglu", self.step.n_tokens() * width * (2 * BF16 + F8));
+        self.product("down", self.hidden, width);
+    }
+
+    fn linear(&mut self) {
+        self.reduce_norm(self.step.n_tokens());
+        self.product("linear", self.hidden, self.hidden / self.n_ranks);
+    }
+
+    /// The last norm, the head and the choice of a token: only the last token of a sequence.
+    fn head(&mut self, vocab: u64) {
+        let rows = self.step.n_sequences;
+        self.reduce_norm(self.step.n_tokens());
+        let weights = vocab / self.n_ranks * self.hidden * BF16;
+        let logits = rows * vocab / self.n_ranks * F32;
+        self.launches.push(Launch {
+            name: "head",
+            kind: Kind::ProductBf16,
+            resident_bytes: weights,
+            bytes: weights + rows * self.hidden * BF16 + logits,
+            flops: 2 * rows * vocab / self.n_ranks * self.hidden,
+        });
+        self.stream("sample", logits);
+    }
+
+    /// Meets the other ranks, adds to the residual, norms and quantizes.
+    fn reduce_norm(&mut self, tokens: u64) {
+        if self.n_ranks > 1 {
+            let bytes = tokens * self.hidden * BF16;
+            let kind = Kind::AllReduce;
+            self.launches.push(Launch {
+                name: "all_reduce",
+                kind,
+                resident_bytes: 0,
+                bytes,
+                flops: 0,
+            });
+        }
+        self.stream("reduce_norm", tokens * self.hidden * (BF16 + 2 * F32 + F8));
+    }
+
+    fn product(&mut self, name: &'static str, n_outputs: u64, n_inputs: u64) {
+        let tokens = self.step.n_tokens();
+        let weights = n_outputs * n_inputs * F8;
+        self.launches.push(Launch {
+            name,
+            kind: Kind::ProductF8,
+            resident_bytes: weights,
+            bytes: weights + tokens * (n_inputs * F8 + n_outputs * BF16),
+            flops: 2 * tokens * n_outputs * n_inputs,
+        });
+    }
+
+    fn stream(&mut self, name: &'static str, bytes: u64) {
+        let kind = Kind::Stream;
+        self.launches.push(Launch { name, kind, resident_bytes: 0, bytes, flops: 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weights::presets::preset;
+
+    use super::*;
+
+    fn ultra(n_sequences: u64, n_tokens_each: u64, context: u64) -> Vec<Launch> {
+        let spec = preset("ultra-253b").expect("a preset");
+        launches(&spec, Step { n_sequences, n_tokens_each, context }, 8)
+    }
+
+    fn sum(launches: &[Launch], kind: Kind, value: impl Fn(&Launch) -> u64) -> u64 {
+        launches.iter().filter(|launch| launch.kind == kind).map(value).sum()
+    }
+
+    #[test]
+    fn weights_and_cache_are_those_of_the_published_config() {
+        let step = ultra(1, 1, 1000);
+        // 249.20 billion parameters in products of the blocks, an eighth of them on each rank.
+        let blocks = sum(&step, Kind::ProductF8, |launch| launch.resident_bytes);
+        assert_eq!((8 * blocks) / 10_000_000, 24_919);
+        let head = sum(&step, Kind::ProductBf16, |launch| launch.resident_bytes);
+        assert_eq!(head, 128_256 / 8 * 16_384 * 2);
+        // 16,384 bytes a token and rank.
+        assert_eq!(sum(&step, Kind::Attention, |launch| launch.resident_bytes), 16_384_000);
+    }
+
+    #[test]
+    fn absent_sub_blocks_launch_nothing() {
+        let step = ultra(4, 1, 100);
+        let count = |name| step.iter().filter(|launch| launch.name == name).count();
+        assert_eq!((count("attention"), count("swiglu")), (64, 81));
+        // 145 sub-blocks, and the embedding, whose vocabulary is shared out.
+        assert_eq!(count("all_reduce"), 146);
+        let message = step.iter().find(|launch| launch.kind == Kind::AllReduce);
+        assert_eq!(message.expect("there is one").bytes, 4 * 16_384 * 2);
+        assert!(step.len() <= 10 * 81, "{} launches", step.len());
+    }
+
+    #[test]
+    fn prefill_attends_to_what_is_before() {
+        let pairs = |n_tokens_each, context| {
+            sum(&ultra(1, n_tokens_each, context), Kind::Attention, |launch| launch.flops)
+                / (64 * 4 * 16 * 128)
+        };
+        assert_eq!(pairs(1, 50), 50);
+        assert_eq!(pairs(4, 4), 1 + 2 + 3 + 4);
+        assert_eq!(pairs(2, 10), 9 + 10);
+    }
+}
