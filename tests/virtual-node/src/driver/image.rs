@@ -103,7 +103,8 @@ fn decode(bytes: &[u8], hash: [u8; 32]) -> Result<Image, (Status, String)> {
 /// Refuses code for other machines, as the real driver's compiler does.
 fn check_target(text: &str) -> Result<(), (Status, String)> {
     let directive = text.lines().find_map(|line| line.trim().strip_prefix(".target"));
-    let Some(target) = directive.and_then(|rest| rest.split([',', ' ', '\t']).find(|s| *s != ""))
+    let Some(target) =
+        directive.and_then(|rest| rest.split([',', ' ', '\t']).find(|word| !word.is_empty()))
     else {
         return Err((Status::INVALID_PTX, "there is no .target".to_owned()));
     };

@@ -94,8 +94,12 @@ impl Pool {
     }
 
     pub(super) fn set_attribute(&self, attribute: i32, value: u64) -> Answer {
-        let is_high_mark = attribute == 6 || attribute == 8;
-        if !(1..FIRST_MEASURED).contains(&attribute) && !(is_high_mark && value == 0) {
+        // The high marks may be set back.
+        let may_set = match attribute {
+            6 | 8 => value == 0,
+            _ => (1..FIRST_MEASURED).contains(&attribute),
+        };
+        if !may_set {
             return Err(Status::INVALID_VALUE);
         }
         self.attributes.lock().insert(attribute, value);
