@@ -9,7 +9,7 @@ use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUresult, CUstream};
 use parking_lot::{Mutex, MutexGuard};
 
 use support::{Context, cu, device_bytes, device_words, new_stream, ok, peek, pinned_words};
-use support::{poke, read_words};
+use support::{Launch, function, poke, read_words};
 
 #[path = "driver/support.rs"]
 mod support;
@@ -317,6 +317,51 @@ fn a_graph_is_built_by_hand() {
     let mut exec = null_mut();
     let circle = cu!(cuGraphInstantiateWithFlags(&mut exec, graph, 0));
     assert_eq!(circle, CUresult::CUDA_ERROR_INVALID_VALUE);
+}
+
+#[test]
+fn a_kernels_node_is_asked_and_changed() {
+    const PTX: &std::ffi::CStr = c"
+.version 8.5
+.target sm_90a
+.address_size 64
+.visible .entry store(.param .u64 x, .param .u64 value)
+{
+    .reg .b64 %rd<3>;
+    ld.param.u64 %rd1, [x];
+    ld.param.u64 %rd2, [value];
+    st.global.u64 [%rd1], %rd2;
+    ret;
+}
+";
+    let _alone = alone();
+    let _context = Context::new(0);
+    let (stream, address) = (new_stream(), device_words(&[0, 0]));
+    let mut launch = Launch::new(function(PTX, c"store"), 1, 1);
+    launch.stream = stream;
+    begin(stream, GLOBAL);
+    ok(launch.run(&[address, 3]));
+    let graph = end(stream).expect("a legal capture");
+    let (mut node, mut n) = (null_mut(), 1);
+    ok(cu!(cuGraphGetNodes(graph, &mut node, &mut n)));
+    let mut kind = sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_EMPTY;
+    ok(cu!(cuGraphNodeGetType(node, &mut kind)));
+    assert_eq!(kind, sys::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_KERNEL);
+    let exec = instantiate(graph);
+    ok(cu!(cuGraphLaunch(exec, stream)));
+    ok(cu!(cuStreamSynchronize(stream)));
+    assert_eq!(read_words(address, 1), [3]);
+    let mut params = std::mem::MaybeUninit::<sys::CUDA_KERNEL_NODE_PARAMS>::uninit();
+    ok(cu!(cuGraphKernelNodeGetParams_v2(node, params.as_mut_ptr())));
+    // SAFETY: the call succeeded, so the driver wrote all of it.
+    let mut params = unsafe { params.assume_init() };
+    let (mut to, mut value) = (address, 9u64);
+    let mut pointers = [std::ptr::from_mut(&mut to).cast(), std::ptr::from_mut(&mut value).cast()];
+    params.kernelParams = pointers.as_mut_ptr();
+    ok(cu!(cuGraphExecKernelNodeSetParams_v2(exec, node, &params)));
+    ok(cu!(cuGraphLaunch(exec, stream)));
+    ok(cu!(cuStreamSynchronize(stream)));
+    assert_eq!(read_words(address, 1), [9]);
 }
 
 #[test]

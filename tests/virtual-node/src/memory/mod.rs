@@ -127,7 +127,7 @@ pub enum MemoryError {
         free_bytes: u64,
     },
     /// No live allocation begins there.
-    #[error("no allocation begins at {address:#x}{}", if *.freed { ": it was freed before" } else { "" })]
+    #[error("no allocation begins at {address:#x}{}", was_freed(*.freed))]
     NotAllocated {
         /// What was to be freed.
         address: u64,
@@ -146,6 +146,10 @@ pub enum MemoryError {
         /// The first byte.
         address: u64,
     },
+}
+
+fn was_freed(freed: bool) -> &'static str {
+    if freed { ": it was freed before" } else { "" }
 }
 
 /// A live allocation.
@@ -314,10 +318,8 @@ impl Memory {
         n_bytes: u64,
     ) -> Result<Allocation, Fault> {
         let Some(allocation) = self.find(address) else {
-            let freed =
-                self.owner(address).and_then(|owner| self.space(owner).read().freed(address));
-            return Err(match freed {
-                Some(start) => Fault::Freed { address, n_bytes, start },
+            return Err(match self.owner(address) {
+                Some(owner) => self.space(owner).read().miss(address, n_bytes),
                 None => Fault::Unmapped { address, n_bytes },
             });
         };

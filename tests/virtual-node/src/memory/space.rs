@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::backing::Backing;
-use super::{ALIGNMENT_BYTES, Allocation, DeviceIdx, MemoryError, Place, SPACE_BYTES, TOTAL_BYTES};
+use super::{
+    ALIGNMENT_BYTES, Allocation, DeviceIdx, Fault, MemoryError, Place, SPACE_BYTES, TOTAL_BYTES,
+};
 
 /// Addresses that stay unused behind every allocation.
 const GUARD_BYTES: u64 = 4096;
@@ -91,10 +93,19 @@ impl Space {
         (address - start < n_bytes).then_some(allocation)
     }
 
-    /// Where the allocation began that was freed last at this address.
-    pub(super) fn freed(&self, address: u64) -> Option<u64> {
+    /// Why nothing is found at an address: it was freed, lies right behind what is live, or is
+    /// nobody's.
+    pub(super) fn miss(&self, address: u64, n_bytes: u64) -> Fault {
         let holds = |(start, n_bytes): &&(u64, u64)| (*start..start + n_bytes).contains(&address);
-        self.freed.iter().rev().find(holds).map(|(start, _)| *start)
+        if let Some(&(start, _)) = self.freed.iter().rev().find(holds) {
+            return Fault::Freed { address, n_bytes, start };
+        }
+        match self.live.range(..=address).next_back() {
+            Some((&start, &allocation_bytes)) if address - start < footprint(allocation_bytes) => {
+                Fault::OutOfBounds { address, n_bytes, start, allocation_bytes }
+            }
+            _ => Fault::Unmapped { address, n_bytes },
+        }
     }
 
     pub(super) fn allocations(&self) -> Vec<Allocation> {
