@@ -2,8 +2,8 @@
 
 use cudarc::driver::sys::{CUtensorMapDataType as DataType, CUtensorMapSwizzle as Swizzle};
 
-use super::gpu::{Arg, Buffer, Gpu, Tensor};
 use super::{run_with, words_of_bytes};
+use crate::gpu::{Arg, Buffer, Gpu, Tensor};
 
 const PTX: &str = include_str!("bulk.ptx");
 

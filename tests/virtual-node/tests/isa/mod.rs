@@ -4,17 +4,14 @@
 //! on whichever GPU the process finds, a real one included. Expected values come from the ISA's
 //! fragment tables and layouts as they are printed, written down here once more.
 
-#[path = "../gpu.rs"]
-mod gpu;
-
 mod copies;
-mod formats;
+pub(crate) mod formats;
 mod matrices;
 mod multiply;
 mod tensors;
 mod warpgroup;
 
-use gpu::{Arg, Gpu, Size};
+use crate::gpu::{Arg, Gpu, Size};
 
 /// Runs a kernel of one block on input bytes; output starts as `output` and comes back.
 fn run(ptx: &str, kernel: &str, n_threads: u32, input: &[u8], output: &[u8]) -> Vec<u8> {
