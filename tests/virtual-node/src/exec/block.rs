@@ -160,11 +160,12 @@ impl Cluster {
             if has_moved && !self.is_done() {
                 continue;
             }
+            if self.is_done() {
+                self.check_finished(launch)?;
+                return Ok(Stop::Done);
+            }
             if self.advance(launch, window, counters)? {
                 continue;
-            }
-            if self.is_done() {
-                return Ok(Stop::Done);
             }
             if is_spinning {
                 return Ok(Stop::Stalled);
@@ -202,6 +203,16 @@ impl Cluster {
             }
         }
         Ok(false)
+    }
+
+    /// Nothing asynchronous may outlive its block.
+    fn check_finished(&self, launch: &Launch) -> Result<(), KernelFault> {
+        for (block, warps) in &self.members {
+            if let Some(fault) = block.tensor.unfinished() {
+                return Err(launch.fault(block.idx, &warps[0], 0, fault.into()));
+            }
+        }
+        Ok(())
     }
 
     /// All warps wait for barriers.

@@ -8,7 +8,7 @@ use crate::exec::SHARED_WINDOW;
 use crate::exec::WarpCx;
 use crate::exec::context::Place;
 use crate::exec::fault::{Cause, Flow, Trap};
-use crate::exec::inst::{Address, R64};
+use crate::exec::inst::{Address, R32, R64};
 use crate::ptx::{Instruction, Lowered, Lowering};
 
 /// `tensormap.replace`.
@@ -18,7 +18,14 @@ pub struct Replace {
     axis: usize,
     map: Address,
     is_shared: bool,
-    value: R64,
+    value: Value,
+}
+
+/// The register of a field's new value: sizes have 32 bits, addresses and strides 64.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Value {
+    Narrow(R32),
+    Wide(R64),
 }
 
 /// `tensormap.cp_fenceproxy`: a map goes from shared to device memory.
@@ -37,7 +44,12 @@ pub(super) fn decode_replace(cx: &mut Lowering<'_>, inst: &Instruction) -> Lower
     };
     let has_axis = inst.operands.len() == 3;
     let axis = if has_axis { constant(cx, inst, 1)? as usize } else { 0 };
-    let value = cx.source64(operand(inst, 1 + usize::from(has_axis))?)?;
+    let value = operand(inst, 1 + usize::from(has_axis))?;
+    let value = if mnemonic.has("b64") {
+        Value::Wide(cx.source64(value)?)
+    } else {
+        Value::Narrow(cx.source32(value)?)
+    };
     let is_shared = mnemonic.has("shared::cta");
     Ok(Replace { field, axis, map: address(cx, inst, 0)?, is_shared, value })
 }
@@ -53,7 +65,10 @@ pub(super) fn execute_replace(op: &Replace, cx: &mut WarpCx<'_>) -> Result<Flow,
     for lane in cx.lanes() {
         let at = if op.is_shared { maps[lane] | SHARED_WINDOW } else { maps[lane] };
         let mut map = read_map(cx, lane, at)?;
-        let value = cx.warp.registers.r64(op.value)[lane];
+        let value = match op.value {
+            Value::Narrow(row) => u64::from(cx.warp.registers.r32(row)[lane]),
+            Value::Wide(row) => cx.warp.registers.r64(row)[lane],
+        };
         replace(&mut map, op.field, op.axis, value)
             .map_err(|error| Cause::from(TensorFault::from(error)).at(lane))?;
         write_map(cx, lane, at, &map)?;

@@ -304,8 +304,8 @@ pub fn execute(op: &TensorOp, cx: &mut WarpCx<'_>) -> Result<Flow, Trap> {
     }
 }
 
-/// Lands one piece of outstanding asynchronous work: called when no warp of the block can go on,
-/// and until nothing is left when all threads have exited. Tells whether there was any.
+/// Lands one piece of outstanding asynchronous work: called when no warp of the block can go on.
+/// Tells whether there was any.
 ///
 /// The newest and the oldest take turns, an order that no hardware promises to avoid.
 pub fn advance(cx: &mut BlockCx<'_>) -> Result<bool, Cause> {
