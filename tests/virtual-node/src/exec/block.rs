@@ -145,6 +145,7 @@ impl Cluster {
         loop {
             let mut has_moved = false;
             let mut is_spinning = false;
+            let n_changes = self.n_barrier_changes();
             for (block, warps) in &mut self.members {
                 let mut cx = BlockCx { launch, block, window, counters };
                 let moved = run_warps(&mut cx, warps)?;
@@ -167,7 +168,8 @@ impl Cluster {
             if self.advance(launch, window, counters)? {
                 continue;
             }
-            if is_spinning {
+            let may_be_freed = n_changes != self.n_barrier_changes() || !self.waits_for_itself();
+            if is_spinning && may_be_freed {
                 return Ok(Stop::Stalled);
             }
             return Err(self.deadlock(launch));
@@ -203,6 +205,20 @@ impl Cluster {
             }
         }
         Ok(false)
+    }
+
+    fn n_barrier_changes(&self) -> u64 {
+        self.members.iter().map(|(block, _)| block.tensor.n_barrier_changes).sum()
+    }
+
+    /// Whether only the cluster itself could free its warps: they wait at barriers, or ask
+    /// mbarriers over and over.
+    fn waits_for_itself(&self) -> bool {
+        let mut warps = self.members.iter().flat_map(|(_, warps)| warps);
+        warps.all(|warp| {
+            let at_barrier = matches!(warp.wait, Wait::Barrier | Wait::Cluster);
+            warp.live == 0 || at_barrier || warp.tensor.waits
+        })
     }
 
     /// Nothing asynchronous may outlive its block.
@@ -269,6 +285,7 @@ fn run_warp(cx: &mut BlockCx<'_>, warp: &mut Warp) -> Result<Outcome, KernelFaul
         window: &mut *cx.window,
         counters: &mut *cx.counters,
     };
+    warp.tensor.waits = false;
     let mut running = WarpCx::new(cx, warp);
     let ran = running.run();
     let line = running.inst.line;

@@ -129,7 +129,8 @@ pub(super) fn execute(op: &BarrierOp, cx: &mut WarpCx<'_>) -> Result<Flow, Trap>
     if let Action::Test { over: predicate, .. } = op.action {
         let mask = cx.mask;
         cx.warp.registers.set_predicate(predicate, over, mask);
-        return Ok(if over & mask == mask { Flow::Next } else { Flow::Yield });
+        cx.warp.tensor.waits = over & mask != mask;
+        return Ok(if cx.warp.tensor.waits { Flow::Yield } else { Flow::Next });
     }
     Ok(Flow::Next)
 }
@@ -169,10 +170,11 @@ fn act(action: &Action, cx: &mut WarpCx<'_>, lane: usize, address: u64) -> Resul
                 Phase::Token(token) => Err(cx.warp.registers.r64(*token)[lane]),
                 Phase::Parity(parity) => Ok(value(*parity, cx) & 1 == 1),
             };
-            let is_over = change(&mut cx.cx, address, |barrier| match phase {
-                Ok(parity) => Ok(barrier.is_over(parity)),
-                Err(token) => barrier.is_over_since(token),
-            })?;
+            let barrier = load(&mut cx.cx, address)?;
+            let is_over = match phase {
+                Ok(parity) => barrier.is_over(parity),
+                Err(token) => barrier.is_over_since(token).map_err(TensorFault::from)?,
+            };
             if is_over {
                 checks::observe_wait(&mut cx.cx, address, warp_idx);
             }
@@ -221,23 +223,28 @@ pub(super) fn execute_pending(op: &PendingCount, cx: &mut WarpCx<'_>) -> Result<
     Ok(Flow::Next)
 }
 
+/// The barrier at a shared address.
+fn load(cx: &mut BlockCx<'_>, address: u64) -> Result<Mbarrier, Cause> {
+    let at = cx.shared(address, 8, 8)?.cast::<u64>();
+    // SAFETY: `shared` gave 8 aligned bytes of the cluster's memory, whose blocks share a thread.
+    let bits = unsafe { at.read() };
+    Ok(Mbarrier::from_bits(bits).map_err(TensorFault::from)?)
+}
+
 /// Changes the barrier at a shared address.
 pub(super) fn change<T>(
     cx: &mut BlockCx<'_>,
     address: u64,
     change: impl FnOnce(&mut Mbarrier) -> Result<T, MbarrierError>,
 ) -> Result<T, Cause> {
-    let at = cx.shared(address, 8, 8)?.cast::<u64>();
-    // SAFETY: `shared` gave 8 aligned bytes of the cluster's memory, whose blocks share a thread.
-    let bits = unsafe { at.read() };
-    let mut barrier = Mbarrier::from_bits(bits).map_err(TensorFault::from)?;
+    let mut barrier = load(cx, address)?;
     let result = change(&mut barrier).map_err(TensorFault::from)?;
-    // SAFETY: as above.
-    unsafe { at.write(barrier.bits()) };
+    store(cx, address, barrier.bits())?;
     Ok(result)
 }
 
 fn store(cx: &mut BlockCx<'_>, address: u64, bits: u64) -> Result<(), Cause> {
+    cx.block.tensor.n_barrier_changes += 1;
     let at = cx.shared(address, 8, 8)?.cast::<u64>();
     // SAFETY: `shared` gave 8 aligned bytes of the cluster's memory, whose blocks share a thread.
     unsafe { at.write(bits) };

@@ -158,6 +158,8 @@ pub enum TensorFault {
 pub struct BlockAsync {
     arrivals: VecDeque<Arrival>,
     n_landed: u64,
+    /// Times that an mbarrier was changed: while this stands still, none will complete a phase.
+    pub n_barrier_changes: u64,
     stores: bulk::Stores,
     warpgroups: Vec<warpgroup::Warpgroup>,
 }
@@ -166,6 +168,8 @@ pub struct BlockAsync {
 #[derive(Debug, Default)]
 pub struct WarpAsync {
     copies: copy::Copies,
+    /// The last thing that the warp did was to ask an mbarrier in vain.
+    pub waits: bool,
 }
 
 /// Bytes that will land in shared memory.
@@ -217,6 +221,7 @@ impl WarpAsync {
     /// A new block begins.
     pub fn reset(&mut self) {
         self.copies.reset();
+        self.waits = false;
     }
 }
 
