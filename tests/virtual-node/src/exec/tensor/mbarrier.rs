@@ -9,7 +9,8 @@ use thiserror::Error;
 /// Most arrivals of a phase, and most bytes that may be expected at a time.
 pub const COUNT_MAX: u32 = (1 << 20) - 1;
 
-const MARK: u64 = 0b01;
+/// Neither zeros nor the patterns of fresh memory begin so.
+const MARK: u64 = 0b10;
 
 /// The state of one barrier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +235,7 @@ mod tests {
     fn misuse_is_named() {
         assert_eq!(Mbarrier::new(0), Err(MbarrierError::Count { count: 0 }));
         assert_eq!(Mbarrier::new(1 << 20), Err(MbarrierError::Count { count: 1 << 20 }));
-        for bits in [0, u64::MAX, 0xcdcd_cdcd_cdcd_cdcd] {
+        for bits in [0, u64::MAX, 0x7fff_7fff_7fff_7fff] {
             assert_eq!(Mbarrier::from_bits(bits), Err(MbarrierError::NotABarrier { bits }));
         }
         let too_many = MbarrierError::TooManyArrivals { count: 3, n_pending: 2 };

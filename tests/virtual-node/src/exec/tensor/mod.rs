@@ -158,6 +158,7 @@ pub enum TensorFault {
 pub struct BlockAsync {
     arrivals: VecDeque<Arrival>,
     n_landed: u64,
+    was_asked: bool,
     /// Times that an mbarrier was changed: while this stands still, none will complete a phase.
     pub n_barrier_changes: u64,
     stores: bulk::Stores,
@@ -197,6 +198,7 @@ impl BlockAsync {
     pub fn reset(&mut self) {
         self.arrivals.clear();
         self.n_landed = 0;
+        self.was_asked = false;
         self.stores.reset();
         self.warpgroups.clear();
     }
@@ -312,9 +314,14 @@ pub fn execute(op: &TensorOp, cx: &mut WarpCx<'_>) -> Result<Flow, Trap> {
 /// Lands one piece of outstanding asynchronous work: called when no warp of the block can go on.
 /// Tells whether there was any.
 ///
-/// The newest and the oldest take turns, an order that no hardware promises to avoid.
+/// The newest and the oldest take turns, an order that no hardware promises to avoid. And nothing
+/// lands at the first call: a thread that asks once, and goes on whatever the answer, goes on.
 pub fn advance(cx: &mut BlockCx<'_>) -> Result<bool, Cause> {
     let work = &mut cx.block.tensor;
+    work.was_asked = !work.was_asked && !work.arrivals.is_empty();
+    if work.was_asked {
+        return Ok(true);
+    }
     work.n_landed += 1;
     let is_odd = work.n_landed % 2 == 1;
     let arrival = if is_odd { work.arrivals.pop_back() } else { work.arrivals.pop_front() };
