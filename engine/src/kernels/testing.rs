@@ -4,6 +4,7 @@
 
 pub(crate) mod device;
 pub(crate) mod ranks;
+pub(crate) mod traffic;
 
 use std::sync::LazyLock;
 

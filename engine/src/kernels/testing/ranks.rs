@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Barrier, Mutex};
 
+use super::traffic::{QUIET_DEVICE, undisturbed};
 use crate::device::DevicePtr;
 use crate::device::cuda::testing::TestDevice;
 use crate::kernels::launching::{Exchange, FLAG_BYTES, N_RANKS_MAX, STATE_BYTES};
@@ -25,6 +26,14 @@ struct Board {
 ///
 /// A rank that fails ends the process: others may be waiting for it in a kernel.
 pub(crate) fn on_ranks(n_ranks: usize, run: impl Fn(&TestRank<'_>) + Sync) {
+    if n_ranks > QUIET_DEVICE {
+        undisturbed(|| run_ranks(n_ranks, run));
+    } else {
+        run_ranks(n_ranks, run);
+    }
+}
+
+fn run_ranks(n_ranks: usize, run: impl Fn(&TestRank<'_>) + Sync) {
     let addresses = Mutex::new([DevicePtr::NULL; N_RANKS_MAX]);
     let board = Board { addresses, barrier: Barrier::new(n_ranks) };
     let on_rank = |rank: usize| {

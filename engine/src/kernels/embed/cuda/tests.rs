@@ -7,6 +7,7 @@ use crate::device::DevicePtr;
 use crate::device::cuda::testing::TestDevice;
 use crate::kernels::testing::Rng;
 use crate::kernels::testing::device::bf16s;
+use crate::kernels::testing::traffic::assert_frugal;
 
 const N_ENTRIES: usize = 67;
 const VOCAB_BEGIN: usize = 1000;
@@ -73,6 +74,17 @@ fn rows_are_copied_or_zero() {
 fn no_tokens_launch_nothing() {
     let device = TestDevice::open(0);
     assert!(run(&device, &[bf16::ONE; N_ENTRIES * 8], 8, &[], &[]).is_empty());
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    let hidden = 16_384;
+    let table = bf16s(&mut Rng::new(112), N_ENTRIES * hidden, 1.0);
+    let tokens = [VOCAB_BEGIN as i32, 5, VOCAB_BEGIN as i32 + 7];
+    // Two rows are read and written, one is only written.
+    assert_frugal("embed_bf16", 5 * 2 * hidden, |device| {
+        run(device, &table, hidden, &tokens, &[]);
+    });
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::device::cuda::testing::TestDevice;
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::testing::device::bf16s;
 use crate::kernels::testing::ranks::{TestRank, on_ranks};
+use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{Rng, e4m3_nearest};
 
 /// Codes of `[n_tokens, out_stride]`, NaN's sign left out.
@@ -132,6 +133,25 @@ fn exchange(rank: &TestRank<'_>, n_tokens: usize) {
 fn ranks_agree_on_the_greatest() {
     on_ranks(2, |rank| exchange(rank, 1));
     on_ranks(8, |rank| exchange(rank, 5));
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    let (n_tokens, width) = (3, 6656);
+    let x = bf16s(&mut Rng::new(124), n_tokens * width, 1.0);
+    let rows =
+        |device: &TestDevice| Rows { x: device.upload(&x), in_stride: width, n_tokens, width };
+    assert_frugal("magnitudes_bf16", 2 * n_tokens * width, |device| {
+        let magnitudes = device.poisoned::<f32>(n_tokens);
+        launch_magnitudes(&device.exec, &rows(device), magnitudes).expect("it is launched");
+    });
+    assert_frugal("quantize_known", 3 * n_tokens * width, |device| {
+        let scales = device.poisoned::<f32>(n_tokens);
+        let scale = Scale::Known { magnitudes: device.upload(&[1.0f32; 3]), scales };
+        let out = device.poisoned::<u8>(n_tokens * width);
+        let args = Launch { rows: rows(device), out, out_stride: width, scale };
+        launch(&device.exec, &args).expect("it is launched");
+    });
 }
 
 #[test]

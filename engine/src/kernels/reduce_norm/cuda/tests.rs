@@ -11,6 +11,7 @@ use crate::device::{Deferred, DevicePtr, WeightFactors};
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s, sampled};
 use crate::kernels::testing::ranks::{TestRank, on_ranks};
+use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{ROUNDING, Rng, e4m3_value};
 
 const N_ROUNDINGS: f64 = 22.0;
@@ -351,6 +352,21 @@ fn a_graph_meets_again_at_every_replay() {
             assert_eq!(got, stream, "rank {} replay {replay}", rank.rank);
         }
     });
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    let hidden = 16_384;
+    let inputs = Inputs::new(155, 1, 1, hidden);
+    // A partial result, the residual twice, weights and the output.
+    for (kind, kernel, of_output) in [
+        (Kind::Bf16, "reduce_norm_bf16", 2),
+        (Kind::Static, "reduce_norm_e4m3", 1),
+        (Kind::PerToken, "reduce_norm_e4m3_token", 1),
+    ] {
+        let fewest_bytes = (2 + 4 + 4 + 4 + of_output) * hidden;
+        assert_frugal(kernel, fewest_bytes, |device| drop(inputs.run_alone(device, kind)));
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::{Cache, Cached, Heads, Launch, config, launch};
 use crate::device::cuda::testing::TestDevice;
 use crate::device::{Deferred, DevicePtr, WeightFactors};
 use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s};
+use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{ROUNDING, Rng, e4m3_value};
 
 const N_ROUNDINGS: f64 = 8.0;
@@ -241,6 +242,14 @@ fn what_is_beyond_e4m3_is_clamped_and_nan_is_kept() {
     let at = case.pages[0] * PAGE_TOKENS * 128;
     assert_eq!(written[at], -448.0);
     assert!(written[at + 1].is_nan() && !written[at + 2].is_nan());
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    let case = Case::new(&mut Rng::new(134), ULTRA, &[3, 4, 5]);
+    // All columns and the frequencies read, queries written, keys and values as codes.
+    let fewest_bytes = 3 * (2 * 2304 + 8 * 64 + 2 * 2048 + 256);
+    assert_frugal("rope_kv_e4m3", fewest_bytes, |device| drop(case.run(device)));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::{Launch, Output, config, launch};
 use crate::device::cuda::testing::TestDevice;
 use crate::device::{Deferred, DevicePtr, WeightFactors};
 use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s, sampled};
+use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{ROUNDING, Rng, e4m3_value};
 
 const N_ROUNDINGS: f64 = 12.0;
@@ -246,6 +247,21 @@ fn a_token_alone_has_the_same_bits() {
             assert_eq!(values, batch[token * 4000..(token + 1) * 4000], "{kind:?} token {token}");
             assert_eq!(of_alone[0].to_bits(), beside[token].to_bits(), "{kind:?} token {token}");
         }
+    }
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    let case = Case::new(3, 6656, Factors::PerPart);
+    let inputs = case.inputs(&mut Rng::new(104));
+    let n = 3 * 6656;
+    // Two bf16 read and one written, or one code. The per-token kernel reads twice, and says so.
+    for (kind, kernel, fewest_bytes) in [
+        (Kind::Bf16, "swiglu_bf16", 6 * n),
+        (Kind::Magnitudes, "swiglu_bf16_magnitudes", 6 * n),
+        (Kind::Static, "swiglu_e4m3", 5 * n),
+    ] {
+        assert_frugal(kernel, fewest_bytes, |device| drop(case.run(device, &inputs, kind)));
     }
 }
 
