@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::sys::CUstreamCaptureMode;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use cudarc::nccl::sys::{
     self, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
@@ -160,7 +160,7 @@ fn eight_ranks_sum_in_a_graph() {
             .unwrap();
         assert_eq!(rank.sum(&mut buffer), SUCCESS);
         assert_eq!(rank.sum(&mut buffer), SUCCESS);
-        let flags = cudarc::driver::sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         let graph = rank.stream.end_capture(flags).unwrap().unwrap();
         for _ in 0..3 {
             graph.launch().unwrap();

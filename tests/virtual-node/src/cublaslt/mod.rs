@@ -4,6 +4,7 @@
 //! it, and [`product`] has the arithmetic. [`api`] is the C surface over them.
 
 pub mod api;
+pub mod attributes;
 pub mod descriptors;
 pub mod element;
 pub mod heuristic;

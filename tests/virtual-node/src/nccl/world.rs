@@ -276,7 +276,9 @@ impl<R: Request> State<R> {
         let name = meeting.requests[rank].as_ref().map_or_else(String::new, Request::name);
         let missing = self.missing(|seat| seat.n_calls <= call);
         let call = call + 1;
-        eprintln!("virtual-node: nccl: rank {rank} waits in {name}, its {call}th, for {missing}");
+        eprintln!(
+            "virtual-node: nccl: rank {rank} waits in {name}, its collective {call}, for {missing}"
+        );
     }
 }
 
