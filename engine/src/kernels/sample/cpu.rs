@@ -44,7 +44,7 @@ fn by_likelihood(logits: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
 }
 
 /// Draws from the filtered softmax of `logits` by inverting its cumulative distribution over the
-/// candidates in an order that depends on `logits` only.
+/// candidates in the tokens' order.
 pub(crate) fn draw(
     logits: &[f32],
     params: &SamplingParams,
@@ -64,6 +64,7 @@ pub(crate) fn draw(
     }
     if params.top_p < 1.0 {
         keep_nucleus(logits, f64::from(params.top_p), candidates, &weight);
+        candidates.sort_unstable();
     }
     if params.min_p > 0.0 {
         candidates.retain(|&token| weight(token) >= f64::from(params.min_p));
