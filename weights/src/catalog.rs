@@ -38,8 +38,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Its elements, widened.
+    /// Its elements, widened; halves where there is no data, which pass for scales.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
+        if self.bytes.is_absent() {
+            return vec![0.5; self.n_bytes as usize / self.dtype.n_bytes()];
+        }
         let bytes = &self.bytes.as_slice()[self.offset..self.offset + self.n_bytes as usize];
         let mut values = vec![0.0; bytes.len() / self.dtype.n_bytes()];
         decode(self.dtype, bytes, &mut values);

@@ -13,6 +13,7 @@ use crate::quantization::Quantization;
 use crate::resolve::{StoredModel, is_wanted, resolve};
 use crate::source::Source;
 use crate::spec::ModelSpec;
+use crate::synthetic::SyntheticConfig;
 
 /// A checkpoint whose tensors are all known to be there, in shape, and what the model needs.
 ///
@@ -49,6 +50,20 @@ impl Checkpoint {
         files: &'static [(&'static str, &'static [u8])],
     ) -> Result<Checkpoint, LoadError> {
         Checkpoint::from_source(Source::Embedded { name: name.to_owned(), files })
+    }
+
+    /// A checkpoint as [`write_synthetic`](crate::synthetic::write_synthetic) would write it, but
+    /// without its data: norms and scales are one half, weights have a shape and nothing else. For runs
+    /// that count and compute nothing, at sizes that no disk holds.
+    ///
+    /// # Errors
+    /// None that a written one would not have.
+    pub fn without_data(config: &SyntheticConfig) -> Result<Checkpoint, LoadError> {
+        let source = Source::Embedded { name: "a checkpoint without data".to_owned(), files: &[] };
+        let quantization = config.quantization().map_err(in_file(&source, "config.json"))?;
+        let model = resolve(&config.spec, &quantization, config.catalog())?;
+        let inner = Inner { source, spec: config.spec.clone(), quantization, model };
+        Ok(Checkpoint { inner: Arc::new(inner) })
     }
 
     /// What the model is.

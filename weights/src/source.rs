@@ -21,21 +21,43 @@ pub enum Bytes {
     Mapped(Arc<memmap2::Mmap>),
     /// Part of the program.
     Static(&'static [u8]),
+    /// Nowhere: of a checkpoint that was planned, not written. For runs that compute nothing.
+    Absent {
+        /// How many there would be.
+        n_bytes: usize,
+    },
 }
 
 impl Bytes {
     /// All of them.
+    ///
+    /// # Panics
+    /// If they are absent.
     pub fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
             Bytes::Static(bytes) => bytes,
+            Bytes::Absent { n_bytes } => panic!("{n_bytes} bytes of a checkpoint without data"),
+        }
+    }
+
+    /// Whether there is nothing to be read.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Bytes::Absent { .. })
+    }
+
+    /// How many.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Bytes::Absent { n_bytes } => *n_bytes,
+            Bytes::Mapped(_) | Bytes::Static(_) => self.as_slice().len(),
         }
     }
 }
 
 impl fmt::Debug for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bytes({})", self.as_slice().len())
+        write!(f, "Bytes({})", self.n_bytes())
     }
 }
 

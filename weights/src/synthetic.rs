@@ -11,10 +11,14 @@ mod values;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::error::{LoadError, Uneven};
+use crate::catalog::Catalog;
+use crate::error::{ConfigError, LoadError, Uneven};
+use crate::json::parse_strict;
 use crate::loaded::Dtype;
 use crate::parameters::ParameterSpec;
+use crate::quantization::Quantization;
 use crate::rank::RankBytes;
 use crate::spec::ModelSpec;
 
@@ -80,6 +84,27 @@ impl SyntheticConfig {
             bytes.scales += self.scale_bytes(&parameter, rank_idx, n_ranks)?;
         }
         Ok(bytes)
+    }
+
+    /// What the checkpoint's files say of its quantization.
+    pub(crate) fn quantization(&self) -> Result<Quantization, ConfigError> {
+        let parse = |text: &str| parse_strict(text.as_bytes());
+        if self.format == SyntheticFormat::ModelOptFp8 {
+            let root = parse(&config_json::hf_quant_config())?;
+            return Quantization::from_hf_quant_config(&root);
+        }
+        let root = parse(&config_json::config(&self.spec, self.format))?;
+        Ok(Quantization::from_config(&root)?.unwrap_or_else(Quantization::none))
+    }
+
+    /// The checkpoint's tensors, of which nothing is stored.
+    pub(crate) fn catalog(&self) -> Catalog {
+        let shard: Arc<str> = "nowhere".into();
+        let tensors = shards::plan_tensors(self).into_iter().map(|tensor| {
+            let info = tensor.without_data(&shard);
+            (info.name.clone(), info)
+        });
+        Catalog { tensors: tensors.collect() }
     }
 
     /// Bytes of the shards' tensors.

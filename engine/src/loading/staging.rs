@@ -100,7 +100,9 @@ impl Ring<'_> {
         while begin < to.n_rows {
             let end = (begin + n_rows_max).min(to.n_rows);
             self.next_piece()?;
-            if is_plain && end <= matrix.n_rows {
+            if matrix.bytes.is_absent() {
+                // Nothing is read, and nobody will look at what is sent.
+            } else if is_plain && end <= matrix.n_rows {
                 let first = matrix.offset + begin * row_bytes;
                 let bytes = &matrix.bytes.as_slice()[first..first + (end - begin) * row_bytes];
                 self.pieces[self.turn].memory.write(0, bytes);

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use half::bf16;
 use serde_json::{Map, Value, json};
@@ -10,10 +11,12 @@ use serde_json::{Map, Value, json};
 use super::config_json::pretty;
 use super::values::{RowScales, Values};
 use super::{SyntheticConfig, SyntheticFormat};
+use crate::catalog::TensorInfo;
 use crate::dtype::{E4M3_MAX, encode};
 use crate::error::LoadError;
 use crate::loaded::Dtype;
 use crate::parameters::{ParameterSpec, Role};
+use crate::source::Bytes;
 
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
@@ -53,6 +56,14 @@ pub(super) struct PlannedTensor {
 }
 
 impl PlannedTensor {
+    /// As a catalog has it, but for its bytes.
+    pub(super) fn without_data(self, shard: &Arc<str>) -> TensorInfo {
+        let n_bytes = self.n_bytes();
+        let bytes = Bytes::Absent { n_bytes: n_bytes as usize };
+        let PlannedTensor { name, dtype, shape, .. } = self;
+        TensorInfo { name, dtype, shape, shard: shard.clone(), n_bytes, bytes, offset: 0 }
+    }
+
     pub(super) fn n_bytes(&self) -> u64 {
         self.shape.iter().map(|&size| size as u64).product::<u64>() * self.dtype.n_bytes() as u64
     }

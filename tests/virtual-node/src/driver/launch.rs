@@ -161,14 +161,16 @@ impl KernelCall {
     }
 
     /// In dry mode no access can tell a stale pointer, so every parameter that lies in a device's
-    /// range must lie in a live allocation, or right behind one, that the device may reach.
+    /// range must lie in a live allocation, or right behind one, that the device may reach. Numbers
+    /// of four bytes are no addresses, whatever two neighbours look like together.
     fn check_pointers(&self) -> Result<(), (Status, String)> {
         if !Config::get().is_dry() {
             return Ok(());
         }
         let memory = Memory::global();
         for (param_idx, param) in self.function.kernel.params.iter().enumerate() {
-            for at in (param.offset..param.offset + param.size).step_by(8) {
+            let n_words = param.size / size_of::<u64>();
+            for at in (0..n_words).map(|word_idx| param.offset + word_idx * size_of::<u64>()) {
                 let Some(bytes) = self.params.get(at..).and_then(<[u8]>::first_chunk) else {
                     break;
                 };

@@ -1,0 +1,95 @@
+//! LN-Ultra at its true size on eight virtual GPUs: nothing is computed, but everything is planned,
+//! claimed, recorded and launched, and the node checks every launch.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
+use harness::plans::{Planner, Span};
+use weights::Checkpoint;
+use weights::presets::preset;
+use weights::synthetic::{SyntheticConfig, SyntheticFormat};
+
+/// What tells the node not to compute. It is read once in a process, so a child has it.
+const MODE: (&str, &str) = ("VIRTUAL_NODE_MODE", "dry");
+
+fn is_dry() -> bool {
+    std::env::var(MODE.0).is_ok_and(|mode| mode == MODE.1)
+}
+
+/// Runs the test `name` of this program in a process of its own whose node does not compute.
+fn run_dry(name: &str) {
+    let program = std::env::current_exe().expect("a test is a program");
+    let mut child = Command::new(program);
+    child.args([name, "--exact", "--nocapture"]).env(MODE.0, MODE.1);
+    let output = child.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{complained}");
+    assert!(said.contains("1 passed"), "the child ran one test: {said}");
+    print!("{said}");
+}
+
+fn ultra(format: SyntheticFormat) -> Arc<Checkpoint> {
+    let spec = preset("ultra-253b").expect("a preset");
+    let config = SyntheticConfig { spec, format, n_shards: 1, seed: 0 };
+    Arc::new(Checkpoint::without_data(&config).expect("it is complete"))
+}
+
+fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
+    EngineConfig {
+        device: DeviceKind::Cuda,
+        n_ranks,
+        n_threads: None,
+        n_slots: 64,
+        n_waiting_max: 1,
+        n_tokens_per_step: 2048,
+        n_context_tokens: Some(32_768),
+        kv_dtype: Some(kv_dtype),
+        kv_bytes: None,
+    }
+}
+
+#[test]
+fn ultra_boots_and_steps_at_its_true_size() {
+    if !is_dry() {
+        return run_dry("ultra_boots_and_steps_at_its_true_size");
+    }
+    for format in [SyntheticFormat::ModelOptFp8, SyntheticFormat::Fp8Dynamic] {
+        let began = Instant::now();
+        let config = config(8, KvDtype::Fp8);
+        let mut probe = Probe::new(ultra(format), &config).expect("it boots");
+        let memory = probe.memory();
+        println!("{format:?}: {} KV tokens, {:?}", memory.n_kv_tokens(), memory.ranks[0]);
+        assert!(memory.n_kv_tokens() > 64 * 32_768 / 2, "most of what is asked for fits");
+        let mut planner = Planner::new(probe.memory());
+        let prompt: Vec<TokenId> = (0..100).map(TokenId).collect();
+        let spans: Vec<Span<'_>> =
+            (0..8).map(|slot| Span { slot, start: 0, tokens: &prompt }).collect();
+        probe.run(planner.last_only(&spans)).expect("a prompt's step runs");
+        for start in 100..104 {
+            let spans: Vec<Span<'_>> =
+                (0..8).map(|slot| Span { slot, start, tokens: &prompt[..1] }).collect();
+            probe.run(planner.last_only(&spans)).expect("a step of decoding runs");
+        }
+        println!("{format:?}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_numbers_and_a_remedy() {
+    if !is_dry() {
+        return run_dry("what_does_not_fit_is_refused_with_numbers_and_a_remedy");
+    }
+    let refused = |format, config: EngineConfig| {
+        Probe::new(ultra(format), &config).map(drop).expect_err("it does not fit").to_string()
+    };
+    let error = refused(SyntheticFormat::Bf16, config(4, KvDtype::Fp8));
+    assert!(error.contains("CUDA device 0 has") && error.contains("--tp"), "{error}");
+    let error = refused(SyntheticFormat::ModelOptFp8, config(8, KvDtype::F32));
+    assert!(error.contains("--kv-dtype fp8"), "{error}");
+    let greedy = EngineConfig { kv_bytes: Some(700 << 30), ..config(8, KvDtype::Fp8) };
+    let error = refused(SyntheticFormat::ModelOptFp8, greedy);
+    assert!(error.contains("lower --kv-memory"), "{error}");
+}
