@@ -11,8 +11,10 @@
 // A value that is NaN or infinite reaches the other tokens of its row that share its tile, not only
 // those that see it: their weight for it is zero, and zero times NaN is NaN.
 //
-// sass attention_prefill_d128_f8: LDG.128 4, LDSM.16.M88.4 64, HMMA.16816.F32.BF16 128
-// sass attention_prefill_d128_bf16: LDG.128 8, LDSM.16.M88.4 64, HMMA.16816.F32.BF16 128
+// sass attention_prefill_d128_f8: LDG.128 4, HMMA.16816.F32.BF16 128
+// sass attention_prefill_d128_f8: LDSM.16.M88.4 32, LDSM.16.MT88.4 32
+// sass attention_prefill_d128_bf16: LDG.128 8, HMMA.16816.F32.BF16 128
+// sass attention_prefill_d128_bf16: LDSM.16.M88.4 32, LDSM.16.MT88.4 32
 #include "attention/attention.cuh"
 
 constexpr int PREFILL_WARPS = 8;
