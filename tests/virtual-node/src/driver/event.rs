@@ -105,7 +105,12 @@ pub(super) fn is_done(handle: usize) -> Answer<bool> {
         Last::Capture(point) => Err(point.invalidate(Status::CAPTURED_EVENT)),
         Last::Stream { ticket, .. } => {
             ticket.release();
-            Ok(ticket.is_done())
+            let is_done = ticket.is_done();
+            if !is_done {
+                // A program that asks in a loop must not keep the devices' threads from working.
+                std::thread::yield_now();
+            }
+            Ok(is_done)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Launches: the limits of an H100, the parameter block, and what a kernel's fault means.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::complain;
@@ -215,11 +215,36 @@ impl KernelCall {
                 sectors: checks.sectors,
                 banks: checks.banks,
             },
-            n_workers: config.n_threads,
+            n_workers: running.n_workers(config.n_threads),
         };
         let counters = launch.run().map_err(failure)?;
         report::record_kernel(cx.device.index(), self.name(), counters);
         Ok(())
+    }
+}
+
+/// A launch that runs, for as long as it lives.
+struct Running {
+    n_others: usize,
+}
+
+static N_RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+impl Running {
+    fn new() -> Running {
+        Running { n_others: N_RUNNING.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// The launch's share of the processor's cores: devices that run at the same time have no use
+    /// for more threads than that.
+    fn n_workers(&self, n_threads: usize) -> usize {
+        (n_threads / (self.n_others + 1)).max(1)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        N_RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

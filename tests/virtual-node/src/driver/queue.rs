@@ -100,9 +100,12 @@ impl Queue {
         after.retain(|ticket| !ticket.is_done());
         let mut state = self.state.lock();
         while state.pending.len() >= N_PENDING_MAX {
-            state.n_released = state.n_enqueued;
-            self.changed.notify_all();
-            self.changed.wait(&mut state);
+            drop(state);
+            self.tail().release();
+            state = self.state.lock();
+            if state.pending.len() >= N_PENDING_MAX {
+                self.changed.wait(&mut state);
+            }
         }
         let is_idle = state.n_done == state.n_enqueued;
         state.n_enqueued += 1;
@@ -159,7 +162,8 @@ impl Queue {
         let mut state = self.state.lock();
         while state.n_released <= state.n_done && !state.is_closed {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return;
+                // Once for all that is there already, or much of it would wait its own while.
+                state.n_released = state.n_enqueued;
             }
         }
     }

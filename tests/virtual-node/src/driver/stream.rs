@@ -121,7 +121,12 @@ impl Stream {
         tickets.push(self.queue.tail());
         tickets.iter().for_each(Ticket::release);
         self.context.clone().check()?;
-        Ok(tickets.iter().all(Ticket::is_done))
+        let is_idle = tickets.iter().all(Ticket::is_done);
+        if !is_idle {
+            // A program that asks in a loop must not keep the devices' threads from working.
+            std::thread::yield_now();
+        }
+        Ok(is_idle)
     }
 
     fn implicit_order_of_legacy(&self) -> Vec<Ticket> {
