@@ -198,6 +198,7 @@ impl KernelCall {
             return Ok(());
         }
         let (config, checks) = (Config::get(), config::current_checks());
+        let running = Running::new();
         let cluster = layout.cluster.or(self.function.kernel.required_cluster);
         let launch = Launch {
             kernel: self.function.kernel.clone(),
