@@ -6,23 +6,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
+use harness::DRY;
 use harness::plans::{Planner, Span};
 use weights::Checkpoint;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat};
 
-/// What tells the node not to compute. It is read once in a process, so a child has it.
-const MODE: (&str, &str) = ("VIRTUAL_NODE_MODE", "dry");
-
-fn is_dry() -> bool {
-    std::env::var(MODE.0).is_ok_and(|mode| mode == MODE.1)
-}
-
 /// Runs the test `name` of this program in a process of its own whose node does not compute.
 fn run_dry(name: &str) {
     let program = std::env::current_exe().expect("a test is a program");
     let mut child = Command::new(program);
-    child.args([name, "--exact", "--nocapture"]).env(MODE.0, MODE.1);
+    child.args([name, "--exact", "--nocapture"]).env(DRY.0, DRY.1);
     let output = child.output().expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
@@ -53,7 +47,7 @@ fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
 
 #[test]
 fn ultra_boots_and_steps_at_its_true_size() {
-    if !is_dry() {
+    if !harness::is_dry() {
         return run_dry("ultra_boots_and_steps_at_its_true_size");
     }
     for format in [SyntheticFormat::ModelOptFp8, SyntheticFormat::Fp8Dynamic] {
@@ -79,7 +73,7 @@ fn ultra_boots_and_steps_at_its_true_size() {
 
 #[test]
 fn what_does_not_fit_is_refused_with_numbers_and_a_remedy() {
-    if !is_dry() {
+    if !harness::is_dry() {
         return run_dry("what_does_not_fit_is_refused_with_numbers_and_a_remedy");
     }
     let refused = |format, config: EngineConfig| {

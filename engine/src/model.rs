@@ -51,8 +51,8 @@ pub(crate) struct Network {
 
 /// How a plan becomes inputs, and normalised states become logits.
 enum Steps {
-    Host(HostSteps),
-    Device(DeviceSteps),
+    Host(Box<HostSteps>),
+    Device(Box<DeviceSteps>),
 }
 
 /// A step, and who runs it. `consume` gets the logits `[vocab]` of every position that emits, in
@@ -77,13 +77,13 @@ impl Model {
         Model {
             network: network.expect("the processor takes every checkpoint"),
             scratch: Scratch::new(plan.widths, plan.n_tokens_per_step),
-            steps: Steps::Host(steps),
+            steps: Steps::Host(Box::new(steps)),
         }
     }
 
     /// Takes what was placed on a device, where its copies have arrived.
     pub(crate) fn on_device(network: Network, scratch: Scratch, steps: DeviceSteps) -> Model {
-        Model { network, scratch, steps: Steps::Device(steps) }
+        Model { network, scratch, steps: Steps::Device(Box::new(steps)) }
     }
 
     /// Prepares what can be prepared of steps of decoding. All ranks do.

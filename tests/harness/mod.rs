@@ -14,3 +14,11 @@ pub fn seed() -> u64 {
     };
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(fresh)
 }
+
+/// What tells the virtual node to count and not to compute. It reads this once in a process.
+pub const DRY: (&str, &str) = ("VIRTUAL_NODE_MODE", "dry");
+
+/// Whether this process's node only counts.
+pub fn is_dry() -> bool {
+    std::env::var(DRY.0).is_ok_and(|mode| mode == DRY.1)
+}

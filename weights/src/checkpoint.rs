@@ -53,8 +53,8 @@ impl Checkpoint {
     }
 
     /// A checkpoint as [`write_synthetic`](crate::synthetic::write_synthetic) would write it, but
-    /// without its data: norms and scales are one half, weights have a shape and nothing else. For runs
-    /// that count and compute nothing, at sizes that no disk holds.
+    /// without its data: norms and scales are one half, weights have a shape and nothing else. For
+    /// runs that count and compute nothing, at sizes that no disk holds.
     ///
     /// # Errors
     /// None that a written one would not have.

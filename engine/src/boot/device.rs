@@ -1,4 +1,4 @@
-//! A rank on its device: memory claimed as planned, weights on their way, peers met, steps recorded.
+//! A rank on its device: memory claimed as planned, weights sent, peers met, steps recorded.
 
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub(super) fn build(
     };
     let steps = DeviceSteps::new(&exec, steps)?;
     let gemms = gemms(&exec, &network, sizes)?;
-    let mut exec = Exec::Cuda(Gpu { exec, gemms, magnitudes, shared });
+    let mut exec = Exec::Cuda(Box::new(Gpu { exec, gemms, magnitudes, shared }));
     let mut model = Model::on_device(network, scratch, steps);
     model.record(&mut exec, &mut communicator)?;
     if let Exec::Cuda(gpu) = &exec {

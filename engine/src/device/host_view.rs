@@ -127,8 +127,8 @@ impl<'a> HostViewMut<'a> {
     /// Row `row_idx`, to write.
     pub fn row_mut(&mut self, row_idx: usize) -> &mut [f32] {
         assert!(row_idx < self.n_rows, "row {row_idx} of {}", self.n_rows);
-        // SAFETY: as in `HostView::row`; the exclusive borrow of `self` makes this the only reference
-        // to the row, since splitting consumes a view and hands out disjoint parts.
+        // SAFETY: as in `HostView::row`; the exclusive borrow of `self` makes this the only
+        // reference to the row, since splitting consumes a view and hands out disjoint parts.
         unsafe {
             let begin = self.first.add(row_idx * self.stride);
             std::slice::from_raw_parts_mut(begin.as_ptr(), self.n_cols)

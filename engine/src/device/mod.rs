@@ -38,5 +38,5 @@ pub enum Exec {
     /// Cores of this machine.
     Cpu(CpuExec),
     /// A GPU.
-    Cuda(Gpu),
+    Cuda(Box<Gpu>),
 }

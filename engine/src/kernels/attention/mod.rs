@@ -118,12 +118,8 @@ impl Args<'_> {
         let n_prefill = rows.prefill_lengths.len();
         let prefill = cuda::Launch { rows: rows.prefill, n_rows: n_prefill, ..decode.clone() };
         let n_tiles = cuda::n_tiles(self.share, rows.prefill_lengths.iter().copied());
-        // SAFETY: the views are of this step and inside the rank's arena; rows, tables and pages
-        // are what the plan says, which the scheduler keeps within the pools.
-        unsafe {
-            cuda::decode(&gpu.exec, &decode, rows.workspace, rows.n_context)?;
-            cuda::prefill(&gpu.exec, &prefill, n_tiles)
-        }
+        cuda::decode(&gpu.exec, &decode, rows.workspace, rows.n_context)?;
+        cuda::prefill(&gpu.exec, &prefill, n_tiles)
     }
 
     fn check(&self) {
