@@ -3,13 +3,14 @@
 mod device;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parallel::{PoolConfig, RankPool, Seat, SpawnError, World};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
 
-use crate::config::{DeviceKind, EngineConfig};
+use crate::config::EngineConfig;
 use crate::device::{CpuExec, DeviceError, Exec};
 use crate::engine::Engine;
 use crate::handle::EngineInfo;
@@ -54,13 +55,29 @@ pub enum BuildError {
     Step(#[from] StepError),
 }
 
+/// Hears, on ranks' threads, how many bytes of weights have been sent to devices, and of how many.
+/// On the processor weights stay where they are, and there is nothing to hear.
+pub type LoadProgress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
 /// Plans memory, starts the ranks, loads their weights, starts the loop.
 ///
 /// # Errors
 /// What does not fit, is missing or cannot be opened, with what to change.
 pub fn boot(checkpoint: Arc<Checkpoint>, config: &EngineConfig) -> Result<Engine, BootError> {
+    boot_watched(checkpoint, config, Arc::new(|_, _| {}))
+}
+
+/// The same, telling how loading gets on.
+///
+/// # Errors
+/// As [`boot`].
+pub fn boot_watched(
+    checkpoint: Arc<Checkpoint>,
+    config: &EngineConfig,
+    progress: LoadProgress,
+) -> Result<Engine, BootError> {
     let vocab_size = checkpoint.spec().vocab_size;
-    let (pool, plan) = spawn_ranks(checkpoint, config)?;
+    let (pool, plan) = spawn_ranks(checkpoint, config, progress)?;
     let limits = plan.limits(config.n_waiting_max);
     let info = EngineInfo {
         n_context_tokens: plan.n_context_tokens,
@@ -78,6 +95,7 @@ pub fn boot(checkpoint: Arc<Checkpoint>, config: &EngineConfig) -> Result<Engine
 pub(crate) fn spawn_ranks(
     checkpoint: Arc<Checkpoint>,
     config: &EngineConfig,
+    progress: LoadProgress,
 ) -> Result<(RankPool<ModelWorker>, MemoryPlan), BootError> {
     let plan = MemoryPlan::new(&checkpoint, config)?;
     plan.log();
@@ -87,23 +105,25 @@ pub(crate) fn spawn_ranks(
         deadline: STEP_DEADLINE,
         build_deadline: BUILD_DEADLINE,
     };
-    let device = config.device;
     let rank_plan = plan.clone();
-    let pool =
-        RankPool::spawn(pool_config, move |seat| build(&checkpoint, &rank_plan, device, seat))?;
+    let (n_sent, n_in_all) = (AtomicU64::new(0), plan.placed_bytes());
+    let sent = move |n_bytes| {
+        progress(n_sent.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes, n_in_all);
+    };
+    let build = move |seat| match rank_plan.step {
+        None => build(&checkpoint, &rank_plan, seat),
+        Some(_) => device::build(&checkpoint, &rank_plan, seat, &sent),
+    };
+    let pool = RankPool::spawn(pool_config, build)?;
     Ok((pool, plan))
 }
 
-/// On the rank's own thread: its device, its weights, its memory.
+/// On the rank's own thread, on the processor: its compute threads, its weights, its memory.
 fn build(
     checkpoint: &Checkpoint,
     plan: &MemoryPlan,
-    device: DeviceKind,
     seat: Seat,
 ) -> Result<ModelWorker, BuildError> {
-    if device == DeviceKind::Cuda {
-        return device::build(checkpoint, plan, seat, &|_| {});
-    }
     let exec = Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?);
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();

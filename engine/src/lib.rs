@@ -25,7 +25,7 @@ mod request;
 mod sampler;
 mod stats;
 
-pub use boot::{BootError, BuildError, boot};
+pub use boot::{BootError, BuildError, LoadProgress, boot, boot_watched};
 pub use cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
 pub use config::{DeviceKind, EngineConfig, KvDtype};
 pub use engine::Engine;

@@ -235,6 +235,14 @@ impl MemoryPlan {
         weights_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
     }
 
+    /// Bytes of weights that are sent to devices.
+    pub(crate) fn placed_bytes(&self) -> u64 {
+        match self.step {
+            None => 0,
+            Some(_) => self.ranks.iter().map(|rank| rank.weights_bytes).sum(),
+        }
+    }
+
     /// Of a rank.
     pub(crate) fn caches(&self) -> CacheSizes<'_> {
         CacheSizes { kv_dtype: self.kv_dtype, group_pages: &self.group_pages }

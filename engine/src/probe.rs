@@ -23,7 +23,7 @@ impl Probe {
     /// # Errors
     /// As [`boot`](crate::boot).
     pub fn new(checkpoint: Arc<Checkpoint>, config: &EngineConfig) -> Result<Probe, BootError> {
-        let (pool, plan) = spawn_ranks(checkpoint, config)?;
+        let (pool, plan) = spawn_ranks(checkpoint, config, Arc::new(|_, _| {}))?;
         Ok(Probe { pool, plan })
     }
 

@@ -2,9 +2,10 @@
 //! mistakes are cheapest to find.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use engine::{BootError, Engine, EngineConfig};
+use engine::{BootError, Engine, EngineConfig, LoadProgress};
+use indicatif::{ProgressBar, ProgressStyle};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError, Uneven};
 
@@ -91,9 +92,26 @@ pub fn boot(model: &ModelSource, config: &EngineConfig) -> Result<Booted, StartE
         .map_err(|cause| StartError::Text { model: model.name(), cause: Box::new(cause) })?;
     let shared = checkpoint.spec().check_sharding(config.n_ranks);
     shared.map_err(|cause| StartError::Uneven { model: model.name(), cause })?;
-    let engine = engine::boot(Arc::new(checkpoint), config)
+    let bar = Arc::new(OnceLock::new());
+    let engine = engine::boot_watched(Arc::new(checkpoint), config, loading(Arc::clone(&bar)));
+    if let Some(bar) = bar.get() {
+        bar.finish_and_clear();
+    }
+    let engine = engine
         .map_err(|cause| StartError::Engine { model: model.name(), cause: Box::new(cause) })?;
     Ok(Booted { engine, text: Arc::new(text) })
+}
+
+/// Draws `bar` on the terminal from the first bytes on that are sent to a device.
+fn loading(bar: Arc<OnceLock<ProgressBar>>) -> LoadProgress {
+    const LOOK: &str = "loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    Arc::new(move |n_sent, n_in_all| {
+        let bar = bar.get_or_init(|| {
+            let look = ProgressStyle::with_template(LOOK).expect("the template is well formed");
+            ProgressBar::new(n_in_all).with_style(look)
+        });
+        bar.set_position(n_sent);
+    })
 }
 
 #[cfg(test)]
