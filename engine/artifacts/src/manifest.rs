@@ -206,7 +206,8 @@ mod tests {
             ptxas info    : Compiling entry function 'a' for 'sm_90a'\n\
             ptxas info    : Function properties for a\n    \
             16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n\
-            ptxas info    : Used 32 registers, used 1 barriers, 400 bytes smem, 380 bytes cmem[0]\n";
+            ptxas info    : Used 32 registers, used 1 barriers, 400 bytes smem, 380 bytes \
+            cmem[0]\n";
         let ptx = ".visible .entry a(\n.param .u64 p\n)\n.maxntid 256, 1, 1\n{ret;}";
         let kernels = KernelFacts::all(log, ptx).expect("a log");
         let expected = KernelFacts {

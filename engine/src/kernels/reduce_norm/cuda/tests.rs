@@ -388,7 +388,10 @@ fn the_width_alone_decides_the_order_of_summation() {
         for (n_ranks, n_rows) in [(1, 7), (8, 1), (8, 256), (8, 0)] {
             let config = config(132, &launch(n_ranks, n_rows, hidden));
             assert_eq!(config.cluster, cluster);
-            assert!(config.grid[0] >= cluster && config.grid[0] % cluster == 0, "{config:?}");
+            assert!(
+                config.grid[0] >= cluster && config.grid[0].is_multiple_of(cluster),
+                "{config:?}"
+            );
             let is_resident = n_ranks == 1 || config.grid[0] <= 264;
             assert!(is_resident, "{config:?}: all blocks must run at once");
         }
