@@ -156,6 +156,7 @@ fn observe_shared(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> 
         cx.cx.counters.n_bank_conflicts +=
             traffic::n_bank_conflicts(access.addresses, access.mask, access.n_bytes);
     }
+    settle(&mut cx.cx).map_err(|cause| cause.at(access.mask.trailing_zeros() as usize))?;
     for lane in lanes(access.mask) {
         let Some(first) = cx.cx.own_shared_offset(access.addresses[lane]) else { continue };
         let n_bytes = access.n_bytes;
@@ -168,16 +169,36 @@ fn observe_shared(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> 
                 written.write(first, n_bytes);
             }
         }
+        let held = held(&mut cx.cx, first, n_bytes);
         if let Some(races) = races(&mut cx.cx) {
             match access.kind {
                 AccessKind::Read => races.read(warp_idx, first, n_bytes),
-                AccessKind::Write => races.write(warp_idx, first, n_bytes),
+                AccessKind::Write => races.write(warp_idx, first, &held),
                 AccessKind::Atomic => races.atomic(warp_idx, first, n_bytes),
             }
             .map_err(blame)?;
         }
     }
     Ok(())
+}
+
+/// What shared memory holds, as far as it goes; nothing where nobody asks.
+fn held(cx: &mut BlockCx<'_>, first: usize, n_bytes: usize) -> Vec<u8> {
+    let shared = cx.block.shared.span();
+    if !cx.launch.checks.races || first >= shared.n_bytes {
+        return Vec::new();
+    }
+    let n_bytes = n_bytes.min(shared.n_bytes - first);
+    // SAFETY: the bytes lie inside the block's shared memory, and the block runs on this thread.
+    unsafe { std::slice::from_raw_parts(shared.start.as_ptr().add(first), n_bytes).to_vec() }
+}
+
+/// Judges writes that met, now that they are done.
+fn settle(cx: &mut BlockCx<'_>) -> Result<(), Cause> {
+    let shared = cx.block.shared.span();
+    let Some(races) = races(cx) else { return Ok(()) };
+    // SAFETY: contended bytes lie inside the block's shared memory, which this thread runs on.
+    Ok(races.settle(|byte| unsafe { shared.start.add(byte).read() })?)
 }
 
 fn observe_global(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> {

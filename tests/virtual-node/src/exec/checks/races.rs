@@ -39,6 +39,17 @@ pub(super) struct Races {
     mbarriers: HashMap<u64, Phases>,
     atomics: HashMap<u64, Clock>,
     proxies: Proxies,
+    contended: Vec<Contended>,
+}
+
+/// A byte that two warps write with nothing between them, which is harmless if both write the
+/// same: compilers let every warp store what all of them hold.
+#[derive(Debug)]
+struct Contended {
+    byte: usize,
+    /// What it held after the first write.
+    value: u8,
+    finding: Finding,
 }
 
 /// Clocks of an mbarrier: of those who arrived in the phase under way, and in phases before.
@@ -68,6 +79,7 @@ impl Races {
             n_async: 0,
             writes: vec![Epoch::default(); shared_bytes],
             reads: vec![0; shared_bytes * n_threads],
+            contended: Vec::new(),
             mbarriers: HashMap::new(),
             atomics: HashMap::new(),
             proxies: Proxies {
@@ -93,12 +105,33 @@ impl Races {
         self.read_as(warp, Epoch { thread: warp as u32, at }, first, n_bytes)
     }
 
-    pub(super) fn write(
-        &mut self,
-        warp: usize,
-        first: usize,
-        n_bytes: usize,
-    ) -> Result<(), Finding> {
+    /// Threads of a warp write over bytes that hold `held` so far.
+    pub(super) fn write(&mut self, warp: usize, first: usize, held: &[u8]) -> Result<(), Finding> {
+        for byte in self.bytes(first, held.len()) {
+            if let Err(finding) = self.check_write(warp, byte) {
+                let is_of_warp = matches!(finding, Finding::Race { .. });
+                if !is_of_warp {
+                    return Err(finding);
+                }
+                self.contended.push(Contended { byte, value: held[byte - first], finding });
+                self.writes[byte] = Epoch::default();
+            }
+        }
+        self.write_alone(warp, first, held.len())
+    }
+
+    /// Judges contended bytes by what they hold once the second write is done.
+    pub(super) fn settle(&mut self, holds: impl Fn(usize) -> u8) -> Result<(), Finding> {
+        for contended in self.contended.drain(..) {
+            if holds(contended.byte) != contended.value {
+                return Err(contended.finding);
+            }
+        }
+        Ok(())
+    }
+
+    /// A write that no other may meet, whatever it writes.
+    fn write_alone(&mut self, warp: usize, first: usize, n_bytes: usize) -> Result<(), Finding> {
         let at = self.clocks[warp][warp];
         self.write_as(warp, Epoch { thread: warp as u32, at }, first, n_bytes)?;
         let chunks = self.bytes(first, n_bytes);
@@ -118,7 +151,7 @@ impl Races {
     ) -> Result<(), Finding> {
         let seen = self.atomics.entry(first as u64).or_default();
         join(&mut self.clocks[warp], seen);
-        self.write(warp, first, n_bytes)?;
+        self.write_alone(warp, first, n_bytes)?;
         let seen = self.atomics.entry(first as u64).or_default();
         join(seen, &self.clocks[warp]);
         self.clocks[warp][warp] += 1;
@@ -171,7 +204,7 @@ impl Races {
     /// A warp made an mbarrier; threads that use it must know.
     pub(super) fn mbarrier_init(&mut self, warp: usize, address: u64) -> Result<(), Finding> {
         self.mbarriers.remove(&address);
-        self.write(warp, address as usize, 8)
+        self.write_alone(warp, address as usize, 8)
     }
 
     /// A warp arrived at an mbarrier; `is_over` tells whether that ended a phase.
@@ -308,28 +341,38 @@ mod tests {
     #[test]
     fn a_barrier_orders_and_its_absence_is_seen() {
         let mut block = two_warps();
-        assert_eq!(block.write(0, 16, 4), Ok(()));
+        assert_eq!(block.write(0, 16, &[0; 4]), Ok(()));
         assert_eq!(block.read(0, 16, 4), Ok(()), "a warp sees what it wrote");
         assert_eq!(block.read(1, 16, 4), race(16, 1, 0));
         block.barrier(ALL);
         assert_eq!(block.read(1, 16, 4), Ok(()));
-        assert_eq!(block.write(0, 18, 1), race(18, 0, 1), "a write after a read");
+        assert_eq!(block.write(0, 18, &[0; 1]), race(18, 0, 1), "a write after a read");
         block.barrier(ALL);
-        assert_eq!(block.write(0, 16, 4), Ok(()));
-        assert_eq!(block.write(1, 19, 1), race(19, 1, 0), "a write after a write");
+        assert_eq!(block.write(0, 16, &[0; 4]), Ok(()));
+        assert_eq!(block.write(1, 19, &[0; 1]), Ok(()), "not yet known");
+        assert_eq!(block.settle(|_| 1), race(19, 1, 0), "another value over the first");
+    }
+
+    #[test]
+    fn two_warps_may_write_the_same() {
+        let mut block = two_warps();
+        assert_eq!(block.write(0, 0, &[7; 4]), Ok(()));
+        assert_eq!(block.write(1, 0, &[9; 4]), Ok(()));
+        assert_eq!(block.settle(|_| 9), Ok(()));
+        assert_eq!(block.read(0, 0, 4), race(0, 0, 1), "a read is another matter");
     }
 
     #[test]
     fn bytes_of_one_word_are_apart() {
         let mut block = two_warps();
-        assert_eq!(block.write(0, 0, 2), Ok(()));
-        assert_eq!(block.write(1, 2, 2), Ok(()));
+        assert_eq!(block.write(0, 0, &[0; 2]), Ok(()));
+        assert_eq!(block.write(1, 2, &[0; 2]), Ok(()));
     }
 
     #[test]
     fn a_named_barrier_orders_those_who_come() {
         let mut block = Races::new(3, 64);
-        assert_eq!(block.write(0, 0, 4), Ok(()));
+        assert_eq!(block.write(0, 0, &[0; 4]), Ok(()));
         block.barrier(0b011);
         assert_eq!(block.read(1, 0, 4), Ok(()));
         assert_eq!(block.read(2, 0, 4), race(0, 2, 0));
@@ -341,7 +384,7 @@ mod tests {
         assert_eq!(block.mbarrier_init(0, 512), Ok(()));
         assert_eq!(block.mbarrier_arrive(1, 512, false), race(512, 1, 0), "not yet made");
         block.barrier(ALL);
-        assert_eq!(block.write(0, 0, 4), Ok(()));
+        assert_eq!(block.write(0, 0, &[0; 4]), Ok(()));
         assert_eq!(block.mbarrier_arrive(0, 512, false), Ok(()));
         block.mbarrier_wait(1, 512);
         assert_eq!(block.read(1, 0, 4), race(0, 1, 0), "the phase is not over");
@@ -367,22 +410,22 @@ mod tests {
     fn operands_in_flight_may_not_be_written() {
         let mut block = two_warps();
         let at = block.async_read(0, &[32, 48]).expect("nothing was written");
-        assert_eq!(block.write(0, 40, 1), Err(Finding::AsyncRace { offset: 40, warp: 0 }));
+        assert_eq!(block.write(0, 40, &[0; 1]), Err(Finding::AsyncRace { offset: 40, warp: 0 }));
         block.async_done(0, at);
-        assert_eq!(block.write(0, 40, 1), Ok(()));
+        assert_eq!(block.write(0, 40, &[0; 1]), Ok(()));
     }
 
     #[test]
     fn a_proxy_fence_of_writer_or_issuer() {
         let mut block = two_warps();
         let missing = Err(Finding::NoProxyFence { offset: 0, warp: 0, writer: 1 });
-        assert_eq!(block.write(1, 0, 16), Ok(()));
+        assert_eq!(block.write(1, 0, &[0; 16]), Ok(()));
         block.barrier(ALL);
         assert_eq!(block.async_read(0, &[0]), missing);
         block.proxy_fence(0);
         assert!(block.async_read(0, &[0]).is_ok());
         block.async_done(1, 9);
-        assert_eq!(block.write(1, 0, 16), Ok(()));
+        assert_eq!(block.write(1, 0, &[0; 16]), Ok(()));
         block.proxy_fence(1);
         block.barrier(ALL);
         assert!(block.async_read(0, &[0]).is_ok());
