@@ -251,7 +251,7 @@ impl Drop for Running {
 
 /// What the real driver would answer for a kernel's fault.
 fn failure(fault: KernelFault) -> Failure {
-    let status = match &fault.cause {
+    let status = match &*fault.cause {
         Cause::Memory(_) | Cause::Bounds { .. } | Cause::ReadOnly { .. } => Status::ILLEGAL_ADDRESS,
         Cause::Misaligned { .. } => Status::MISALIGNED_ADDRESS,
         Cause::Deadlock { .. } | Cause::Hang { .. } => Status::LAUNCH_TIMEOUT,

@@ -62,6 +62,7 @@ macro_rules! word {
         impl Word for $type {
             type Register = $register;
 
+            // SAFETY: as the trait asks for.
             #[inline(always)]
             unsafe fn load(at: NonNull<u8>) -> $register {
                 // SAFETY: the caller vouches for the element.
@@ -69,6 +70,7 @@ macro_rules! word {
                 element.load(Ordering::Relaxed) as $type as $register
             }
 
+            // SAFETY: as the trait asks for.
             #[inline(always)]
             unsafe fn store(at: NonNull<u8>, value: $register) {
                 // SAFETY: the caller vouches for the element.

@@ -19,7 +19,8 @@ pub struct KernelFault {
     /// From 1; 0 where no instruction is to blame.
     pub line: u32,
     pub text: String,
-    pub cause: Cause,
+    /// Boxed, so that a result is small.
+    pub cause: Box<Cause>,
 }
 
 /// What went wrong.

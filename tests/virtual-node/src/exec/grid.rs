@@ -171,7 +171,7 @@ impl Launch {
             thread: [0; 3],
             line: 0,
             text: String::new(),
-            cause,
+            cause: Box::new(cause),
         }
     }
 

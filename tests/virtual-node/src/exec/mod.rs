@@ -19,6 +19,7 @@ pub mod numbers;
 mod pool;
 pub mod registers;
 pub mod special;
+mod step;
 pub mod tensor;
 pub mod warp;
 pub mod warp_ops;

@@ -1,7 +1,8 @@
 //! Comparisons: `setp` and `set`.
 
 use crate::exec::alu::half::{Brain, Half, Ieee};
-use crate::exec::alu::lift::{Alu, Lane, cold_test2, test2};
+use crate::exec::alu::lane::Lane;
+use crate::exec::alu::lift::{Alu, cold_test2, test2};
 use crate::exec::alu::types::Type;
 
 /// How a comparison is combined with another predicate.

@@ -4,7 +4,8 @@
 //! which does no harm with so many bits to spare; a fused multiply-add goes through f64.
 
 use crate::exec::alu::float::{maximum, minimum, nan_or, saturate};
-use crate::exec::alu::lift::{Alu, Lane, cold1, cold2, cold3, lift2};
+use crate::exec::alu::lane::Lane;
+use crate::exec::alu::lift::{Alu, cold1, cold2, cold3, lift2};
 use crate::exec::alu::types::Type;
 use crate::exec::numbers::{
     BF16, F16, Rounding, bf16_bits, bf16_value, exact_f32, f16_bits, f16_value, fma_odd,
@@ -138,7 +139,7 @@ fn three<H: Half, P: Packed>(f: impl Fn(f32, f32, f32) -> f32 + Copy + 'static) 
 /// NaN as it is, negative numbers as 0.
 #[inline(always)]
 fn relu(value: f32) -> f32 {
-    if value < 0.0 || value == 0.0 { 0.0 } else { value }
+    if value <= 0.0 { 0.0 } else { value }
 }
 
 fn typed<H: Half, P: Packed>(opcode: &str, modifiers: &[&str]) -> Option<Alu> {

@@ -1,6 +1,7 @@
 //! Integer arithmetic.
 
-use crate::exec::alu::lift::{Alu, carry, cold1, cold2, cold3, lift1, lift2, lift3, lift4};
+use crate::exec::alu::bits;
+use crate::exec::alu::lift::{Alu, carry, cold2, cold3, lift1, lift2, lift3};
 use crate::exec::alu::types::Type;
 
 /// One lift for each of the integer types.
@@ -116,8 +117,7 @@ pub(super) fn select(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> 
         ("abs", []) => signed!(ty, T => lift1(|a: T| a.wrapping_abs())),
         ("neg", []) => signed!(ty, T => lift1(|a: T| a.wrapping_neg())),
         ("min" | "max", _) => extremes(opcode, modifiers, ty),
-        ("dp4a", [a]) => dot_products(a, ty),
-        _ => bit_counts(opcode, modifiers, ty).or_else(|| fields(opcode, modifiers, ty)),
+        _ => bits::select(opcode, modifiers, ty),
     }
 }
 
@@ -174,10 +174,10 @@ fn products(opcode: &str, half: &str, ty: Type) -> Option<Alu> {
         },
         ("mul24", "hi") => match ty {
             Type::U32 => Some(lift2(|a: u32, b: u32| {
-                (u64::from(low24(a)) * u64::from(low24(b)) >> 16) as u32
+                ((u64::from(low24(a)) * u64::from(low24(b))) >> 16) as u32
             })),
             Type::S32 => Some(lift2(|a: i32, b: i32| {
-                (i64::from(low24s(a)) * i64::from(low24s(b)) >> 16) as i32
+                ((i64::from(low24s(a)) * i64::from(low24s(b))) >> 16) as i32
             })),
             _ => None,
         },
@@ -204,7 +204,7 @@ fn multiply_adds((opcode, half, rest): (&str, &str, &[&str]), ty: Type) -> Optio
             (((a as W).wrapping_mul(b as W) >> T::BITS) as T).wrapping_add(c)
         })),
         ("mad", "hi", ["sat"]) if ty == Type::S32 => Some(lift3(|a: i32, b: i32, c: i32| {
-            ((i64::from(a) * i64::from(b) >> 32) as i32).saturating_add(c)
+            (((i64::from(a) * i64::from(b)) >> 32) as i32).saturating_add(c)
         })),
         ("mad", "wide", []) => widening!(ty, T, W => lift3(|a: T, b: T, c: W| {
             W::from(a).wrapping_mul(W::from(b)).wrapping_add(c)
@@ -230,7 +230,7 @@ fn carried_products(half: &str, ty: Type) -> Option<Alu> {
             (sum as u32, sum >> 32 != 0)
         })),
         ("hi", Type::U32) => Some(carry(|a: u32, b: u32, c: u32, carried: bool| {
-            let sum = (u64::from(a) * u64::from(b) >> 32) + u64::from(c) + u64::from(carried);
+            let sum = ((u64::from(a) * u64::from(b)) >> 32) + u64::from(c) + u64::from(carried);
             (sum as u32, sum >> 32 != 0)
         })),
         ("lo", Type::U64 | Type::S64) => Some(carry(|a: u64, b: u64, c: u64, carried: bool| {
@@ -238,7 +238,7 @@ fn carried_products(half: &str, ty: Type) -> Option<Alu> {
             (sum as u64, sum >> 64 != 0)
         })),
         ("hi", Type::U64) => Some(carry(|a: u64, b: u64, c: u64, carried: bool| {
-            let sum = (u128::from(a) * u128::from(b) >> 64) + u128::from(c) + u128::from(carried);
+            let sum = ((u128::from(a) * u128::from(b)) >> 64) + u128::from(c) + u128::from(carried);
             (sum as u64, sum >> 64 != 0)
         })),
         _ => None,
@@ -279,141 +279,4 @@ where
             u32::from(low) | u32::from(high) << 16
         })
     })
-}
-
-fn bit_counts(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> {
-    match (opcode, modifiers, ty.as_unsigned()) {
-        ("popc", [], Type::U32) => Some(cold1(|a: u32| a.count_ones())),
-        ("popc", [], Type::U64) => Some(cold1(|a: u64| a.count_ones())),
-        ("clz", [], Type::U32) => Some(cold1(|a: u32| a.leading_zeros())),
-        ("clz", [], Type::U64) => Some(cold1(|a: u64| a.leading_zeros())),
-        ("brev", [], Type::U32) => Some(cold1(|a: u32| a.reverse_bits())),
-        ("brev", [], Type::U64) => Some(cold1(|a: u64| a.reverse_bits())),
-        ("bfind", [], Type::U32) => Some(cold1(|a: u32| highest(a.into(), 32, false))),
-        ("bfind", [], Type::U64) => Some(cold1(|a: u64| highest(a, 64, false))),
-        ("bfind", [], Type::S32) => Some(cold1(|a: i32| highest(magnitude(a.into()), 32, false))),
-        ("bfind", [], Type::S64) => Some(cold1(|a: i64| highest(magnitude(a), 64, false))),
-        ("bfind", ["shiftamt"], Type::U32) => Some(cold1(|a: u32| highest(a.into(), 32, true))),
-        ("bfind", ["shiftamt"], Type::U64) => Some(cold1(|a: u64| highest(a, 64, true))),
-        ("bfind", ["shiftamt"], Type::S32) => {
-            Some(cold1(|a: i32| highest(magnitude(a.into()), 32, true)))
-        }
-        ("bfind", ["shiftamt"], Type::S64) => Some(cold1(|a: i64| highest(magnitude(a), 64, true))),
-        _ => None,
-    }
-}
-
-/// Bits of a negative number that are not copies of its sign, as ones.
-#[inline(always)]
-fn magnitude(value: i64) -> u64 {
-    (if value < 0 { !value } else { value }) as u64
-}
-
-/// Position of the highest one, or the shift that brings it to the top; all ones if there is none.
-#[inline(always)]
-fn highest(value: u64, n_bits: u32, as_shift: bool) -> u32 {
-    if value == 0 {
-        return !0;
-    }
-    let position = 63 - value.leading_zeros();
-    if as_shift { n_bits - 1 - position } else { position }
-}
-
-/// Bit fields and byte dot products.
-fn fields(opcode: &str, modifiers: &[&str], ty: Type) -> Option<Alu> {
-    match (opcode, modifiers, ty) {
-        ("bfe", [], Type::U32) => {
-            Some(lift3(|a: u32, at: u32, n: u32| extract(a.into(), at & 255, n & 255, 32) as u32))
-        }
-        ("bfe", [], Type::U64) => {
-            Some(lift3(|a: u64, at: u32, n: u32| extract(a, at & 255, n & 255, 64)))
-        }
-        ("bfe", [], Type::S32) => Some(lift3(|a: i32, at: u32, n: u32| {
-            extract_signed(a.into(), at & 255, n & 255, 32) as i32
-        })),
-        ("bfe", [], Type::S64) => {
-            Some(lift3(|a: i64, at: u32, n: u32| extract_signed(a, at & 255, n & 255, 64)))
-        }
-        ("bfi", [], Type::B32) => Some(lift4(|a: u32, b: u32, at: u32, n: u32| {
-            insert(a.into(), b.into(), (at & 255, n & 255), 32) as u32
-        })),
-        ("bfi", [], Type::B64) => {
-            Some(lift4(|a: u64, b: u64, at: u32, n: u32| insert(a, b, (at & 255, n & 255), 64)))
-        }
-        ("bmsk", ["clamp"], Type::B32) => {
-            Some(lift2(|at: u32, n: u32| (ones(n) << at.min(32)) as u32))
-        }
-        ("bmsk", ["wrap"], Type::B32) => {
-            Some(lift2(|at: u32, n: u32| (ones(n & 31) << (at & 31)) as u32))
-        }
-        ("szext", ["clamp"], Type::U32) => Some(lift2(|a: u32, n: u32| a & ones(n) as u32)),
-        ("szext", ["clamp"], Type::S32) => {
-            Some(lift2(|a: i32, n: u32| extract_signed(a.into(), 0, n, 32) as i32))
-        }
-        _ => None,
-    }
-}
-
-/// As many ones as fit into 64 bits.
-#[inline(always)]
-fn ones(n: u32) -> u64 {
-    if n > 63 { !0 } else { (1 << n) - 1 }
-}
-
-#[inline(always)]
-fn extract(value: u64, at: u32, n: u32, n_bits: u32) -> u64 {
-    if at >= n_bits { 0 } else { value >> at & ones(n) }
-}
-
-/// The field, with its own highest bit copied upwards; beyond the register stands its sign.
-#[inline(always)]
-fn extract_signed(value: i64, at: u32, n: u32, n_bits: u32) -> i64 {
-    if n == 0 {
-        return 0;
-    }
-    // `value` is sign-extended already, so bits beyond the register read as its sign.
-    let field = value >> at.min(n_bits - 1);
-    let unused = 64 - n.min(64);
-    field << unused >> unused
-}
-
-#[inline(always)]
-fn insert(field: u64, into: u64, (at, n): (u32, u32), n_bits: u32) -> u64 {
-    if at >= n_bits {
-        return into;
-    }
-    let mask = ones(n) << at;
-    into & !mask | field << at & mask
-}
-
-/// Four products of bytes, added up.
-fn dot_products(a_type: &str, b_type: Type) -> Option<Alu> {
-    match (a_type, b_type) {
-        ("u32", Type::U32) => Some(lift3(|a: u32, b: u32, c: u32| dot(a, b, c, u8_at, u8_at))),
-        ("u32", Type::S32) => Some(lift3(|a: u32, b: u32, c: u32| dot(a, b, c, u8_at, s8_at))),
-        ("s32", Type::U32) => Some(lift3(|a: u32, b: u32, c: u32| dot(a, b, c, s8_at, u8_at))),
-        ("s32", Type::S32) => Some(lift3(|a: u32, b: u32, c: u32| dot(a, b, c, s8_at, s8_at))),
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn u8_at(value: u32, byte: u32) -> i32 {
-    i32::from((value >> (8 * byte)) as u8)
-}
-
-#[inline(always)]
-fn s8_at(value: u32, byte: u32) -> i32 {
-    i32::from((value >> (8 * byte)) as i8)
-}
-
-#[inline(always)]
-fn dot(
-    a: u32,
-    b: u32,
-    c: u32,
-    a_at: impl Fn(u32, u32) -> i32,
-    b_at: impl Fn(u32, u32) -> i32,
-) -> u32 {
-    (0..4).fold(c, |sum, byte| sum.wrapping_add((a_at(a, byte) * b_at(b, byte)) as u32))
 }

@@ -3,18 +3,22 @@
 //! An instruction's meaning is a closure over one lane's values, typed as the PTX types are;
 //! `lift` makes of it a loop over rows of registers that the compiler vectorises.
 
+mod bits;
 mod compare;
 mod convert;
 mod float;
 mod half;
 mod integer;
+mod lane;
 mod lift;
 mod logic;
 mod moves;
+mod reals;
 mod types;
 
 pub use compare::{Boolean, compare, set_value};
-pub use lift::{Alu, AluFn, Rows, Slot};
+pub use lane::Slot;
+pub use lift::{Alu, AluFn, Rows};
 pub use logic::{and_predicates, copy_predicate, not_predicate, or_predicates, xor_predicates};
 pub use moves::{
     element, is_in_space, map_shared, or64, pack, select32, shared_rank, sign_extend_to_64,

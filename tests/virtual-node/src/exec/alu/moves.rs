@@ -1,6 +1,7 @@
 //! Copies, selections and changes of width.
 
-use crate::exec::alu::lift::{Alu, Slot, choose, lift1, lift2, lift3, lift4, test1};
+use crate::exec::alu::lane::Slot;
+use crate::exec::alu::lift::{Alu, choose, lift1, lift2, lift3, lift4, test1};
 use crate::exec::alu::types::Type;
 use crate::exec::inst::Space;
 use crate::exec::{CLUSTER_SHIFT, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW};

@@ -1,6 +1,6 @@
 //! PTX's scalar types.
 
-use crate::exec::alu::lift::Slot;
+use crate::exec::alu::lane::Slot;
 
 /// A type as an instruction names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

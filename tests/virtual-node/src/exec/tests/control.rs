@@ -67,7 +67,8 @@ fn functions_are_called_with_their_own_names() {
         .reg .b32 %r<5>; .reg .pred %p<2>;\nld.param.u32 %r1, [base]; ld.param.u32 %r2, [n];\n\
         mov.u32 %r3, 1;\n$L1: setp.eq.u32 %p1, %r2, 0; @%p1 bra $L2; mul.lo.u32 %r3, %r3, %r1;\n\
         sub.u32 %r2, %r2, 1; bra $L1;\n$L2: st.param.b32 [result], %r3; ret;\n}\n\
-        .visible .entry test(.param .u64 out)\n{\n.reg .b32 %r<5>; .reg .b64 %rd<3>; .reg .pred %p<2>;\n\
+        .visible .entry test(.param .u64 out)\n{\n.reg .b32 %r<5>; .reg .b64 %rd<3>; \
+        .reg .pred %p<2>;\n\
         mov.u32 %r1, %tid.x; ld.param.u64 %rd1, [out]; mad.wide.u32 %rd1, %r1, 4, %rd1;\n\
         mov.u32 %r3, 77; setp.lt.u32 %p1, %r1, 6;\n\
         { // callseq 0, 0\n.param .b32 base; st.param.b32 [base+0], 3; .param .b32 n;\n\
@@ -95,7 +96,8 @@ fn named_barriers_count_threads() {
     let out = Buffer::of_words(&[0; 128]);
     let body = "mov.u32 %r0, %tid.x; ld.param.u64 %rd0, [p0]; mad.wide.u32 %rd0, %r0, 4, %rd0;\n\
                 mov.u32 %r1, dynamic; setp.ge.u32 %p0, %r0, 64; @%p0 bra CONSUME;\n\
-                mad.lo.u32 %r2, %r0, 4, %r1; st.shared.u32 [%r2], %r0; bar.arrive 3, 128; bra END;\n\
+                mad.lo.u32 %r2, %r0, 4, %r1; st.shared.u32 [%r2], %r0; bar.arrive 3, 128; \
+                bra END;\n\
                 CONSUME: bar.sync 3, 128; sub.u32 %r3, 127, %r0; mad.lo.u32 %r2, %r3, 4, %r1;\n\
                 ld.shared.u32 %r4, [%r2]; st.global.u32 [%rd0], %r4;\n\
                 END: setp.lt.u32 %p1, %r0, 100; bar.red.popc.u32 %r5, 0, %p1;\n\
@@ -111,9 +113,11 @@ fn named_barriers_count_threads() {
 #[test]
 fn blocks_of_a_grid_may_wait_for_each_other() {
     // A barrier of the grid: every block spins until all have come, on one worker and on two.
-    let body = "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; @%p0 bra WAIT;\n\
+    let body = "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; \
+    @%p0 bra WAIT;\n\
                 atom.add.release.gpu.global.u32 %r1, [%rd0], 1;\n\
-                WAIT: ld.acquire.gpu.global.u32 %r2, [%rd0]; setp.lt.u32 %p1, %r2, 24; @%p1 bra WAIT;\n\
+                WAIT: ld.acquire.gpu.global.u32 %r2, [%rd0]; setp.lt.u32 %p1, %r2, 24; \
+                @%p1 bra WAIT;\n\
                 red.global.add.u32 [%rd0+4], 1;";
     for n_workers in [1, 2] {
         let cells = Buffer::of_words(&[0; 2]);
@@ -132,9 +136,11 @@ fn blocks_of_a_grid_may_wait_for_each_other() {
 fn a_lane_may_wait_for_another_of_its_warp() {
     // Lane 0 spins on what lane 1 writes afterwards, further down.
     let cell = Buffer::of_words(&[0]);
-    let body = "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; @%p0 bra WRITE;\n\
+    let body = "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; setp.ne.u32 %p0, %r0, 0; \
+    @%p0 bra WRITE;\n\
                 WAIT: ld.volatile.global.u32 %r2, [%rd0]; setp.eq.u32 %p1, %r2, 0; @%p1 bra WAIT;\n\
-                bra END;\nWRITE: setp.ne.u32 %p2, %r0, 1; @!%p2 st.volatile.global.u32 [%rd0], 1;\nEND:";
+                bra END;\nWRITE: setp.ne.u32 %p2, %r0, 1;\n\
+                @!%p2 st.volatile.global.u32 [%rd0], 1;\nEND:";
     run(body, &Shape::threads(32), &[cell.address]).unwrap();
     assert_eq!(cell.words(), [1]);
 }
@@ -159,7 +165,8 @@ fn blocks_of_a_cluster_reach_each_others_shared_memory() {
 #[test]
 fn threads_know_their_place() {
     let text = super::kernel(
-        "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ntid.x;\n\
+        "ld.param.u64 %rd0, [p0]; mov.u32 %r0, %tid.x; mov.u32 %r1, %ctaid.x; \
+        mov.u32 %r2, %ntid.x;\n\
          mad.lo.u32 %r3, %r1, %r2, %r0; mad.wide.u32 %rd1, %r3, 8, %rd0; mov.u32 %r4, %laneid;\n\
          mov.u32 %r5, %lanemask_lt; popc.b32 %r5, %r5; sub.u32 %r5, %r5, %r4;\n\
          mov.u32 %r6, %warpid; mov.u32 %r7, %nctaid.x; mad.lo.u32 %r6, %r7, 100, %r6;\n\

@@ -15,7 +15,8 @@ fn shuffles_clamp_at_segments() {
     let lanes = warp();
     let shuffle = |mode: &str, b: u32, c: u32| {
         let instruction = format!(
-            "shfl.sync.{mode}.b32 %d32|%q, %e32, {b}, {c}, 0xffffffff;\n@!%q add.u32 %d32, %d32, 1000;"
+            "shfl.sync.{mode}.b32 %d32|%q, %e32, {b}, {c}, 0xffffffff;\n\
+             @!%q add.u32 %d32, %d32, 1000;"
         );
         evaluate(&instruction, "%d32", &lanes)
     };

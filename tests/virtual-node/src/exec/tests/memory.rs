@@ -69,7 +69,8 @@ fn local_memory_is_each_threads_own() {
 fn parameters_of_any_size_and_generic_addresses_of_them() {
     let text = ".version 8.5\n.target sm_90a\n.address_size 64\n\
         .entry test(.param .u64 .ptr .global .align 16 out, .param .align 16 .b8 blob[32])\n{\n\
-        .reg .b32 %r<4>; .reg .b64 %rd<4>;\nld.param.u64 %rd0, [out]; ld.param.v2.u32 {%r0, %r1}, [blob+8];\n\
+        .reg .b32 %r<4>; .reg .b64 %rd<4>;\nld.param.u64 %rd0, [out]; \
+        ld.param.v2.u32 {%r0, %r1}, [blob+8];\n\
         mov.b64 %rd1, blob; cvta.param.u64 %rd2, %rd1; ld.u32 %r2, [%rd2+28];\n\
         add.u32 %r0, %r0, %r1; add.u32 %r0, %r0, %r2; st.global.u32 [%rd0], %r0; ret;\n}";
     let out = Buffer::of_words(&[0]);
@@ -103,7 +104,8 @@ fn atomic_operations_of_every_kind() {
         let cell = Buffer::of_words(&[old, 0]);
         let second = if operation.starts_with("cas") { format!(", {b}") } else { String::new() };
         let body = format!(
-            "ld.param.u64 %rd0, [p0]; atom.acq_rel.gpu.global.{operation} %r0, [%rd0], {a}{second};\n\
+            "ld.param.u64 %rd0, [p0]; \
+            atom.acq_rel.gpu.global.{operation} %r0, [%rd0], {a}{second};\n\
              st.global.u32 [%rd0+4], %r0;"
         );
         run(&body, &Shape::threads(1), &[cell.address]).unwrap();
@@ -135,7 +137,8 @@ fn atomic_sums_from_all_workers_lose_nothing() {
 fn bytes_and_flops_are_counted() {
     let buffer = Buffer::of_words(&[0; 64]);
     let body = "mov.u32 %r0, %tid.x; ld.param.u64 %rd0, [p0]; mad.wide.u32 %rd0, %r0, 4, %rd0;\n\
-                ld.global.f32 %f0, [%rd0]; fma.rn.f32 %f1, %f0, %f0, %f0; setp.lt.u32 %p0, %r0, 40;\n\
+                ld.global.f32 %f0, [%rd0]; fma.rn.f32 %f1, %f0, %f0, %f0; \
+                setp.lt.u32 %p0, %r0, 40;\n\
                 @%p0 st.global.f32 [%rd0], %f1;";
     let counters = run(body, &Shape::threads(64), &[buffer.address]).unwrap();
     assert_eq!((counters.bytes_read, counters.bytes_written), (256, 160));
@@ -150,7 +153,8 @@ fn globals_and_constants_are_where_the_launch_says() {
         kernel("ld.param.u64 %rd0, [p0]; ld.const.u32 %r0, [table+4]; st.global.u32 [%rd0], %r0;");
     let text = text.replace(
         ".visible",
-        ".const .align 4 .u32 table[3] = {1, 2};\n.global .align 8 .u64 self = generic(table)+4;\n.visible",
+        ".const .align 4 .u32 table[3] = {1, 2};\n\
+         .global .align 8 .u64 self = generic(table)+4;\n.visible",
     );
     let module = crate::ptx::load(&text).unwrap();
     assert_eq!(module.globals.len(), 2);
