@@ -7,6 +7,7 @@ mod device;
 mod host;
 mod inputs;
 mod logits;
+mod sampling;
 
 use std::ops::Range;
 
@@ -19,14 +20,16 @@ use crate::blocks::{Block, Scratch, StepCx, Widths};
 use crate::cache::{CacheLayout, CacheSizes};
 use crate::device::{Array, Deferred, Element, Exec, Projection, Table, Vector, ViewMut};
 use crate::kernels::reduce_norm::Pending;
+use crate::kernels::sample::cuda::DeviceAnswer;
 use crate::kernels::{embed, linear};
 use crate::loading::{Placer, Unsupported, Use};
 use crate::memory_plan::MemoryPlan;
-use crate::rank::StepError;
+use crate::rank::{Entering, StepError};
 
 pub(crate) use device::{DeviceLogits, DeviceSteps, DeviceStepsConfig};
 use host::HostSteps;
 pub(crate) use inputs::{DeviceInputs, InputPlaces, InputSizes};
+pub(crate) use sampling::{DeviceSampling, SamplingPlaces, SamplingSizes};
 
 /// Positions whose logits are computed at once: bounds the logits' memory when a prompt is scored.
 pub(crate) const N_LOGIT_ROWS: usize = 32;
@@ -62,6 +65,14 @@ pub(crate) struct StepRun<'a> {
     pub(crate) communicator: &'a mut Communicator,
     pub(crate) plan: &'a StepPlan,
     pub(crate) consume: &'a mut dyn FnMut(&EmitPoint, &[f32]),
+    /// Where a device may sample for the host.
+    pub(crate) sampling: Option<Sampling<'a>>,
+}
+
+/// Sequences that enter slots, and who hears of what a device has drawn.
+pub(crate) struct Sampling<'a> {
+    pub(crate) entering: &'a [Entering],
+    pub(crate) drawn: &'a mut dyn FnMut(&EmitPoint, DeviceAnswer),
 }
 
 impl Model {

@@ -8,7 +8,8 @@ use thiserror::Error;
 
 use crate::batch::EmitPoint;
 use crate::device::{DeviceError, Exec};
-use crate::model::{Model, StepRun};
+use crate::kernels::sample::cuda::DeviceAnswer;
+use crate::model::{Model, Sampling, StepRun};
 use crate::request::{Request, TokenScore};
 use crate::sampler::Sampler;
 
@@ -120,17 +121,28 @@ impl ModelWorker {
         let ModelWorker { model, exec, communicator, sampler } = self;
         let Some(sampler) = sampler else {
             let (plan, consume) = (&input.plan, &mut |_: &EmitPoint, _: &[f32]| {});
-            model.forward(StepRun { exec, communicator, plan, consume })?;
+            let drawn = &mut |_: &EmitPoint, _| {};
+            let sampling = Some(Sampling { entering: &input.entering, drawn });
+            model.forward(StepRun { exec, communicator, plan, consume, sampling })?;
             return Ok(RankReply::Stepped(None));
         };
         for entering in &input.entering {
             sampler.enter(entering);
         }
         let mut output = StepOutput { rows: vec![RowOutput::default(); input.plan.rows.len()] };
+        let mut drawn = Vec::new();
         let consume = &mut |point: &EmitPoint, logits: &[f32]| {
             sampler.take(point, logits, &mut output.rows[point.row_idx]);
         };
-        model.forward(StepRun { exec, communicator, plan: &input.plan, consume })?;
+        let take_drawn = &mut |point: &EmitPoint, answer| drawn.push((point.row_idx, answer));
+        let sampling = Some(Sampling { entering: &input.entering, drawn: take_drawn });
+        let plan = &input.plan;
+        model.forward(StepRun { exec, communicator, plan, consume, sampling })?;
+        for (row_idx, answer) in drawn {
+            let answer: DeviceAnswer = answer;
+            output.rows[row_idx].token = Some(TokenId(answer.token as u32));
+            output.rows[row_idx].is_broken = answer.is_broken != 0;
+        }
         Ok(RankReply::Stepped(Some(output)))
     }
     fn probe(&mut self, plan: &StepPlan) -> Result<RankReply, StepError> {
@@ -140,7 +152,7 @@ impl ModelWorker {
             let &EmitPoint { row_idx, position, .. } = point;
             probed.push(Probed { row_idx, position, logits: logits.to_vec() });
         };
-        model.forward(StepRun { exec, communicator, plan, consume })?;
+        model.forward(StepRun { exec, communicator, plan, consume, sampling: None })?;
         Ok(RankReply::Probed(probed))
     }
 }

@@ -11,7 +11,9 @@ use crate::device::{Exec, Gpu, Projection, RopeFrequencies, SharedMemory};
 use crate::kernels::linear::cuda::{Choice, Gemms};
 use crate::loading::{Carve, Placer, stage};
 use crate::memory_plan::{MemoryPlan, StepMemory, StepSizes};
-use crate::model::{DeviceInputs, DeviceLogits, DeviceSteps, DeviceStepsConfig, Model, Network};
+use crate::model::{
+    DeviceInputs, DeviceLogits, DeviceSampling, DeviceSteps, DeviceStepsConfig, Model, Network,
+};
 use crate::peers::Peers;
 use crate::rank::{ModelWorker, StepError};
 use crate::sampler::Sampler;
@@ -65,7 +67,11 @@ pub(super) fn build(
             exchange: peers.exchange(),
         }),
     };
-    let StepMemory { scratch, magnitudes, inputs, attention, logits, .. } = memory;
+    let StepMemory { scratch, magnitudes, inputs, attention, logits, sampling, .. } = memory;
+    let sampling = match sampling {
+        Some(places) => Some(DeviceSampling::new(&exec, sizes.sampling(), places)?),
+        None => None,
+    };
     let steps = DeviceStepsConfig {
         spec,
         rank,
@@ -75,9 +81,10 @@ pub(super) fn build(
             first: logits,
             n_rows: sizes.n_logit_rows,
             n_local,
-            read_back: exec.alloc_pinned(DeviceLogits::n_bytes(sizes.n_logit_rows, n_local))?,
+            host: exec.alloc_pinned(DeviceLogits::n_bytes(sizes.n_logit_rows, n_local))?,
         },
         peers,
+        sampling,
     };
     let steps = DeviceSteps::new(&exec, steps)?;
     let gemms = gemms(&exec, &network, sizes)?;

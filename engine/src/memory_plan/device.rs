@@ -13,7 +13,10 @@ use crate::device::{Element, RopeFrequencies};
 use crate::kernels::attention::cuda::{Workspace, WorkspaceSize, supports};
 use crate::kernels::reduce_norm::HIDDEN_MAX;
 use crate::loading::{Carve, Placer, Unsupported, WIDTH_MULTIPLE};
-use crate::model::{DeviceLogits, InputPlaces, InputSizes, N_LOGIT_ROWS, Network, widths};
+use crate::model::{
+    DeviceLogits, InputPlaces, InputSizes, N_LOGIT_ROWS, Network, SamplingPlaces, SamplingSizes,
+    widths,
+};
 use crate::peers::{Carrier, carrier};
 
 /// What the plan leaves to the driver, its modules and recorded steps, and to the arena's chunks.
@@ -32,6 +35,7 @@ pub(crate) struct StepSizes {
     attention: WorkspaceSize,
     quantizes_inner: bool,
     n_ranks: usize,
+    n_vocab: usize,
     /// Tokens up to which partial results are summed by kernels that read all ranks' memory.
     n_shared_tokens: usize,
 }
@@ -47,6 +51,8 @@ pub(crate) struct StepMemory {
     pub(crate) attention: Workspace,
     pub(crate) n_arrived_bytes: usize,
     pub(crate) logits: DevicePtr,
+    /// `None` where ranks' parts of the vocabulary are not alike: the host then samples.
+    pub(crate) sampling: Option<SamplingPlaces>,
 }
 
 /// What fits beside the caches.
@@ -125,7 +131,20 @@ impl StepSizes {
             attention,
             quantizes_inner,
             n_ranks,
+            n_vocab: spec.vocab_size,
             n_shared_tokens: (1..=n_tokens).take_while(is_shared).count(),
+        }
+    }
+
+    /// What sampling needs.
+    pub(crate) fn sampling(&self) -> SamplingSizes {
+        SamplingSizes {
+            n_slots: self.inputs.n_slots,
+            n_vocab: self.n_vocab,
+            n_local: self.n_local,
+            n_logit_rows: self.n_logit_rows,
+            n_ranks: self.n_ranks,
+            n_context: self.inputs.n_context,
         }
     }
 
@@ -152,12 +171,17 @@ impl StepSizes {
             shared_partials,
             n_shared_tokens: self.n_shared_tokens,
         };
+        let inputs = InputPlaces::carve(self.inputs, carve);
+        let sampling = self.sampling();
         StepMemory {
+            sampling: sampling
+                .is_possible()
+                .then(|| SamplingPlaces::carve(sampling, inputs.last_tokens, carve)),
             scratch: Scratch::on_device(scratch, carve),
             shared,
             n_shared_bytes,
             magnitudes,
-            inputs: InputPlaces::carve(self.inputs, carve),
+            inputs,
             attention: Workspace {
                 sums: carve.take(self.attention.n_sums_bytes),
                 stats: carve.take(self.attention.n_stats_bytes),

@@ -5,9 +5,10 @@ use std::ops::Range;
 use parallel::{Communicator, Rank};
 use weights::ModelSpec;
 
-use super::inputs::{DeviceInputs, InputSizes};
+use super::inputs::{DeviceInputs, InputSizes, SentRows};
 use super::logits::Logits;
-use super::{N_LOGIT_ROWS, Network, StepRun};
+use super::sampling::DeviceSampling;
+use super::{N_LOGIT_ROWS, Network, Sampling, StepRun};
 use crate::batch::{Batch, EmitPoint, Inputs};
 use crate::blocks::{Scratch, StepCx};
 use crate::cache::PageTables;
@@ -28,6 +29,9 @@ pub(crate) struct DeviceSteps {
     /// All that was submitted has run.
     done: Event,
     peers: Option<Peers>,
+    sampling: Option<DeviceSampling>,
+    /// Of the batch's emitting tokens: whether the device draws what follows them.
+    drawn: Vec<bool>,
     /// Recorded steps of decoding, by how many rows they have, fewest first.
     graphs: Vec<(usize, Graph)>,
 }
@@ -37,7 +41,7 @@ pub(crate) struct DeviceLogits {
     pub(crate) first: DevicePtr,
     pub(crate) n_rows: usize,
     pub(crate) n_local: usize,
-    pub(crate) read_back: Pinned,
+    pub(crate) host: Pinned,
 }
 
 /// What [`DeviceSteps::new`] takes.
@@ -48,6 +52,7 @@ pub(crate) struct DeviceStepsConfig<'a> {
     pub(crate) logits: DeviceLogits,
     pub(crate) inputs: DeviceInputs,
     pub(crate) peers: Option<Peers>,
+    pub(crate) sampling: Option<DeviceSampling>,
 }
 
 /// A rank's model and its line to device and peers.
@@ -81,6 +86,8 @@ impl DeviceSteps {
             logits: config.logits,
             done: exec.new_event()?,
             peers: config.peers,
+            sampling: config.sampling,
+            drawn: Vec::with_capacity(n_tokens),
             graphs: Vec::new(),
         })
     }
@@ -91,11 +98,26 @@ impl DeviceSteps {
         scratch: &mut Scratch,
         run: StepRun<'_>,
     ) -> Result<(), StepError> {
-        let StepRun { exec, communicator, plan, consume } = run;
+        let StepRun { exec, communicator, plan, consume, sampling } = run;
         self.batch.fill(plan, &self.no_tables);
         let graph_idx = self.graph_of_batch();
         let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
-        self.inputs.send(cuda(exec), &self.batch, &plan.pages, n_padded)?;
+        let (entering, mut drawn) = match sampling {
+            Some(Sampling { entering, drawn }) => (entering, Some(drawn)),
+            None => (&[][..], None),
+        };
+        if let Some(sampling) = &mut self.sampling {
+            for entering in entering {
+                sampling.enter(cuda(exec), entering)?;
+            }
+        }
+        self.drawn.clear();
+        for point in &self.batch.emits {
+            let is_of_device = self.sampling.as_ref().is_some_and(|one| one.samples(point.slot));
+            self.drawn.push(drawn.is_some() && point.samples && is_of_device);
+        }
+        let rows = SentRows { n_padded, drawn: &self.drawn };
+        self.inputs.send(cuda(exec), &self.batch, &plan.pages, rows)?;
         let mut rig = Rig { network, scratch, exec, communicator };
         if let Some(graph_idx) = graph_idx {
             cuda(rig.exec).stream().launch(&self.graphs[graph_idx].1)?;
@@ -107,9 +129,22 @@ impl DeviceSteps {
             let emits = first..n_emits.min(first + self.logits.n_rows);
             if graph_idx.is_none() {
                 rig.project(&self.inputs, &self.logits, emits.clone())?;
+                self.sample(&mut rig, (emits.start, emits.len()))?;
+            }
+            let is_for_host = self.drawn[emits.clone()].contains(&false);
+            if is_for_host {
+                self.logits.read_back(cuda(rig.exec), n_padded.unwrap_or(emits.len()))?;
             }
             self.wait(&mut rig)?;
-            self.hand_out(&mut rig, emits, graph_idx.is_some(), consume)?;
+            if is_for_host {
+                self.hand_out(&mut rig, emits.clone(), graph_idx.is_some(), consume)?;
+            }
+            if let (Some(sampling), Some(drawn)) = (&self.sampling, &mut drawn) {
+                for emit_idx in emits.clone().filter(|&emit_idx| self.drawn[emit_idx]) {
+                    let row_idx = row_of(&self.batch, emit_idx, emits.start, graph_idx.is_some());
+                    drawn(&self.batch.emits[emit_idx], sampling.answer(row_idx));
+                }
+            }
         }
         match n_emits {
             0 => self.wait(&mut rig),
@@ -129,19 +164,30 @@ impl DeviceSteps {
         let mut rig = Rig { network, scratch, exec, communicator };
         for n_rows in buckets(self.batch.n_rows_max()) {
             self.batch.clear();
-            self.inputs.send(cuda(rig.exec), &self.batch, &[], Some(n_rows))?;
+            let rows = SentRows { n_padded: Some(n_rows), drawn: &[] };
+            self.inputs.send(cuda(rig.exec), &self.batch, &[], rows)?;
             rig.run(&self.inputs)?;
             rig.project(&self.inputs, &self.logits, 0..n_rows)?;
+            self.sample(&mut rig, (0, n_rows))?;
             self.wait(&mut rig)?;
             cuda(rig.exec).stream().begin_capture()?;
             let run = rig
                 .run(&self.inputs)
-                .and_then(|()| rig.project(&self.inputs, &self.logits, 0..n_rows));
+                .and_then(|()| rig.project(&self.inputs, &self.logits, 0..n_rows))
+                .and_then(|()| self.sample(&mut rig, (0, n_rows)));
             let graph = cuda(rig.exec).stream().end_capture();
             run?;
             self.graphs.push((n_rows, graph?));
         }
         Ok(())
+    }
+
+    /// Submits the draw for rows of logits: the emitting tokens from `first` on, or every row of a
+    /// step that is being recorded.
+    fn sample(&self, rig: &mut Rig<'_>, (first, n_rows): (usize, usize)) -> Result<(), StepError> {
+        let Some(sampling) = &self.sampling else { return Ok(()) };
+        let slots = self.inputs.sampled(first);
+        sampling.submit(cuda(rig.exec), rig.communicator, &self.logits, (slots, n_rows))
     }
 
     /// The smallest recorded step that holds the batch, where every row is one token.
@@ -174,14 +220,14 @@ impl DeviceSteps {
             let chunk = first..emits.end.min(first + N_LOGIT_ROWS);
             let local = self.host_logits.local_mut(chunk.len()).chunks_exact_mut(n_local);
             for (emit_idx, local) in chunk.clone().zip(local) {
-                let row_idx = match is_recorded {
-                    true => self.batch.emitting[emit_idx] as usize,
-                    false => emit_idx - emits.start,
-                };
-                self.logits.read_back.read(row_idx * n_local * size_of::<f32>(), local);
+                let row_idx = row_of(&self.batch, emit_idx, emits.start, is_recorded);
+                self.logits.host.read(row_idx * n_local * size_of::<f32>(), local);
             }
             self.host_logits.gather(rig.communicator, chunk.len())?;
-            for (row_idx, point) in self.batch.emits[chunk].iter().enumerate() {
+            for (row_idx, point) in self.batch.emits[chunk.clone()].iter().enumerate() {
+                if self.drawn[chunk.start + row_idx] {
+                    continue;
+                }
                 if let Some(logits) = self.host_logits.row(rig.communicator, row_idx) {
                     consume(point, logits);
                 }
@@ -195,6 +241,16 @@ impl DeviceLogits {
     /// Bytes of `n_rows`.
     pub(crate) fn n_bytes(n_rows: usize, n_local: usize) -> usize {
         n_rows * n_local * size_of::<f32>()
+    }
+
+    /// Submits the copy of `n_rows` to the host.
+    fn read_back(&self, exec: &CudaExec, n_rows: usize) -> Result<(), DeviceError> {
+        exec.stream().copy_out(
+            &self.host,
+            0,
+            self.first,
+            DeviceLogits::n_bytes(n_rows, self.n_local),
+        )
     }
 }
 
@@ -214,7 +270,7 @@ impl Rig<'_> {
         self.network.run(&mut cx, rows)
     }
 
-    /// Submits the head for `rows` of these states, and the copy of its logits.
+    /// Submits the head for `rows` of these states.
     fn project(
         &mut self,
         inputs: &DeviceInputs,
@@ -237,9 +293,16 @@ impl Rig<'_> {
             pending: Pending::default(),
             norm_eps: self.network.norm_eps,
         };
-        self.network.project(&mut cx, rows, ViewMut::Device(view))?;
-        let n_bytes = DeviceLogits::n_bytes(n_rows, n_cols);
-        Ok(cuda(self.exec).stream().copy_out(&logits.read_back, 0, logits.first, n_bytes)?)
+        self.network.project(&mut cx, rows, ViewMut::Device(view))
+    }
+}
+
+/// The row of logits of an emitting token: recorded steps have a row a token, others have those
+/// of the emitting tokens from `first` on.
+fn row_of(batch: &Batch, emit_idx: usize, first: usize, is_recorded: bool) -> usize {
+    match is_recorded {
+        true => batch.emitting[emit_idx] as usize,
+        false => emit_idx - first,
     }
 }
 

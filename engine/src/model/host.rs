@@ -53,7 +53,7 @@ impl HostSteps {
         scratch: &mut Scratch,
         run: StepRun<'_>,
     ) -> Result<(), StepError> {
-        let StepRun { exec, communicator, plan, consume } = run;
+        let StepRun { exec, communicator, plan, consume, .. } = run;
         self.tables.apply(&plan.pages);
         self.batch.fill(plan, &self.tables);
         self.angles.fill(&self.frequencies, &self.batch.positions);

@@ -27,6 +27,16 @@ pub(crate) struct InputSizes {
     pub(crate) n_context: usize,
 }
 
+/// How rows are sent.
+#[derive(Clone, Copy)]
+pub(crate) struct SentRows<'a> {
+    /// The step is one of decoding, as if it had so many rows: those that are added go nowhere,
+    /// and every token is taken to emit.
+    pub(crate) n_padded: Option<usize>,
+    /// Of every token that emits: whether the device draws what follows it.
+    pub(crate) drawn: &'a [bool],
+}
+
 /// Where the inputs lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InputPlaces {
@@ -64,13 +74,15 @@ struct Layout {
     /// Tokens that emit; `None` where all do.
     emitting: Option<usize>,
     n_emitting: usize,
+    /// Slots of the rows of logits that the device samples; -1 for others.
+    sampled: usize,
 }
 
 impl InputSizes {
     fn n_words(self) -> usize {
         let InputSizes { n_tokens, n_slots, n_groups, .. } = self;
         // Tokens, positions, slots, what emits; rows of both kinds, each begun at a row's size.
-        let n_batch = 4 * n_tokens + (n_slots + 1) * ROW_WORDS * 2 + ROW_WORDS;
+        let n_batch = 5 * n_tokens + n_slots + (n_slots + 1) * ROW_WORDS * 2 + ROW_WORDS;
         // New pages of a step, as far as they are copied at once.
         n_batch + (n_tokens.div_ceil(PAGE_TOKENS) + 2 * n_slots) * n_groups
     }
@@ -112,25 +124,24 @@ impl DeviceInputs {
         })
     }
 
-    /// Lays `batch` out and sends it, with `pages`, the changes of the tables. With `n_padded` the
-    /// step is one of decoding, as if it had so many rows: those that are added go nowhere, and
-    /// every token is taken to emit.
+    /// Lays `batch` out and sends it, with `pages`, the changes of the tables.
     pub(crate) fn send(
         &mut self,
         exec: &CudaExec,
         batch: &Batch,
         pages: &[PageUpdate],
-        n_padded: Option<usize>,
+        rows: SentRows<'_>,
     ) -> Result<(), DeviceError> {
         self.copied.synchronize()?;
-        self.lay_out(batch, n_padded);
+        self.lay_out(batch, rows);
         self.send_pages(exec, pages)?;
         let n_bytes = self.layout_words() * WORD;
         exec.stream().copy_in(self.places.words, &self.staging, 0, n_bytes)?;
         exec.stream().record(&self.copied)
     }
 
-    fn lay_out(&mut self, batch: &Batch, n_padded: Option<usize>) {
+    fn lay_out(&mut self, batch: &Batch, rows: SentRows<'_>) {
+        let SentRows { n_padded, drawn } = rows;
         let n_tokens = n_padded.unwrap_or(batch.n_tokens());
         let n_padding = n_tokens - batch.n_tokens();
         let words = &mut self.words;
@@ -163,8 +174,29 @@ impl DeviceInputs {
             words.extend(batch.emitting.iter().map(|&token_idx| token_idx as i32));
         }
         let n_emitting = batch.emitting.len();
-        self.layout =
-            Layout { n_tokens, positions, slots, decode, n_decode, prefill, emitting, n_emitting };
+        let sampled = words.len();
+        let n_rows = n_padded.unwrap_or(n_emitting);
+        words.extend(std::iter::repeat_n(-1, n_rows));
+        for (emit_idx, point) in batch.emits.iter().enumerate() {
+            if drawn.get(emit_idx).is_some_and(|is_drawn| *is_drawn) {
+                let row_idx = match n_padded {
+                    Some(_) => batch.emitting[emit_idx] as usize,
+                    None => emit_idx,
+                };
+                words[sampled + row_idx] = point.slot.idx() as i32;
+            }
+        }
+        self.layout = Layout {
+            n_tokens,
+            positions,
+            slots,
+            decode,
+            n_decode,
+            prefill,
+            emitting,
+            n_emitting,
+            sampled,
+        };
         self.staging.write(0, words);
     }
 
@@ -201,6 +233,11 @@ impl DeviceInputs {
         assert!(page_idx < n_entries, "page {page_idx} is beyond the context");
         let row_idx = update.group.idx() * n_slots + update.slot.idx();
         self.places.tables.offset((row_idx * n_entries + page_idx) * WORD)
+    }
+
+    /// i32: slots of the rows of logits from `first` on that the device samples.
+    pub(crate) fn sampled(&self, first: usize) -> DevicePtr {
+        self.word(self.layout.sampled + first)
     }
 
     fn word(&self, at: usize) -> DevicePtr {

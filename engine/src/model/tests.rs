@@ -79,7 +79,7 @@ fn a_step_allocates_nothing() {
             let counted = allocation_counter::measure(|| {
                 let consume: &mut dyn FnMut(&EmitPoint, &[f32]) = &mut |_, _| n_emitted += 1;
                 let (exec, communicator) = (&mut exec, &mut communicator);
-                let run = StepRun { exec, communicator, plan: &plan, consume };
+                let run = StepRun { exec, communicator, plan: &plan, consume, sampling: None };
                 model.forward(run).expect("it runs");
             });
             assert_eq!(n_emitted, 2);

@@ -14,9 +14,9 @@ use crate::request::SamplingParams;
 
 const N_THREADS: u32 = 1024;
 /// Tokens that a block takes at once.
-const TILE_TOKENS: usize = 4096;
+pub const TILE_TOKENS: usize = 4096;
 /// Tiles that the kernel has room for.
-const N_TILES_MAX: usize = 256;
+pub const N_TILES_MAX: usize = 256;
 
 /// One sequence's parameters and progress, as the kernel reads and writes them.
 #[repr(C)]
