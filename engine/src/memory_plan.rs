@@ -312,11 +312,8 @@ impl Pools {
         let (all_pages, all_bytes) = sized(wanted, config.n_slots as f64);
         let kv_bytes = config.kv_bytes.unwrap_or(all_bytes.min(kv_default_max));
         if all_bytes <= kv_bytes {
-            return Ok(Pools {
-                pages: all_pages,
-                bytes_per_rank: all_bytes / n_ranks,
-                n_context_tokens: wanted,
-            });
+            let (pages, bytes_per_rank) = (all_pages, all_bytes / n_ranks);
+            return Ok(Pools { pages, bytes_per_rank, n_context_tokens: wanted });
         }
         let mut n_context_tokens = wanted;
         let (_, mut one_bytes) = sized(n_context_tokens, 1.0);

@@ -77,12 +77,18 @@ fn dependency_lines(manifest: &str) -> impl Iterator<Item = (usize, &str)> {
 /// Kernels' folders that lack one of their files.
 pub(crate) fn kernel_folders<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<Finding> {
     let mut folders: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let mut modules: BTreeSet<&str> = BTreeSet::new();
     for path in paths {
-        let inner = path.strip_prefix("engine/src/kernels/");
-        if let Some((folder, file)) = inner.and_then(|inner| inner.split_once('/')) {
-            folders.entry(folder).or_default().insert(file);
+        let Some(inner) = path.strip_prefix("engine/src/kernels/") else { continue };
+        match inner.split_once('/') {
+            Some((folder, file)) => {
+                folders.entry(folder).or_default().insert(file);
+            }
+            None => modules.extend(inner.strip_suffix(".rs")),
         }
     }
+    // What belongs to a module beside the families is none.
+    folders.retain(|folder, _| !modules.contains(folder));
     let mut findings = Vec::new();
     for (folder, files) in folders {
         for missing in KERNEL_FILES.iter().filter(|file| !files.contains(*file)) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use parallel::Seat;
+use parallel::{Communicator, Seat};
 use weights::Checkpoint;
 
 use super::BuildError;
@@ -59,14 +59,7 @@ pub(super) fn build(
         1 => None,
         _ => Some(Peers::connect(&exec, &mut communicator, STEP_DEADLINE)?),
     };
-    let shared = match &peers {
-        None => None,
-        Some(peers) => Some(SharedMemory {
-            pieces: peers.share(&mut communicator, memory.shared)?,
-            n_bytes: memory.n_shared_bytes,
-            exchange: peers.exchange(),
-        }),
-    };
+    let shared = share(&mut communicator, peers.as_ref(), &memory)?;
     let StepMemory { scratch, magnitudes, inputs, attention, logits, sampling, .. } = memory;
     let sampling = match sampling {
         Some(places) => Some(DeviceSampling::new(&exec, sizes.sampling(), places)?),
@@ -96,6 +89,20 @@ pub(super) fn build(
     }
     let sampler = (rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     Ok(ModelWorker { communicator, model, exec, sampler })
+}
+
+/// The memory that kernels of all ranks read.
+fn share(
+    communicator: &mut Communicator,
+    peers: Option<&Peers>,
+    memory: &StepMemory,
+) -> Result<Option<SharedMemory>, StepError> {
+    let Some(peers) = peers else { return Ok(None) };
+    Ok(Some(SharedMemory {
+        pieces: peers.share(communicator, memory.shared)?,
+        n_bytes: memory.n_shared_bytes,
+        exchange: peers.exchange(),
+    }))
 }
 
 /// Plans the products of every projection.
