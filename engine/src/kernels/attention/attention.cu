@@ -121,7 +121,7 @@ template <int D, int BYTES> struct Page {
     }
 };
 
-// Memory of a decoding block: what its warps found, then its output in order.
+// Memory of a decoding block: its queries; what its warps found, then its output in order.
 template <int D> struct DecodeShared {
     union {
         float4 sums[DECODE_WARPS][D / 8][32];
@@ -129,6 +129,7 @@ template <int D> struct DecodeShared {
         float out[MMA_ROWS][D + 4];
     };
     float2 stats[DECODE_WARPS][MMA_ROWS];
+    bf16 queries[MMA_ROWS][D + CHUNK];
     u32 is_last;
 };
 
@@ -145,37 +146,47 @@ struct Span {
     }
 };
 
-// Queries as first operands, in the order of dimensions that the keys come in. Heads that do not
-// exist are zero.
+// The row's query heads of this key/value head; those that do not exist are zero.
+template <int D>
+__device__ __forceinline__ void stage_queries(const Args& args, int token,
+                                              DecodeShared<D>& shared) {
+    const bf16* from = args.q + i64(token) * args.q_stride + i64(blockIdx.y) * args.group * D;
+    for (int at = threadIdx.x; at < MMA_ROWS * D / CHUNK; at += 32 * DECODE_WARPS) {
+        const int head = at / (D / CHUNK), dim = at % (D / CHUNK) * CHUNK;
+        u32 x[4];
+        load<16>(x, from + head * D + dim, head < args.group);
+        *reinterpret_cast<uint4*>(&shared.queries[head][dim]) = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+    __syncthreads();
+}
+
+// Queries as first operands, in the order of dimensions that the keys come in.
 template <int D, int BYTES>
-__device__ __forceinline__ void load_queries(const Args& args, int token, u32 (&q)[D / 16][4]) {
+__device__ __forceinline__ void load_queries(const DecodeShared<D>& shared, u32 (&q)[D / 16][4]) {
     const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
-    const u32 first_head = blockIdx.y * args.group;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const u32 head = eighth + 8 * r;
-        const bf16* from = args.q + i64(token) * args.q_stride + (first_head + head) * D;
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
-            u32 pairs[2];
-            load<8>(pairs, from + Lanes<D, BYTES>::key_dim(4 * k, quad), head < args.group);
-            q[k][r] = pairs[0], q[k][2 + r] = pairs[1];
+            const int dim = Lanes<D, BYTES>::key_dim(4 * k, quad);
+            const uint2 x = *reinterpret_cast<const uint2*>(&shared.queries[eighth + 8 * r][dim]);
+            q[k][r] = x.x, q[k][2 + r] = x.y;
         }
     }
 }
 
 // One warp's pages of a part: those whose number is the warp's own modulo the number of warps.
 template <int D, int BYTES>
-__device__ __forceinline__ void attend_part(const Args& args, const int4& row, const Span& span,
-                                            u32 part, Running<D>& running) {
+__device__ __forceinline__ void attend_part(const Args& args, int slot, const Span& span, u32 part,
+                                            const DecodeShared<D>& shared, Running<D>& running) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4;
     u32 q[D / 16][4];
-    load_queries<D, BYTES>(args, row.y, q);
+    load_queries<D, BYTES>(shared, q);
     // In pages from the part's first; a part's first page is a multiple of the warps.
     const u32 part_page = part << (span.shift - 4);
     const u32 n_pages = min(1u << (span.shift - 4), (span.end + 15) / 16 - part_page);
     const u32 n_before = span.begin / 16 > part_page ? span.begin / 16 - part_page : 0;
-    const int* table = args.tables + i64(row.x) * args.n_table_entries + part_page;
+    const int* table = args.tables + i64(slot) * args.n_table_entries + part_page;
     const u32 own = warp + DECODE_WARPS * lane;
     const int page_of_lane = own >= n_before && own < n_pages ? __ldg(table + own) : 0;
     const i64 head_bytes = PAGE_TOKENS * D * BYTES;
@@ -296,7 +307,8 @@ template <int D, int BYTES> __device__ __forceinline__ void decode(const Args& a
 
     Running<D> running;
     running.begin();
-    attend_part<D, BYTES>(args, row, span, span.first_part + blockIdx.x, running);
+    stage_queries<D>(args, row.y, shared);
+    attend_part<D, BYTES>(args, row.x, span, span.first_part + blockIdx.x, shared, running);
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
         const float(&x)[4] = running.values[j];

@@ -306,8 +306,8 @@ impl Launch<'_> {
         assert!(supports(share, self.kv_dtype), "{share:?} {:?}", self.kv_dtype);
         let width = share.n_q_heads * share.head_dim;
         assert!(self.q_stride >= width && self.out_stride >= width, "{self:?}");
-        // Loads of eight bytes, and vectors of sixteen.
-        assert!(self.q_stride.is_multiple_of(4) && self.q.is_aligned(8), "{self:?}");
+        // Everything is read in vectors of sixteen bytes.
+        assert!(self.q_stride.is_multiple_of(8) && self.q.is_aligned(16), "{self:?}");
         assert!(self.out_stride.is_multiple_of(2) && self.out.is_aligned(4), "{self:?}");
         assert!(self.keys.is_aligned(16) && self.values.is_aligned(16), "{self:?}");
         assert!(self.rows.is_aligned(16), "{self:?}");

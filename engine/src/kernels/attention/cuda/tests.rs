@@ -6,6 +6,7 @@ use weights::AttentionSpec;
 
 use super::*;
 use crate::device::cuda::testing::TestDevice;
+use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{Rng, e4m3_nearest, e4m3_value};
 
 const K_SCALE: f32 = 0.0113;
@@ -243,11 +244,13 @@ impl<'a> Uploaded<'a> {
     fn decode(&self) -> Vec<f32> {
         let workspace = self.workspace();
         // Twice: the second launch finds the workspace as the first left it.
-        for _ in 0..2 {
-            decode(&self.device.exec, &self.launch, workspace, self.n_context)
-                .expect("it launches");
-        }
+        self.decode_once(workspace);
+        self.decode_once(workspace);
         self.output()
+    }
+
+    fn decode_once(&self, workspace: Workspace) {
+        decode(&self.device.exec, &self.launch, workspace, self.n_context).expect("it launches");
     }
 
     fn prefill(&self) -> Vec<f32> {
@@ -517,6 +520,26 @@ fn great_scores_neither_overflow_nor_vanish() {
         let uploaded = Uploaded::new(&device, &case, &batch);
         let out = if is_decode { uploaded.decode() } else { uploaded.prefill() };
         assert_rows(&case, &rows, &out, (1, 2));
+    }
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    for (dtype, kernel) in
+        [(KvDtype::Fp8, "attention_decode_d128_f8"), (KvDtype::Bf16, "attention_decode_d128_bf16")]
+    {
+        let n_positions = 8192;
+        let case = Case::new(12, &ULTRA, dtype, &spans(&[n_positions], 1));
+        let rows = case.last_tokens();
+        let batch = Batch { rows: &rows, n_padding: 0, seed: 13, n_context: n_positions };
+        // Keys, values, their pages, queries and outputs; sums of parts are beyond what must be.
+        let fewest_bytes = n_positions * 2 * 128 * dtype.n_bytes()
+            + n_positions / PAGE_TOKENS * size_of::<i32>()
+            + 2 * case.q_width() * size_of::<bf16>();
+        assert_frugal(kernel, fewest_bytes, |device| {
+            let uploaded = Uploaded::new(device, &case, &batch);
+            uploaded.decode_once(uploaded.workspace());
+        });
     }
 }
 
