@@ -5,6 +5,7 @@
 //! turns to another cluster.
 
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use crate::exec::barrier::{self, Barrier, N_BARRIERS};
 use crate::exec::checks::BlockChecks;
@@ -15,6 +16,11 @@ use crate::exec::warp::{Outcome, Wait, Warp};
 use crate::exec::{BlockCx, WarpCx, special};
 use crate::memory::{POISON, Window};
 use crate::report::KernelCounters;
+
+/// How long a cluster may run without an end or a wait.
+const RUN_MAX: Duration = Duration::from_secs(600);
+/// Passes over the warps between two looks at the clock.
+const N_PASSES_TIMED: u64 = 256;
 
 /// What the threads of a block share.
 #[derive(Debug)]
@@ -142,7 +148,12 @@ impl Cluster {
         window: &mut Window<'static>,
         counters: &mut KernelCounters,
     ) -> Result<Stop, KernelFault> {
-        loop {
+        let started = Instant::now();
+        for n_passes in 1u64.. {
+            // A loop that never ends moves, too.
+            if n_passes % N_PASSES_TIMED == 0 && started.elapsed() > RUN_MAX {
+                return Err(self.hang(launch, RUN_MAX.as_secs()));
+            }
             let mut has_moved = false;
             let mut is_spinning = false;
             let n_changes = self.n_barrier_changes();
@@ -174,6 +185,7 @@ impl Cluster {
             }
             return Err(self.deadlock(launch));
         }
+        unreachable!("the passes have no end of their own")
     }
 
     fn is_done(&self) -> bool {

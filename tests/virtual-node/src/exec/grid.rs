@@ -18,7 +18,7 @@ use crate::ptx::Kernel;
 use crate::report::KernelCounters;
 
 /// How long a launch may stand still before it is taken for hanging.
-const STALL_MAX: Duration = Duration::from_secs(120);
+const STALL_MAX: Duration = Duration::from_secs(300);
 /// Threads of a block, and of a multiprocessor, at most.
 const N_BLOCK_THREADS_MAX: usize = 1024;
 const N_SM_THREADS: usize = 2048;
