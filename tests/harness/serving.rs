@@ -14,6 +14,8 @@ use crate::http::Client;
 /// What a test wants of its server.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
+    /// Where the model runs.
+    pub device: DeviceKind,
     /// Tensor-parallel ranks.
     pub n_ranks: usize,
     /// Compute threads of all ranks together; `None` takes the machine's cores.
@@ -49,6 +51,7 @@ impl ServerSettings {
     /// Room for whatever a test does.
     pub fn roomy() -> ServerSettings {
         ServerSettings {
+            device: DeviceKind::Cpu,
             n_ranks: 1,
             n_threads: Some(1),
             kv_dtype: None,
@@ -66,7 +69,7 @@ impl TestServer {
     /// The demo model, named `demo` and `test/model`.
     pub fn start(settings: ServerSettings) -> TestServer {
         let config = EngineConfig {
-            device: DeviceKind::Cpu,
+            device: settings.device,
             n_ranks: settings.n_ranks,
             n_threads: settings.n_threads,
             n_slots: settings.n_slots,

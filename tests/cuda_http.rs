@@ -1,0 +1,94 @@
+//! The demo model on eight virtual GPUs, asked over HTTP as a user would, beside the processor.
+
+use engine::DeviceKind;
+use harness::accuracy::{accuracy, problems};
+use harness::http::Client;
+use harness::serving::{ServerSettings, TestServer};
+use serde_json::{Value, json};
+
+/// Questions, half of them with thinking on.
+const N_QUESTIONS: usize = 56;
+
+/// Tokens of each answer that are compared.
+const N_TOKENS: usize = 24;
+
+/// Where the arms take different tokens, the processor's two best must be this close, in nats.
+/// Activations are bf16 on a GPU, which moves inputs of FP8 projections across rounding boundaries:
+/// where the model guesses, logits move by as much as `cuda.rs` measures.
+const GAP_MAX: f64 = 3.0;
+
+/// Answers that must be the same to their last token.
+const N_EQUAL_MIN: usize = 50;
+
+fn serve(device: DeviceKind, n_ranks: usize) -> TestServer {
+    TestServer::start(ServerSettings {
+        device,
+        n_ranks,
+        n_threads: None,
+        n_slots: 32,
+        n_context_tokens: 512,
+        ..ServerSettings::roomy()
+    })
+}
+
+/// A greedy answer's tokens, and how far the best of each was from the second.
+fn answer(client: &Client, question: &str, thinking: &str) -> (Vec<u64>, Vec<f64>) {
+    let body = json!({
+        "model": "demo", "temperature": 0, "max_tokens": N_TOKENS,
+        "return_token_ids": true, "logprobs": true, "top_logprobs": 2,
+        "messages": [
+            {"role": "system", "content": format!("detailed thinking {thinking}")},
+            {"role": "user", "content": question},
+        ],
+    });
+    let choice = client.post("/v1/chat/completions", &body).ok()["choices"][0].clone();
+    let tokens = choice["token_ids"].as_array().expect("ids were asked for");
+    let scores = choice["logprobs"]["content"].as_array().expect("scores were asked for");
+    let top = |score: &Value, idx: usize| {
+        score["top_logprobs"][idx]["logprob"].as_f64().expect("two were asked for")
+    };
+    (
+        tokens.iter().map(|token| token.as_u64().expect("an id")).collect(),
+        scores.iter().map(|score| top(score, 0) - top(score, 1)).collect(),
+    )
+}
+
+#[test]
+fn eight_gpus_answer_as_the_processor_does() {
+    let servers = [serve(DeviceKind::Cpu, 1), serve(DeviceKind::Cuda, 8)];
+    let questions: Vec<String> =
+        problems().into_iter().map(|problem| problem.question).take(N_QUESTIONS).collect();
+    let answers = servers.each_ref().map(|server| {
+        let ask = |(idx, question): (usize, &String)| {
+            let client = server.client.clone();
+            let (question, thinking) = (question.clone(), ["on", "off"][idx % 2]);
+            std::thread::spawn(move || answer(&client, &question, thinking))
+        };
+        let asked: Vec<_> = questions.iter().enumerate().map(ask).collect();
+        asked.into_iter().map(|asked| asked.join().expect("it is answered")).collect::<Vec<_>>()
+    });
+    let [expected, got] = &answers;
+    let (mut n_equal, mut gap_max) = (0, 0.0_f64);
+    for ((question, (expected, gaps)), (got, _)) in questions.iter().zip(expected).zip(got) {
+        assert!(!expected.is_empty(), "{question}");
+        match expected.iter().zip(got).position(|(expected, got)| expected != got) {
+            Some(at) => {
+                println!("{question} differs at token {at}, where the gap is {}", gaps[at]);
+                gap_max = gap_max.max(gaps[at]);
+            }
+            None => {
+                assert_eq!(expected.len(), got.len(), "{question}");
+                n_equal += 1;
+            }
+        }
+    }
+    println!("{n_equal} of {N_QUESTIONS} answers are equal");
+    assert!(gap_max < GAP_MAX, "{gap_max}");
+    assert!(n_equal >= N_EQUAL_MIN, "{n_equal} of {N_QUESTIONS} answers are equal");
+    // And the answers are right: an oracle that is neither arm.
+    let problems = &problems()[..100];
+    let solved = accuracy(&servers[1].client, problems, true);
+    println!("{:.0} % of {} problems solved on eight GPUs", 100.0 * solved, problems.len());
+    assert!(solved >= 0.97, "{solved} of the problems solved");
+    servers.iter().for_each(TestServer::expect_idle);
+}
