@@ -23,10 +23,10 @@ const N_RUNS: usize = 15;
 fn main() -> anyhow::Result<()> {
     let report = Report::new("kernels");
     let n_threads = std::thread::available_parallelism()?.get();
-    let mut exec = Exec::Cpu(CpuExec::new(n_threads)?);
-    let Exec::Cpu(cpu) = &exec;
+    let cpu = CpuExec::new(n_threads)?;
     report.note(&format!("{n_threads} threads, {:?}", cpu.simd().level()));
     let peak = measure_peak(cpu.simd(), n_threads);
+    let mut exec = Exec::Cpu(cpu);
     report.row("multiply-adds, all threads", peak, "GFLOP/s");
     for dtype in [Dtype::Bf16, Dtype::F8E4m3] {
         measure_projection(&report, &mut exec, dtype, peak)?;
@@ -149,6 +149,7 @@ fn measure_attention(
     let mut q = Aligned::new(n_tokens * width);
     q.fill(0.5);
     let mut out = vec![0.0; n_tokens * width];
+    let mut scales = vec![0.0; n_tokens];
     for dtype in [KvDtype::Bf16, KvDtype::Fp8] {
         let cache =
             KvRegion::new(dtype, pages.len(), PAGE_TOKENS, share.n_kv_heads, share.head_dim);

@@ -327,7 +327,7 @@ mod tests {
             assert!(buckets.is_sorted() && *buckets.last().expect("one at least") == n_slots);
             for n_rows in 1..=n_slots {
                 let bucket = buckets.iter().find(|&&bucket| bucket >= n_rows).expect("it fits");
-                assert!(bucket - n_rows < n_rows.max(8).min(32), "{n_rows} in {bucket}");
+                assert!(bucket - n_rows < n_rows.clamp(8, 32), "{n_rows} in {bucket}");
             }
         }
     }
