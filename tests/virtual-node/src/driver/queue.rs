@@ -19,7 +19,7 @@ use super::operation::{Operation, WorkCx};
 /// on a real device.
 const N_PENDING_MAX: usize = 4096;
 /// How long the gate stays shut for programs that wait for nothing.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// One stream's pending work.
 pub(super) struct Queue {

@@ -131,7 +131,36 @@ api! {
         put_list(&graph::neighbours(node)?.1, &nodes, &n)
     }
 
+    fn cuGraphNodeGetDependencies_v2(
+        node: usize,
+        nodes: Out<usize>,
+        _edges: usize,
+        n: Out<usize>,
+    ) {
+        put_list(&graph::neighbours(node)?.0, &nodes, &n)
+    }
+
+    fn cuGraphNodeGetDependentNodes_v2(
+        node: usize,
+        nodes: Out<usize>,
+        _edges: usize,
+        n: Out<usize>,
+    ) {
+        put_list(&graph::neighbours(node)?.1, &nodes, &n)
+    }
+
     fn cuGraphAddDependencies(handle: usize, from: In<usize>, to: In<usize>, n: usize) {
+        let edges: Vec<_> = from.slice(n)?.into_iter().zip(to.slice(n)?).collect();
+        Graph::get(handle)?.add_edges(&edges)
+    }
+
+    fn cuGraphAddDependencies_v2(
+        handle: usize,
+        from: In<usize>,
+        to: In<usize>,
+        _edges: usize,
+        n: usize,
+    ) {
         let edges: Vec<_> = from.slice(n)?.into_iter().zip(to.slice(n)?).collect();
         Graph::get(handle)?.add_edges(&edges)
     }

@@ -4,7 +4,7 @@ use super::api;
 use super::ffi::{In, Out};
 use crate::driver::capture::{self, Mode};
 use crate::driver::operation::{HostCall, Operation};
-use crate::driver::status::Status;
+use crate::driver::status::{Answer, Status};
 use crate::driver::{event, stream};
 
 api! {
@@ -125,17 +125,21 @@ api! {
         tail: Out<*const usize>,
         n_tail: Out<usize>,
     ) {
-        let stream = stream::get(handle)?;
-        status.put(capture_status(&stream))?;
-        let Some(info) = stream.capture.lock().as_ref().map(capture::Link::info) else {
-            return Ok(());
-        };
-        id.offer(info.id);
-        graph.offer(info.graph);
-        n_tail.offer(info.tail.len());
-        // The caller may look until the stream's next call; the driver's own lists live as long.
-        tail.offer(Vec::leak(info.tail).as_ptr());
-        Ok(())
+        put_capture_info(handle, &CaptureInfo { status, id, graph, tail, n_tail })
+    }
+
+    fn cuStreamGetCaptureInfo_v3(
+        handle: usize,
+        status: Out<i32>,
+        id: Out<u64>,
+        graph: Out<usize>,
+        tail: Out<*const usize>,
+        edges: Out<usize>,
+        n_tail: Out<usize>,
+    ) {
+        // No edge is more than an order.
+        edges.offer(0);
+        put_capture_info(handle, &CaptureInfo { status, id, graph, tail, n_tail })
     }
 
     fn cuStreamUpdateCaptureDependencies(
@@ -144,18 +148,70 @@ api! {
         n_nodes: usize,
         flags: u32,
     ) {
-        let stream = stream::get(handle)?;
-        let link = stream.capture.lock();
-        let link = link.as_ref().ok_or(Status::ILLEGAL_STATE)?;
-        let nodes = link.graph().indices(&nodes.slice(n_nodes)?)?;
-        link.update(nodes, flags == 1);
-        Ok(())
+        update_dependencies(handle, &nodes.slice(n_nodes)?, flags)
+    }
+
+    fn cuStreamUpdateCaptureDependencies_v2(
+        handle: usize,
+        nodes: In<usize>,
+        _edges: usize,
+        n_nodes: usize,
+        flags: u32,
+    ) {
+        update_dependencies(handle, &nodes.slice(n_nodes)?, flags)
+    }
+
+    fn cuStreamCopyAttributes(to: usize, from: usize) {
+        stream::get(to)?;
+        stream::get(from).map(|_| ())
+    }
+
+    fn cuStreamGetAttribute(handle: usize, _attribute: i32, value: Out<[u64; 8]>) {
+        stream::get(handle)?;
+        value.put([0; 8])
+    }
+
+    fn cuStreamSetAttribute(handle: usize, _attribute: i32, _value: usize) {
+        // Hints to caches and to how the host waits.
+        stream::get(handle).map(|_| ())
     }
 
     fn cuThreadExchangeStreamCaptureMode(mode: Out<i32>) {
         let before = capture::exchange_mode(Mode::from_code(mode.get()?)?);
         mode.put(before.code())
     }
+}
+
+/// Where a caller wants to know about a capture.
+struct CaptureInfo {
+    status: Out<i32>,
+    id: Out<u64>,
+    graph: Out<usize>,
+    tail: Out<*const usize>,
+    n_tail: Out<usize>,
+}
+
+fn put_capture_info(handle: usize, out: &CaptureInfo) -> Answer {
+    let stream = stream::get(handle)?;
+    out.status.put(capture_status(&stream))?;
+    let Some(info) = stream.capture.lock().as_ref().map(capture::Link::info) else {
+        return Ok(());
+    };
+    out.id.offer(info.id);
+    out.graph.offer(info.graph);
+    out.n_tail.offer(info.tail.len());
+    // The caller may look until the stream's next call; the list outlives that.
+    out.tail.offer(Vec::leak(info.tail).as_ptr());
+    Ok(())
+}
+
+fn update_dependencies(handle: usize, nodes: &[usize], flags: u32) -> Answer {
+    let stream = stream::get(handle)?;
+    let link = stream.capture.lock();
+    let link = link.as_ref().ok_or(Status::ILLEGAL_STATE)?;
+    let nodes = link.graph().indices(nodes)?;
+    link.update(nodes, flags == 1);
+    Ok(())
 }
 
 /// `CUstreamCaptureStatus`.
