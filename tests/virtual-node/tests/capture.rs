@@ -12,6 +12,7 @@ use support::{Context, cu, device_bytes, device_words, new_stream, ok, peek, pin
 use support::{Launch, function, poke, read_words};
 
 #[path = "driver/support.rs"]
+#[expect(dead_code, reason = "the driver's own tests call the rest")]
 mod support;
 
 const GLOBAL: Mode = Mode::CU_STREAM_CAPTURE_MODE_GLOBAL;

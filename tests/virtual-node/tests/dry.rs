@@ -12,6 +12,7 @@ use support::{
 };
 
 #[path = "driver/support.rs"]
+#[expect(dead_code, reason = "the driver's own tests call the rest")]
 mod support;
 
 const IS_CHILD: &str = "VIRTUAL_NODE_TEST_CHILD";

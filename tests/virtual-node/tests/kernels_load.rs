@@ -7,7 +7,7 @@ fn files_under(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut files = Vec::new();
     for entry in entries {
-        let path = entry.unwrap().path();
+        let path = entry.expect("the folder can be listed").path();
         if path.is_dir() {
             files.extend(files_under(&path, extension));
         } else if path.extension().is_some_and(|found| found == extension) {

@@ -15,13 +15,12 @@ use crate::gpu::{Arg, Gpu, Size};
 
 /// Runs a kernel of one block on input bytes; output starts as `output` and comes back.
 fn run(ptx: &str, kernel: &str, n_threads: u32, input: &[u8], output: &[u8]) -> Vec<u8> {
-    run_with(ptx, kernel, n_threads, input, output, |_| Vec::new())
+    run_with((ptx, kernel), n_threads, input, output, |_| Vec::new())
 }
 
 /// The same with more arguments, which may point at memory that they upload.
 fn run_with(
-    ptx: &str,
-    kernel: &str,
+    (ptx, kernel): (&str, &str),
     n_threads: u32,
     input: &[u8],
     output: &[u8],

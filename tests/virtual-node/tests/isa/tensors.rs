@@ -148,7 +148,7 @@ fn loads() {
         let tensor = numbers(case.n_elements(), 1);
         let more = |gpu: &Gpu| vec![case.map(gpu.upload(&tensor))];
         let output = vec![0xee; case.box_bytes()];
-        let output = run_with(PTX, &kernel, 1, &case.input(&[]), &output, more);
+        let output = run_with((PTX, &kernel), 1, &case.input(&[]), &output, more);
         for (at, number) in case.elements() {
             let found = u16::from_le_bytes([output[at], output[at + 1]]);
             let expected = number.map_or(0, |number| number as u16 + 1);
