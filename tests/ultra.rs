@@ -8,6 +8,8 @@ use std::time::Instant;
 use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
 use harness::DRY;
 use harness::plans::{Planner, Span};
+use virtual_node::client::Node;
+use virtual_node::report::CopyKind;
 use weights::Checkpoint;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat};
@@ -68,6 +70,55 @@ fn ultra_boots_and_steps_at_its_true_size() {
             probe.run(planner.last_only(&spans)).expect("a step of decoding runs");
         }
         println!("{format:?}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_decode_step_is_one_graph_and_absent_sub_blocks_launch_nothing() {
+    if !harness::is_dry() {
+        return run_dry("a_decode_step_is_one_graph_and_absent_sub_blocks_launch_nothing");
+    }
+    let mut probe = Probe::new(ultra(SyntheticFormat::ModelOptFp8), &config(8, KvDtype::Fp8))
+        .expect("it boots");
+    let mut planner = Planner::new(probe.memory());
+    let node = Node::open().expect("the virtual node is loaded");
+    for start in 0..3 {
+        node.reset();
+        let spans: Vec<Span<'_>> =
+            (0..8).map(|slot| Span { slot, start, tokens: &[TokenId(7)] }).collect();
+        probe.run(planner.last_only(&spans)).expect("a step of decoding runs");
+    }
+    // Of 162 blocks 64 attend, 81 have an FFN (17 of them nothing else), and 81 are empty.
+    let expected: [(&str, u64); 8] = [
+        ("embed_", 1),
+        // A sum over ranks begins every sub-block, and the last norm: the first is the embedding's.
+        ("reduce_norm_", 64 + 81 + 1),
+        ("cublasLt e4m3", 2 * 64 + 2 * 81),
+        ("rope_kv_", 64),
+        ("attention_decode_", 64),
+        ("swiglu_", 81),
+        ("cublasLt bf16", 1),
+        ("nccl all_gather", 1),
+    ];
+    let counters = node.counters();
+    assert_eq!(counters.devices.len(), 8);
+    for (rank_idx, device) in counters.devices.iter().enumerate() {
+        for (begin, n_expected) in expected {
+            let of_family = device.kernels.iter().filter(|(name, _)| name.starts_with(begin));
+            let n_launches: u64 = of_family.map(|(_, kernel)| kernel.n_launches).sum();
+            assert_eq!(n_launches, n_expected, "{begin} on rank {rank_idx}");
+        }
+        let n_launches = device.all_kernels().n_launches;
+        let n_known: u64 = expected.iter().map(|(_, n)| n).sum();
+        assert_eq!(n_launches, n_known + 1, "drawing tokens is all that is left");
+        assert!(n_launches <= 10 * 64 + 5 * 17 + 8, "ten launches a block with both sub-blocks");
+        assert_eq!(device.graphs.n_launches, 1, "a step of decoding is one graph");
+        assert_eq!(device.n_host_syncs, 1, "the host waits for the tokens only");
+        assert_eq!(device.copies[&CopyKind::HostToDevice].n, 1, "inputs go in one copy");
+        if rank_idx == 0 {
+            let read: u64 = device.all_kernels().bytes_read;
+            println!("{n_launches} launches a rank; products read {:.2} GB", read as f64 / 1e9);
+        }
     }
 }
 
