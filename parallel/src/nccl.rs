@@ -20,10 +20,13 @@ use crate::error::CollectiveError;
 use crate::host::HostCommunicator;
 use crate::world::{Rank, World};
 
-use library::{Config, IN_PROGRESS, Library, NAMES, SUCCESS};
+use library::{Config, IN_PROGRESS, Library, NAMES, REMOTE_ERROR, SUCCESS};
 
 /// How often NCCL is asked whether it is done with something that it does in the background.
 const POLL: Duration = Duration::from_micros(50);
+
+/// How long a rank that hears of a peer's failure leaves the peer to say what it was.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Why NCCL did not do what a rank asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -46,10 +49,23 @@ pub enum NcclError {
         /// What it says about it.
         text: String,
     },
-    /// A peer did not come.
+    /// A peer did not come while NCCL set something up.
     #[error("{call}, call {call_idx} of this rank: not done after {waited:?}; a peer is missing")]
     TimedOut {
-        /// The call that is not done, or the last one before the stream stood still.
+        /// The call that is not done.
+        call: &'static str,
+        /// Which of this rank's calls, counted from 0.
+        call_idx: u64,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A peer did not come to something that runs on the devices.
+    #[error(
+        "the device stands still since {waited:?}, after {call} (call {call_idx} of this rank) was \
+         submitted; a peer is missing"
+    )]
+    Stands {
+        /// The last call of NCCL. What the device waits in may be a later kernel.
         call: &'static str,
         /// Which of this rank's calls, counted from 0.
         call_idx: u64,
@@ -209,7 +225,7 @@ impl NcclCommunicator {
         let checked = match self.async_code() {
             SUCCESS | IN_PROGRESS if self.host.is_aborted() => Err(CollectiveError::Aborted),
             SUCCESS | IN_PROGRESS => Ok(()),
-            code => Err(self.failed(code).into()),
+            code => Err(self.failed(code)),
         };
         self.keep(checked)
     }
@@ -217,8 +233,7 @@ impl NcclCommunicator {
     /// The stream did not get on for `waited`: the communicator is given up.
     pub fn time_out(&mut self, waited: Duration) -> CollectiveError {
         let (call, call_idx) = (self.call, self.call_idx());
-        let error = CollectiveError::from(NcclError::TimedOut { call, call_idx, waited });
-        self.keep(Err(error.clone())).err().unwrap_or(error)
+        self.give_up(NcclError::Stands { call, call_idx, waited })
     }
 
     fn begin(&mut self, call: &'static str) -> Result<(), CollectiveError> {
@@ -237,15 +252,17 @@ impl NcclCommunicator {
             if self.host.is_aborted() {
                 return self.keep(Err(CollectiveError::Aborted));
             }
-            if begin.elapsed() > self.deadline {
-                return Err(self.time_out(begin.elapsed()));
+            let waited = begin.elapsed();
+            if waited > self.deadline {
+                let (call, call_idx) = (self.call, self.call_idx());
+                return Err(self.give_up(NcclError::TimedOut { call, call_idx, waited }));
             }
             thread::sleep(POLL);
             code = self.async_code();
         }
         match code {
             SUCCESS => Ok(()),
-            code => self.keep(Err(self.failed(code).into())),
+            code => self.keep(Err(self.failed(code))),
         }
     }
 
@@ -258,14 +275,30 @@ impl NcclCommunicator {
         }
     }
 
-    fn failed(&self, code: c_int) -> NcclError {
+    /// What became of the latest call. The first failure that a pool hears of is its cause, so a
+    /// rank whose peer has failed waits until that has been said.
+    fn failed(&self, code: c_int) -> CollectiveError {
+        let begin = Instant::now();
+        while code == REMOTE_ERROR && begin.elapsed() < GRACE {
+            if self.host.is_aborted() {
+                return CollectiveError::Aborted;
+            }
+            thread::sleep(POLL);
+        }
         let text = self.library.text_of(code);
-        NcclError::Failed { call: self.call, call_idx: self.call_idx(), code, text }
+        NcclError::Failed { call: self.call, call_idx: self.call_idx(), code, text }.into()
     }
 
     /// Of the latest call.
     fn call_idx(&self) -> u64 {
         self.n_calls.saturating_sub(1)
+    }
+
+    fn give_up(&mut self, error: NcclError) -> CollectiveError {
+        let error = CollectiveError::from(error);
+        self.failure = Some(error.clone());
+        self.abort();
+        error
     }
 
     /// The first error stays, and ends what runs.

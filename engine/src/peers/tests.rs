@@ -5,12 +5,18 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use parallel::{
-    CollectiveError, DeviceElement, DeviceSlice, PoolConfig, RankPool, RankWorker, Seat, World,
+    CollectiveError, DeviceElement, DeviceSlice, PoolConfig, RankError, RankPool, RankWorker, Seat,
+    World,
 };
+use weights::InputScale;
 
 use super::*;
-use crate::device::cuda::testing::TestDevice;
-use crate::rank::StepError;
+use crate::device::cuda::Plain;
+use crate::device::{
+    Array, ArrayMut, DeviceArray, DeviceView, Element, Exec, Gpu, SharedMemory, ViewMut,
+};
+use crate::kernels::linear::cuda::{Choice, Gemms};
+use crate::kernels::reduce_norm::{Args, Pending, reduce_norm};
 
 /// Long enough never to pass on a busy machine.
 const PATIENT: Duration = Duration::from_secs(60);
@@ -18,12 +24,19 @@ const PATIENT: Duration = Duration::from_secs(60);
 /// Long enough for every rank to get a turn, short enough to wait for.
 const IMPATIENT: Duration = Duration::from_secs(2);
 
+/// Columns of the residual stream.
+const HIDDEN: usize = 24;
+
 /// A rank with a device.
 struct Member {
     // Dropped before the device that its collectives run on.
     communicator: Communicator,
     peers: Peers,
-    device: TestDevice,
+    /// bf16 `[HIDDEN]` twice, in memory that all ranks' kernels reach.
+    partials: [DevicePtr; 2],
+    /// f32 `[HIDDEN]`, bf16 `[HIDDEN]`, f32 `[1]`: what a norm reads and writes.
+    norm: [DevicePtr; 3],
+    exec: Exec,
 }
 
 type Script = Arc<dyn Fn(&mut Member) -> Result<Vec<f32>, StepError> + Send + Sync>;
@@ -40,21 +53,72 @@ impl RankWorker for Member {
 
 impl Member {
     fn build(seat: Seat, deadline: Duration) -> Result<Member, StepError> {
-        let device = TestDevice::open(seat.rank.idx());
+        let exec = CudaExec::open_guarded(seat.rank.idx())?;
         let mut communicator = seat.communicator.connect_devices(deadline)?;
-        let peers = Peers::connect(&device.exec, &mut communicator, deadline)?;
-        Ok(Member { communicator, peers, device })
+        let peers = Peers::connect(&exec, &mut communicator, deadline)?;
+        let n_bytes = 2 * HIDDEN * size_of::<bf16>();
+        let own = exec.alloc(n_bytes)?;
+        let pieces = peers.share(&mut communicator, own)?;
+        let shared = Some(SharedMemory { pieces, n_bytes, exchange: peers.exchange() });
+        let partials = [own, own.elements::<bf16>(HIDDEN)];
+        let norm = [exec.alloc(4 * HIDDEN)?, exec.alloc(2 * HIDDEN)?, exec.alloc(4)?];
+        exec.upload(norm[0], &[1.0f32; HIDDEN])?;
+        let gemms = Gemms::new(1, Choice::PerBucket);
+        let exec = Exec::Cuda(Gpu { exec, gemms, magnitudes: DevicePtr::NULL, shared });
+        Ok(Member { communicator, peers, partials, norm, exec })
+    }
+
+    fn cuda(&self) -> &CudaExec {
+        match &self.exec {
+            Exec::Cuda(gpu) => &gpu.exec,
+            Exec::Cpu(_) => panic!("a device was opened"),
+        }
     }
 
     fn rank_idx(&self) -> usize {
         self.communicator.rank().idx()
     }
 
+    fn upload<T: Plain>(&self, values: &[T]) -> Result<DevicePtr, StepError> {
+        let ptr = self.cuda().alloc(size_of_val(values))?;
+        self.cuda().upload(ptr, values)?;
+        Ok(ptr)
+    }
+
+    fn download<T: Plain + Default>(&self, ptr: DevicePtr, n: usize) -> Result<Vec<T>, StepError> {
+        let mut values = vec![T::default(); n];
+        self.cuda().download(ptr, &mut values)?;
+        Ok(values)
+    }
+
     /// Waits for what was submitted as a step does.
     fn wait(&mut self) -> Result<(), StepError> {
-        let event = self.device.exec.new_event()?;
-        self.device.exec.stream().record(&event)?;
+        let event = self.cuda().new_event()?;
+        self.cuda().stream().record(&event)?;
         self.peers.wait(&event, &mut self.communicator)
+    }
+
+    /// Has a partial result at `partial` summed over the ranks and added to `residual`, one token.
+    /// Does not wait for it.
+    fn reduce(&mut self, partial: DevicePtr, residual: DevicePtr) -> Result<(), StepError> {
+        let [weight, out, scales] = self.norm;
+        let row = |first, element| {
+            let (n_rows, n_cols, stride) = (1, HIDDEN, HIDDEN);
+            ViewMut::Device(DeviceView { first, element, n_rows, n_cols, stride })
+        };
+        let args = Args {
+            communicator: &mut self.communicator,
+            partial: row(partial, Element::Bf16),
+            pending: Pending::default(),
+            residual: row(residual, Element::F32),
+            weight: Array::Device(DeviceArray { first: weight, n: HIDDEN }),
+            eps: 1e-5,
+            rows: None,
+            input: InputScale::None,
+            out: row(out, Element::Bf16),
+            out_scales: ArrayMut::Device(DeviceArray { first: scales, n: 1 }),
+        };
+        reduce_norm(&mut self.exec, args)
     }
 }
 
@@ -65,24 +129,25 @@ fn pool(n_ranks: usize, deadline: Duration) -> RankPool<Member> {
 }
 
 /// Has `n` bf16 at `partial` replaced by their sum over all ranks.
-fn sum_bf16(
-    exec: &CudaExec,
-    communicator: &mut Communicator,
-    partial: DevicePtr,
-    n: usize,
-) -> Result<(), StepError> {
+fn sum_bf16(member: &mut Member, partial: DevicePtr, n: usize) -> Result<(), StepError> {
+    let stream = member.cuda().stream().for_collectives();
     let slice = DeviceSlice { address: partial.0, n_elements: n, element: DeviceElement::Bf16 };
-    Ok(communicator.all_reduce_sum_on_device(slice, exec.stream().for_collectives())?)
+    Ok(member.communicator.all_reduce_sum_on_device(slice, stream)?)
 }
 
-/// What rank `rank_idx` has at `i`: no two ranks and no two neighbours have the same.
+/// What rank `rank_idx` has at `i`: no two ranks and no two neighbours have the same, and sums of
+/// them are bf16 too.
 fn number(rank_idx: usize, i: usize) -> bf16 {
-    bf16::from_f32(rank_idx as f32 + i as f32 / 16.0 - 3.0)
+    bf16::from_f32(rank_idx as f32 + i as f32 / 4.0 - 3.0)
 }
 
-/// In rank order, rounded after each addition, as bf16 sums of few small numbers are: exact here.
-fn sum(n_ranks: usize, i: usize) -> f32 {
-    (0..n_ranks).map(|rank_idx| number(rank_idx, i).to_f32()).sum()
+fn numbers(rank_idx: usize) -> [bf16; HIDDEN] {
+    std::array::from_fn(|i| number(rank_idx, i))
+}
+
+fn sums(n_ranks: usize) -> Vec<f32> {
+    let sum = |i| (0..n_ranks).map(|rank_idx| number(rank_idx, i).to_f32()).sum();
+    (0..HIDDEN).map(sum).collect()
 }
 
 #[test]
@@ -90,29 +155,56 @@ fn nccl_sums_over_devices_at_once_and_from_a_graph() {
     for n_ranks in [2, 8] {
         let mut pool = pool(n_ranks, PATIENT);
         let script: Script = Arc::new(|member| {
-            let Member { communicator, device, .. } = member;
-            let exec = &device.exec;
-            let n = 24;
-            let mine: Vec<bf16> = (0..n).map(|i| number(communicator.rank().idx(), i)).collect();
-            let (source, partial) = (device.upload(&mine), device.poisoned::<bf16>(n));
-            exec.stream().copy_within(partial, source, 2 * n)?;
-            sum_bf16(exec, communicator, partial, n)?;
-            let mut sums = device.download::<bf16>(partial, n);
-            exec.stream().begin_capture()?;
-            exec.stream().copy_within(partial, source, 2 * n)?;
-            sum_bf16(exec, communicator, partial, n)?;
-            let graph = exec.stream().end_capture()?;
+            let n_bytes = HIDDEN * size_of::<bf16>();
+            let source = member.upload(&numbers(member.rank_idx()))?;
+            let partial = member.upload(&[bf16::NAN; HIDDEN])?;
+            member.cuda().stream().copy_within(partial, source, n_bytes)?;
+            sum_bf16(member, partial, HIDDEN)?;
+            let mut sums = member.download::<bf16>(partial, HIDDEN)?;
+            member.cuda().stream().begin_capture()?;
+            member.cuda().stream().copy_within(partial, source, n_bytes)?;
+            sum_bf16(member, partial, HIDDEN)?;
+            let graph = member.cuda().stream().end_capture()?;
             for _ in 0..3 {
-                exec.stream().fill(partial, 0xFF, 2 * n)?;
-                exec.stream().launch(&graph)?;
-                sums.extend(device.download::<bf16>(partial, n));
+                member.cuda().stream().fill(partial, 0xFF, n_bytes)?;
+                member.cuda().stream().launch(&graph)?;
+                sums.extend(member.download::<bf16>(partial, HIDDEN)?);
             }
             Ok(sums.iter().map(|x| x.to_f32()).collect())
         });
-        let replies = pool.broadcast(script).expect("no rank fails");
-        let once: Vec<f32> = (0..24).map(|i| sum(n_ranks, i)).collect();
-        for reply in replies {
-            assert_eq!(reply, once.repeat(4), "{n_ranks} ranks");
+        for reply in pool.broadcast(script).expect("no rank fails") {
+            assert_eq!(reply, sums(n_ranks).repeat(4), "{n_ranks} ranks");
+        }
+        pool.shutdown().expect("ranks stop");
+    }
+}
+
+#[test]
+fn one_shot_and_nccl_add_the_same_to_the_residual() {
+    for n_ranks in [2, 8] {
+        let mut pool = pool(n_ranks, PATIENT);
+        let script: Script = Arc::new(|member| {
+            let mine = numbers(member.rank_idx());
+            let residuals = [member.upload(&[1.0f32; HIDDEN])?, member.upload(&[1.0f32; HIDDEN])?];
+            let own = member.upload(&mine)?;
+            let partials = member.partials;
+            for partial in partials {
+                member.cuda().upload(partial, &mine)?;
+            }
+            for partial in [partials, partials].concat() {
+                member.reduce(partial, residuals[0])?;
+            }
+            // Memory that the others cannot reach is NCCL's, which leaves the sum in it.
+            member.reduce(own, residuals[1])?;
+            member.wait()?;
+            let of_one_shot = member.download::<f32>(residuals[0], HIDDEN)?;
+            let of_nccl = member.download::<f32>(residuals[1], HIDDEN)?;
+            Ok([of_one_shot, of_nccl].concat())
+        });
+        let added = |n_times: f32| sums(n_ranks).into_iter().map(move |sum| 1.0 + n_times * sum);
+        let expected: Vec<f32> = added(4.0).chain(added(1.0)).collect();
+        for reply in pool.broadcast(script).expect("no rank fails") {
+            assert_eq!(reply, expected, "{n_ranks} ranks");
         }
         pool.shutdown().expect("ranks stop");
     }
@@ -122,15 +214,15 @@ fn nccl_sums_over_devices_at_once_and_from_a_graph() {
 fn every_rank_knows_every_address() {
     let mut pool = pool(3, PATIENT);
     let script: Script = Arc::new(|member| {
-        let own = member.device.upload(&[member.rank_idx() as u32; 4]);
+        let own = member.upload(&[member.rank_idx() as u32; 4])?;
         let of_ranks = member.peers.share(&mut member.communicator, own)?;
         assert_eq!(of_ranks[member.rank_idx()], own);
         assert_eq!(of_ranks[3..], [DevicePtr::NULL; 5]);
-        let here = member.device.poisoned::<u32>(4);
+        let here = member.upload(&[u32::MAX; 4])?;
         let mut seen = Vec::new();
         for theirs in &of_ranks[..3] {
-            member.device.exec.stream().copy_within(here, *theirs, 16)?;
-            seen.extend(member.device.download::<u32>(here, 4).iter().map(|&x| x as f32));
+            member.cuda().stream().copy_within(here, *theirs, 16)?;
+            seen.extend(member.download::<u32>(here, 4)?.iter().map(|&x| x as f32));
         }
         // Nobody leaves while another may still read.
         member.communicator.all_gather_word(0)?;
@@ -145,59 +237,81 @@ fn every_rank_knows_every_address() {
 fn a_rank_alone_has_nothing_to_sum() {
     let mut pool = pool(1, PATIENT);
     let script: Script = Arc::new(|member| {
-        let partial = member.device.upload(&[bf16::ONE; 8]);
-        let Member { communicator, device, .. } = member;
-        sum_bf16(&device.exec, communicator, partial, 8)?;
+        let partial = member.upload(&[bf16::ONE; 8])?;
+        sum_bf16(member, partial, 8)?;
         member.wait()?;
         let exchange = member.peers.exchange();
         assert_eq!((exchange.n_ranks, exchange.rank), (1, 0));
-        Ok(member.device.download::<bf16>(partial, 8).iter().map(|x| x.to_f32()).collect())
+        Ok(member.download::<bf16>(partial, 8)?.iter().map(|x| x.to_f32()).collect())
     });
     assert_eq!(pool.broadcast(script).expect("no rank fails"), [[1.0; 8]]);
 }
 
-#[test]
-fn a_rank_that_does_not_come_is_not_waited_for_for_ever() {
-    let mut pool = pool(4, IMPATIENT);
-    let script: Script = Arc::new(|member| {
-        let partial = member.device.upload(&[bf16::ONE; 8]);
-        if member.rank_idx() != 2 {
-            let Member { communicator, device, .. } = member;
-            sum_bf16(&device.exec, communicator, partial, 8)?;
-        }
-        member.wait()?;
-        Ok(Vec::new())
-    });
+/// Runs `script`, in which a rank is missing, and says what the pool has to say about it. The
+/// devices can be closed afterwards: nothing on them still waits.
+fn failure(mut pool: RankPool<Member>, script: Script) -> RankError {
     let begin = Instant::now();
     let error = pool.broadcast(script).expect_err("a rank is missing");
+    pool.shutdown().expect_err("the pool has failed");
+    assert!(begin.elapsed() < PATIENT / 2, "{:?}", begin.elapsed());
+    error
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_nccl_is_not_waited_for_for_ever() {
+    let error = failure(
+        pool(4, IMPATIENT),
+        Arc::new(|member| {
+            if member.rank_idx() != 2 {
+                let partial = member.upload(&[bf16::ONE; 8])?;
+                sum_bf16(member, partial, 8)?;
+            }
+            member.wait()?;
+            Ok(Vec::new())
+        }),
+    );
     let text = error.to_string();
-    assert!(text.contains("ncclAllReduce, call 0"), "{text}");
+    assert!(text.contains("after ncclAllReduce (call 0 of this rank)"), "{text}");
     assert!(text.contains("a peer is missing"), "{text}");
     assert_ne!(error.rank.idx(), 2, "who waited says so: {text}");
-    assert!(begin.elapsed() < PATIENT, "{:?}", begin.elapsed());
-    // The devices can be closed: nothing on them still waits.
-    pool.shutdown().expect_err("the pool has failed");
-    assert!(begin.elapsed() < PATIENT, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_rank_that_does_not_come_to_a_kernel_is_not_waited_for_for_ever() {
+    let error = failure(
+        pool(4, IMPATIENT),
+        Arc::new(|member| {
+            let residual = member.upload(&[1.0f32; HIDDEN])?;
+            if member.rank_idx() != 2 {
+                // Two meetings: who was told to go on must not stop at the next.
+                for partial in member.partials {
+                    member.reduce(partial, residual)?;
+                }
+            }
+            member.wait()?;
+            Ok(Vec::new())
+        }),
+    );
+    let text = error.to_string();
+    assert!(text.contains("the device stands still"), "{text}");
+    assert_ne!(error.rank.idx(), 2, "who waited says so: {text}");
 }
 
 #[test]
 fn a_rank_that_fails_releases_those_who_wait_for_its_device() {
-    let mut pool = pool(3, PATIENT);
-    let script: Script = Arc::new(|member| {
-        if member.rank_idx() == 1 {
-            return Err(CollectiveError::DeviceStands { waited: Duration::ZERO }.into());
-        }
-        let partial = member.device.upload(&[bf16::ONE; 8]);
-        let Member { communicator, device, .. } = member;
-        sum_bf16(&device.exec, communicator, partial, 8)?;
-        member.wait()?;
-        Ok(Vec::new())
-    });
-    let begin = Instant::now();
-    let error = pool.broadcast(script).expect_err("a rank fails");
+    let error = failure(
+        pool(3, PATIENT),
+        Arc::new(|member| {
+            let residual = member.upload(&[1.0f32; HIDDEN])?;
+            if member.rank_idx() == 1 {
+                return Err(CollectiveError::DeviceStands { waited: Duration::ZERO }.into());
+            }
+            member.reduce(member.partials[0], residual)?;
+            member.wait()?;
+            Ok(Vec::new())
+        }),
+    );
     assert_eq!(error.rank.idx(), 1, "{error}");
-    pool.shutdown().expect_err("the pool has failed");
-    assert!(begin.elapsed() < PATIENT, "{:?}", begin.elapsed());
 }
 
 #[test]

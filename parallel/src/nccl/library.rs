@@ -15,6 +15,7 @@ use super::NcclError;
 pub(super) const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
 pub(super) const SUCCESS: c_int = 0;
+pub(super) const REMOTE_ERROR: c_int = 6;
 pub(super) const IN_PROGRESS: c_int = 7;
 
 /// `ncclConfig_t` as of NCCL 2.18. Later versions take it: it says its own length and version.
