@@ -26,7 +26,7 @@ use library::{Config, IN_PROGRESS, Library, NAMES, REMOTE_ERROR, SUCCESS};
 const POLL: Duration = Duration::from_micros(50);
 
 /// How long a rank that hears of a peer's failure leaves the peer to say what it was.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Why NCCL did not do what a rank asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -55,7 +55,7 @@ impl RankWorker for Member {
 }
 
 impl Member {
-    fn build(seat: Seat, deadline: Duration) -> Result<Member, StepError> {
+    fn build(seat: Seat, deadline: Duration, leaves_memory: bool) -> Result<Member, StepError> {
         let exec = CudaExec::open_guarded(seat.rank.idx())?;
         let mut communicator = seat.communicator.connect_devices(deadline)?;
         let peers = Peers::connect(&exec, &mut communicator, deadline)?;
@@ -69,7 +69,7 @@ impl Member {
         let gemms = Gemms::new(1, Choice::PerBucket);
         let gpu = Gpu { exec, gemms, magnitudes: DevicePtr::NULL, shared };
         let exec = Some(Exec::Cuda(Box::new(gpu)));
-        Ok(Member { communicator, peers, partials, norm, exec, leaves_memory: false })
+        Ok(Member { communicator, peers, partials, norm, exec, leaves_memory })
     }
 
     fn cuda(&self) -> &CudaExec {
@@ -138,10 +138,21 @@ impl Drop for Member {
     }
 }
 
-fn pool(n_ranks: usize, deadline: Duration) -> RankPool<Member> {
+fn pool(n_ranks: usize) -> RankPool<Member> {
+    spawn(n_ranks, PATIENT, false)
+}
+
+/// Ranks of which one will be missing. A rank may be gone before it has begun its script, so it
+/// is told now to leave its memory.
+fn doomed_pool(n_ranks: usize, deadline: Duration) -> RankPool<Member> {
+    spawn(n_ranks, deadline, true)
+}
+
+fn spawn(n_ranks: usize, deadline: Duration, leaves_memory: bool) -> RankPool<Member> {
     let world = World::new(n_ranks);
     let config = PoolConfig { world, n_floats_max: 64, build_deadline: PATIENT, deadline: PATIENT };
-    RankPool::spawn(config, move |seat| Member::build(seat, deadline)).expect("ranks are built")
+    RankPool::spawn(config, move |seat| Member::build(seat, deadline, leaves_memory))
+        .expect("ranks are built")
 }
 
 /// Has `n` bf16 at `partial` replaced by their sum over all ranks.
@@ -169,7 +180,7 @@ fn sums(n_ranks: usize) -> Vec<f32> {
 #[test]
 fn nccl_sums_over_devices_at_once_and_from_a_graph() {
     for n_ranks in [2, 8] {
-        let mut pool = pool(n_ranks, PATIENT);
+        let mut pool = pool(n_ranks);
         let script: Script = Arc::new(|member| {
             let n_bytes = HIDDEN * size_of::<bf16>();
             let source = member.upload(&numbers(member.rank_idx()))?;
@@ -198,7 +209,7 @@ fn nccl_sums_over_devices_at_once_and_from_a_graph() {
 #[test]
 fn one_shot_and_nccl_add_the_same_to_the_residual() {
     for n_ranks in [2, 8] {
-        let mut pool = pool(n_ranks, PATIENT);
+        let mut pool = pool(n_ranks);
         let script: Script = Arc::new(|member| {
             let mine = numbers(member.rank_idx());
             let residuals = [member.upload(&[1.0f32; HIDDEN])?, member.upload(&[1.0f32; HIDDEN])?];
@@ -228,7 +239,7 @@ fn one_shot_and_nccl_add_the_same_to_the_residual() {
 
 #[test]
 fn every_rank_knows_every_address() {
-    let mut pool = pool(3, PATIENT);
+    let mut pool = pool(3);
     let script: Script = Arc::new(|member| {
         let own = member.upload(&[member.rank_idx() as u32; 4])?;
         let of_ranks = member.peers.share(&mut member.communicator, own)?;
@@ -251,7 +262,7 @@ fn every_rank_knows_every_address() {
 
 #[test]
 fn a_rank_alone_has_nothing_to_sum() {
-    let mut pool = pool(1, PATIENT);
+    let mut pool = pool(1);
     let script: Script = Arc::new(|member| {
         let partial = member.upload(&[bf16::ONE; 8])?;
         sum_bf16(member, partial, 8)?;
@@ -266,10 +277,6 @@ fn a_rank_alone_has_nothing_to_sum() {
 /// Runs `script`, in which a rank is missing, and says what the pool has to say about it.
 fn failure(mut pool: RankPool<Member>, script: Script) -> RankError {
     let begin = Instant::now();
-    let script: Script = Arc::new(move |member| {
-        member.leaves_memory = true;
-        script(member)
-    });
     let error = pool.broadcast(script).expect_err("a rank is missing");
     pool.shutdown().expect_err("the pool has failed");
     assert!(begin.elapsed() < PATIENT / 2, "{:?}", begin.elapsed());
@@ -279,7 +286,7 @@ fn failure(mut pool: RankPool<Member>, script: Script) -> RankError {
 #[test]
 fn a_rank_that_does_not_come_to_nccl_is_not_waited_for_for_ever() {
     let error = failure(
-        pool(4, IMPATIENT),
+        doomed_pool(4, IMPATIENT),
         Arc::new(|member| {
             if member.rank_idx() != 2 {
                 let partial = member.upload(&[bf16::ONE; 8])?;
@@ -298,7 +305,7 @@ fn a_rank_that_does_not_come_to_nccl_is_not_waited_for_for_ever() {
 #[test]
 fn a_rank_that_does_not_come_to_a_kernel_is_not_waited_for_for_ever() {
     let error = failure(
-        pool(4, IMPATIENT),
+        doomed_pool(4, IMPATIENT),
         Arc::new(|member| {
             let residual = member.upload(&[1.0f32; HIDDEN])?;
             if member.rank_idx() != 2 {
@@ -319,7 +326,7 @@ fn a_rank_that_does_not_come_to_a_kernel_is_not_waited_for_for_ever() {
 #[test]
 fn a_rank_that_fails_releases_those_who_wait_for_its_device() {
     let error = failure(
-        pool(3, PATIENT),
+        doomed_pool(3, PATIENT),
         Arc::new(|member| {
             let residual = member.upload(&[1.0f32; HIDDEN])?;
             if member.rank_idx() == 1 {
