@@ -196,10 +196,15 @@ mod tests {
         {
             assert_eq!(machine_paths("a.md", &format!("\n{text}"))[0].line, 2, "{text}");
         }
-        for text in
-            ["tests/work/a", "https://host/home/a", "$HOME/models", "/working/a", "./root/a"]
-        {
-            assert_eq!(machine_paths("a.md", text), [], "{text}");
+        let within = |before: &str, root: &str| format!("{before}{}", path(root));
+        for text in [
+            within("tests", "work"),
+            within("https://host", "home"),
+            within("$HOME", "models"),
+            path("working"),
+            within(".", "root"),
+        ] {
+            assert_eq!(machine_paths("a.md", &text), [], "{text}");
         }
     }
 }
