@@ -133,7 +133,13 @@ impl<R: Request> World<R> {
                 eprintln!("virtual-node: nccl: rank {rank} waits for rank {missing} to join");
             }
         }
-        state.problem(rank).map_or(Ok(()), Err)
+        // The first to be ready may have failed in a collective before the last hears that all are
+        // there: its initialization went well all the same.
+        let problem = match state.is_complete() {
+            true => state.failure.clone(),
+            false => state.problem(rank),
+        };
+        problem.map_or(Ok(()), Err)
     }
 
     /// The rank leaves, without regard to what it is doing.
@@ -361,6 +367,19 @@ mod tests {
             assert_eq!(waiting.join().unwrap(), Ok(()));
         });
         assert_eq!(world.status(0), NcclResult::Success);
+    }
+
+    #[test]
+    fn what_fails_after_the_last_has_come_is_no_failure_to_come() {
+        let world = complete(2);
+        world.abort(1);
+        assert_eq!(world.wait_ready(0), Ok(()), "it heard late that all are there");
+        assert_eq!(world.status(0), NcclResult::RemoteError);
+        let world = World::<Number>::new(3);
+        world.join(0, 3, 0).unwrap();
+        world.abort(1);
+        let problem = world.wait_ready(0).unwrap_err();
+        assert_eq!(problem.result, NcclResult::RemoteError, "not all have come");
     }
 
     #[test]
