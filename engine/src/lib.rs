@@ -18,7 +18,8 @@ pub mod kernels;
 mod loading;
 mod memory_plan;
 mod model;
-mod peers;
+#[doc(hidden)]
+pub mod peers;
 mod probe;
 pub mod rank;
 mod request;

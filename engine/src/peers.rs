@@ -27,7 +27,7 @@ const EPOCHS_GIVEN_UP: u32 = 1 << 30;
 
 /// How a sum over ranks is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Carrier {
+pub enum Carrier {
     /// Every rank reads all others' memory.
     OneShot,
     /// The library.
@@ -49,7 +49,7 @@ pub(crate) enum Carrier {
 /// vllm-project/vllm#37756 (B300). A rank of eight reads seven times the message, so that at
 /// 1 MiB some 20 µs go into bytes alone (at about 370 GB/s of NVLink) and the gain is gone; four
 /// ranks read three times, two ranks once, which no other way can beat.
-pub(crate) fn carrier(n_bytes: usize, n_ranks: usize) -> Carrier {
+pub fn carrier(n_bytes: usize, n_ranks: usize) -> Carrier {
     let n_bytes_max = match n_ranks {
         0..=2 => 4 << 20,
         3..=4 => 1 << 20,
