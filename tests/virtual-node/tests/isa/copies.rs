@@ -29,6 +29,8 @@ fn cp_async() {
         [&row[..n_read], &vec![0; 16 - n_read]].concat()
     });
     assert_eq!(copied("copy_zero_fill"), cut);
+    let shorter = rows(&input, |_, row| [&row[..12], &[0; 4]].concat());
+    assert_eq!(copied("copy_zero_fill_constant"), shorter);
     let every_second =
         rows(&input, |lane, row| if lane % 2 == 1 { vec![0; 16] } else { row.to_vec() });
     assert_eq!(copied("copy_ignore_source"), every_second);
@@ -47,7 +49,8 @@ fn mbarrier_phases() {
         ("phases", &[0, 1, 0, 1, 1, 1, 0, 0, 1]),
         // 128 bytes are expected: none, 64, 128 have come; then a phase without bytes.
         ("transactions", &[0, 0, 1, 1]),
-        // Three less one that left and... two pending at the second arrival; one is left; none.
+        // Of three one leaves for good and one arrives, which finds two pending; the third ends
+        // the phase, and two are enough for the next one.
         ("drops", &[2, 0, 1, 1]),
     ];
     for (kernel, expected) in cases {

@@ -52,6 +52,10 @@ impl Format {
             Format::U8 => f64::from(bits as u8),
             Format::S32 => f64::from(bits as i32),
             // OCP 8-bit floating point: bias 7 with 3 bits of mantissa, bias 15 with 2.
+            // The first has NaN alone in its last place, the second ends as IEEE's formats do.
+            Format::E4m3 if bits & 0x7f == 0x7f => f64::NAN,
+            Format::E5m2 if bits & 0x7f > 0x7c => f64::NAN,
+            Format::E5m2 if bits & 0x7f == 0x7c => eight_bits(bits, 2, 15) * f64::INFINITY,
             Format::E4m3 => eight_bits(bits, 3, 7),
             Format::E5m2 => eight_bits(bits, 2, 15),
         }

@@ -9,7 +9,7 @@ use crate::exec::checks::{self, Access, AccessKind};
 use crate::exec::fault::{Flow, Trap};
 use crate::exec::inst::{Address, Pred, R32, Space};
 use crate::exec::{N_LANES, WarpCx};
-use crate::ptx::{Instruction, Lowered, Lowering};
+use crate::ptx::{Instruction, Lowered, Lowering, Operand};
 
 /// `cp.async`.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,10 +78,10 @@ pub(super) fn decode(cx: &mut Lowering<'_>, inst: &Instruction) -> Lowered<CopyA
     let has_policy = mnemonic.has("L2::cache_hint");
     let source = if inst.operands.len() > 3 + usize::from(has_policy) {
         let extra = operand(inst, 3)?;
-        // A register of bytes or a predicate: the text tells by its declaration alone.
-        match cx.source_predicate(extra) {
-            Ok(ignored) => Source::Unless(ignored),
-            Err(_) => Source::Bytes(cx.source32(extra)?),
+        // Bytes or a predicate: of a register its declaration alone tells, a number is bytes.
+        match (extra, cx.source_predicate(extra)) {
+            (Operand::Integer(_), _) | (_, Err(_)) => Source::Bytes(cx.source32(extra)?),
+            (_, Ok(ignored)) => Source::Unless(ignored),
         }
     } else {
         Source::Whole
