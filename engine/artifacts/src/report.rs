@@ -86,3 +86,52 @@ fn broken_claims(claims: &[Claim], kernels: &BTreeMap<String, Sass>) -> Vec<Stri
     }
     broken
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that may be as it is.
+    const HEALTHY: KernelFacts = KernelFacts {
+        n_registers: 128,
+        spill_bytes: 0,
+        stack_bytes: 0,
+        static_shared_bytes: STATIC_SHARED_BYTES_MAX,
+        n_threads_max: 512,
+    };
+
+    #[test]
+    fn each_fault_of_a_kernel_is_refused() {
+        let count = |kernel: &KernelFacts, opcode: &str| {
+            faults("a", kernel, &Sass::from_counts(&[(opcode, 1)])).len()
+        };
+        assert_eq!(count(&HEALTHY, "LDG.E.128"), 0);
+        assert_eq!(count(&HEALTHY, "LDL.64"), 1);
+        assert_eq!(count(&HEALTHY, "STL"), 1);
+        let sick = [
+            KernelFacts { spill_bytes: 4, ..HEALTHY },
+            KernelFacts { stack_bytes: 8, ..HEALTHY },
+            // Registers are given out in runs of eight.
+            KernelFacts { n_registers: 129, ..HEALTHY },
+            KernelFacts { n_registers: 32, n_threads_max: 1056, ..HEALTHY },
+            KernelFacts { static_shared_bytes: STATIC_SHARED_BYTES_MAX + 1, ..HEALTHY },
+        ];
+        for kernel in sick {
+            assert_eq!(count(&kernel, "LDG.E.128"), 1, "{kernel:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_machine_code_does_not_keep_is_refused() {
+        let kernels =
+            BTreeMap::from([("a".to_owned(), Sass::from_counts(&[("LDG.E.128.CONSTANT", 2)]))]);
+        let broken = |kernel: &str, opcode: &str, n_min| {
+            let (kernel, opcode) = (kernel.to_owned(), opcode.to_owned());
+            broken_claims(&[Claim { kernel, opcode, n_min }], &kernels).len()
+        };
+        assert_eq!(broken("a", "LDG.128", 2), 0);
+        assert_eq!(broken("a", "LDG.128", 3), 1);
+        assert_eq!(broken("a", "LDG.64", 1), 1);
+        assert_eq!(broken("b", "LDG.128", 1), 1, "there is no such kernel");
+    }
+}

@@ -22,6 +22,12 @@ impl Sass {
         Ok(kernels)
     }
 
+    /// What a test says that a kernel has.
+    #[cfg(test)]
+    pub(crate) fn from_counts(counts: &[(&str, usize)]) -> Sass {
+        Sass(counts.iter().map(|&(opcode, n)| (opcode.to_owned(), n)).collect())
+    }
+
     /// Instructions whose opcode begins as `wanted` does and holds its other dotted parts.
     pub(crate) fn count(&self, wanted: &str) -> usize {
         let matches = |opcode: &str| {

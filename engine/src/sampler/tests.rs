@@ -65,17 +65,21 @@ fn filtered(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
     p.iter().map(|p| p / total).collect()
 }
 
-#[test]
-fn draws_follow_the_filtered_probabilities() {
+/// Every filter, alone and with others.
+fn filters() -> [SamplingParams; 5] {
     let base = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
-    let cases = [
+    [
         base.clone(),
         SamplingParams { temperature: 0.6, top_p: 0.95, ..base.clone() },
         SamplingParams { top_k: 5, ..base.clone() },
         SamplingParams { min_p: 0.1, ..base.clone() },
         SamplingParams { temperature: 2.0, top_k: 300, top_p: 0.7, min_p: 0.02, ..base },
-    ];
-    for (case_idx, params) in cases.into_iter().enumerate() {
+    ]
+}
+
+#[test]
+fn draws_follow_the_filtered_probabilities() {
+    for (case_idx, params) in filters().into_iter().enumerate() {
         let logits = pseudo_logits(500, case_idx as u64);
         let expected = filtered(&logits, &params);
         let n_draws = 20_000;
@@ -97,6 +101,26 @@ fn draws_follow_the_filtered_probabilities() {
         // Mean n, standard deviation sqrt(2n): six of them never happen by chance.
         let bound = n_cells as f64 + 6.0 * (2.0 * n_cells as f64).sqrt();
         assert!(chi_squared < bound, "case {case_idx}: {chi_squared} over {n_cells} cells");
+    }
+}
+
+/// The order is part of the answer: a device that draws alike yields the same tokens.
+#[test]
+fn draws_invert_the_distribution_in_the_tokens_order() {
+    for (case_idx, params) in filters().into_iter().enumerate() {
+        let logits = pseudo_logits(500, case_idx as u64);
+        let p = filtered(&logits, &params);
+        let mut n_clear = 0;
+        for seed in 0..2000 {
+            let params = SamplingParams { seed, ..params.clone() };
+            let drawn = sample(&mut sampler(params, logits.len(), &[]), &logits).idx();
+            let (below, target): (f64, f64) = (p[..drawn].iter().sum(), uniform(seed, 0));
+            // Rounding decides at a border.
+            let is_inside = below - 1e-9 <= target && target < below + p[drawn] + 1e-9;
+            assert!(is_inside, "case {case_idx}, seed {seed}: {drawn} from {below} for {target}");
+            n_clear += usize::from(p[drawn] > 1e-6);
+        }
+        assert!(n_clear > 1900, "case {case_idx}: {n_clear} draws could have failed");
     }
 }
 

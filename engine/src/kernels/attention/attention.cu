@@ -365,11 +365,4 @@ template <int D, int BYTES> __device__ __forceinline__ void decode(const Args& a
         decode<D, BYTES>(args);                                                       \
     }
 
-DECODE(d32_bf16, 32, 2)
-DECODE(d64_bf16, 64, 2)
-DECODE(d96_bf16, 96, 2)
-DECODE(d128_bf16, 128, 2)
-DECODE(d32_f8, 32, 1)
-DECODE(d64_f8, 64, 1)
-DECODE(d96_f8, 96, 1)
-DECODE(d128_f8, 128, 1)
+FOR_EACH_SHAPE(DECODE)

@@ -189,3 +189,15 @@ __device__ __forceinline__ void store_pair(const Args& args, i64 element, float 
         *reinterpret_cast<u32*>(args.out + 2 * element) = bf16_pair(x, y);
     }
 }
+
+// The widths of heads and the bytes of stored numbers that there are kernels for, by the names that
+// the launcher calls them.
+#define FOR_EACH_SHAPE(KERNEL) \
+    KERNEL(d32_bf16, 32, 2)    \
+    KERNEL(d64_bf16, 64, 2)    \
+    KERNEL(d96_bf16, 96, 2)    \
+    KERNEL(d128_bf16, 128, 2)  \
+    KERNEL(d32_f8, 32, 1)      \
+    KERNEL(d64_f8, 64, 1)      \
+    KERNEL(d96_f8, 96, 1)      \
+    KERNEL(d128_f8, 128, 1)

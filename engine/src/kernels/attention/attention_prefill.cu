@@ -271,11 +271,4 @@ template <int D, int BYTES> __device__ __forceinline__ void prefill(const Args& 
         prefill<D, BYTES>(args);                                                      \
     }
 
-PREFILL(d32_bf16, 32, 2)
-PREFILL(d64_bf16, 64, 2)
-PREFILL(d96_bf16, 96, 2)
-PREFILL(d128_bf16, 128, 2)
-PREFILL(d32_f8, 32, 1)
-PREFILL(d64_f8, 64, 1)
-PREFILL(d96_f8, 96, 1)
-PREFILL(d128_f8, 128, 1)
+FOR_EACH_SHAPE(PREFILL)

@@ -178,7 +178,7 @@ pub struct Enter {
     pub slot_idx: usize,
     /// i32 `[n_prompt + n_generated]`: the prompt, then what it generated before.
     pub tokens: DevicePtr,
-    /// Tokens of the prompt; 0 where there are no penalties.
+    /// Tokens of the prompt.
     pub n_prompt: usize,
     /// Tokens generated before.
     pub n_generated: usize,

@@ -6,14 +6,18 @@ use weights::AttentionSpec;
 
 use super::*;
 use crate::device::cuda::testing::TestDevice;
+use crate::kernels::testing::device::{Rounding, assert_rounded};
 use crate::kernels::testing::traffic::assert_frugal;
-use crate::kernels::testing::{Rng, e4m3_nearest, e4m3_value};
+use crate::kernels::testing::{ROUNDING, Rng, e4m3_nearest, e4m3_value};
 
 const K_SCALE: f32 = 0.0113;
 const V_SCALE: f32 = 0.0029;
 const OUT_SCALE: f32 = 0.0031;
 /// Elements between two tokens' outputs that no kernel may touch.
 const OUT_GAP: usize = 8;
+/// Additions on the way of one value into a sum, at most: a part's, then those of warps and parts.
+/// Prefill adds sixteen at once, and no more than so many times here.
+const N_ADDED_MAX: usize = 2048 + 4 + 64;
 
 /// LN-Ultra's heads on one of eight ranks.
 const ULTRA: AttentionSpec =
@@ -35,10 +39,9 @@ struct Stored {
 }
 
 impl Stored {
-    fn new(rng: &mut Rng, dtype: KvDtype, scale: f32, n: usize) -> Stored {
-        let (mut bytes, mut values) = (Vec::new(), Vec::with_capacity(n));
-        for _ in 0..n {
-            let x = rng.number();
+    fn new(dtype: KvDtype, scale: f32, numbers: impl Iterator<Item = f32>) -> Stored {
+        let (mut bytes, mut values) = (Vec::new(), Vec::new());
+        for x in numbers {
             match dtype {
                 KvDtype::Fp8 => {
                     // As many of the codes as numbers of this size reach.
@@ -93,13 +96,31 @@ impl Case {
             let q = (0..span.n_tokens * q_width).map(|_| bf16::from_f32(rng.number() * 8.0));
             Sequence {
                 q: q.collect(),
-                keys: Stored::new(&mut rng, dtype, K_SCALE, n),
-                values: Stored::new(&mut rng, dtype, V_SCALE, n),
+                keys: Stored::new(dtype, K_SCALE, rng.numbers(n).into_iter()),
+                values: Stored::new(dtype, V_SCALE, rng.numbers(n).into_iter()),
                 n_positions: span.n_positions,
             }
         };
         let sequences = spans.iter().map(&mut sequence).collect();
         Case { share: share.clone(), dtype, out_scale: None, sequences }
+    }
+
+    /// One where every position weighs the same and its value is 1 in one dimension and 0 in the
+    /// others, neighbours in different ones: each output is a count.
+    fn counting(share: &AttentionSpec, dtype: KvDtype, spans: &[Span]) -> Case {
+        let mut case = Case::new(20, share, dtype, spans);
+        let one = if dtype == KvDtype::Fp8 { V_SCALE } else { 1.0 };
+        let AttentionSpec { n_kv_heads, head_dim, .. } = *share;
+        for sequence in &mut case.sequences {
+            let n = sequence.n_positions * n_kv_heads * head_dim;
+            let value = |i: usize| {
+                let (position, kv_head) = (i / head_dim / n_kv_heads, i / head_dim % n_kv_heads);
+                if i % head_dim == counted_dim(share, position, kv_head) { one } else { 0.0 }
+            };
+            sequence.keys = Stored::new(dtype, K_SCALE, std::iter::repeat_n(0.0, n));
+            sequence.values = Stored::new(dtype, V_SCALE, (0..n).map(value));
+        }
+        case
     }
 
     fn with_out_scale(mut self, out_scale: f32) -> Case {
@@ -241,7 +262,7 @@ impl<'a> Uploaded<'a> {
         }
     }
 
-    fn decode(&self) -> Vec<f32> {
+    fn decode(&self) -> Vec<f64> {
         let workspace = self.workspace();
         // Twice: the second launch finds the workspace as the first left it.
         self.decode_once(workspace);
@@ -253,36 +274,43 @@ impl<'a> Uploaded<'a> {
         decode(&self.device.exec, &self.launch, workspace, self.n_context).expect("it launches");
     }
 
-    fn prefill(&self) -> Vec<f32> {
+    fn prefill(&self) -> Vec<f64> {
         let n_tiles = n_tiles(&self.case.share, self.n_tokens_of_rows.iter().copied());
         prefill(&self.device.exec, &self.launch, n_tiles).expect("it launches");
         self.output()
     }
 
     /// `[n_tokens][q_width]`
-    fn output(&self) -> Vec<f32> {
+    fn output(&self) -> Vec<f64> {
         let (width, stride) = (self.case.q_width(), self.launch.out_stride);
         let mut out = Vec::with_capacity(self.n_tokens * width);
-        let mut take = |is_gap: bool, bits_are_poison: bool, value: f32| match is_gap {
+        let mut take = |is_gap: bool, bits_are_poison: bool, value: f64| match is_gap {
             true => assert!(bits_are_poison, "the gap between outputs was written"),
             false => out.push(value),
         };
         if let Some(scale) = self.case.out_scale {
             let codes: Vec<u8> = self.device.download(self.launch.out, self.n_tokens * stride);
             for (i, &code) in codes.iter().enumerate() {
-                take(i % stride >= width, code == 0xFF, e4m3_value(code) as f32 * scale);
+                let value = e4m3_value(code) * f64::from(scale);
+                take(i % stride >= width, code == 0xFF, value);
             }
         } else {
             let stored: Vec<bf16> = self.device.download(self.launch.out, self.n_tokens * stride);
             for (i, x) in stored.iter().enumerate() {
-                take(i % stride >= width, x.to_bits() == 0xFFFF, x.to_f32());
+                take(i % stride >= width, x.to_bits() == 0xFFFF, x.to_f64());
             }
         }
         out
     }
 }
 
-/// What one query head of one token should yield, `[head_dim]` with bounds.
+/// The dimension in which [`Case::counting`] counts a position.
+fn counted_dim(share: &AttentionSpec, position: usize, kv_head: usize) -> usize {
+    (position + 5 * kv_head) % share.head_dim
+}
+
+/// What one query head of one token should yield, `[head_dim]`, and what each may lose before it is
+/// rounded to the output's type.
 fn expected_head(
     case: &Case,
     row: (usize, usize, usize),
@@ -298,7 +326,7 @@ fn expected_head(
     let seen = case.first_seen(position)..position + 1;
     let begin = |position: usize| (position * n_kv_heads + kv_head) * head_dim;
     let root = (head_dim as f64).sqrt();
-    let (mut scores, mut magnitude) = (Vec::with_capacity(seen.len()), 0.0f64);
+    let (mut weights, mut magnitude) = (Vec::with_capacity(seen.len()), 0.0f64);
     for j in seen.clone() {
         let key = &sequence.keys.values[begin(j)..][..head_dim];
         let (mut score, mut sum) = (0.0, 0.0);
@@ -306,49 +334,52 @@ fn expected_head(
             score += q * k;
             sum += (q * k).abs();
         }
-        scores.push(score / root);
+        weights.push(score / root);
         magnitude = magnitude.max(sum / root);
     }
-    let rounding = 0.5f64.powi(24);
-    let error = (head_dim as f64 / 8.0 + 12.0) * rounding * magnitude;
-    let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (mut sums, mut total, mut largest) = (vec![0.0; head_dim], 0.0, 0.0f64);
-    for (score, j) in scores.iter().zip(seen) {
-        let weight = (score - greatest).exp();
-        total += weight;
-        for (sum, v) in sums.iter_mut().zip(&sequence.values.values[begin(j)..][..head_dim]) {
-            *sum += weight * v;
-            largest = largest.max(v.abs());
+    let greatest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    weights.iter_mut().for_each(|weight| *weight = (*weight - greatest).exp());
+    let total: f64 = weights.iter().sum();
+    // Means over the positions, as they weigh.
+    let mean = |of: &dyn Fn(f64, usize) -> f64| -> Vec<f64> {
+        let mut sums = vec![0.0; head_dim];
+        for (weight, j) in weights.iter().zip(seen.clone()) {
+            let value = &sequence.values.values[begin(j)..][..head_dim];
+            for (d, (sum, v)) in sums.iter_mut().zip(value).enumerate() {
+                *sum += weight * of(*v, d);
+            }
         }
-    }
-    let bound = (2.0 * error + 0.5f64.powi(7)) * largest;
-    let stored = |y: f64| match case.out_scale {
-        // Half a unit of a three-bit fraction, and of the smallest number.
-        Some(scale) => (y.abs() / 16.0).max(f64::from(scale) * 0.5f64.powi(10)),
-        None => y.abs() / 256.0,
+        sums.iter().map(|sum| sum / total).collect()
     };
-    sums.iter().map(|sum| sum / total).map(|y| (y, bound + stored(y))).collect()
+    let exact = mean(&|v, _| v);
+    let (distances, sizes) = (mean(&|v, d| (v - exact[d]).abs()), mean(&|v, _| v.abs()));
+    let error = (head_dim as f64 / 8.0 + 12.0) * ROUNDING * magnitude;
+    let off = error.exp() * (1.0 + 0.5f64.powi(9)) - 1.0;
+    let n_added = seen.len().min(N_ADDED_MAX) as f64;
+    let loss = |d: usize| off / (1.0 - off) * distances[d] + (n_added + 4.0) * ROUNDING * sizes[d];
+    exact.iter().enumerate().map(|(d, &y)| (y, loss(d))).collect()
 }
 
 /// Compares `n_heads` heads of every `step`-th token of every row.
-fn assert_rows(case: &Case, rows: &[(usize, usize, usize)], out: &[f32], sample: (usize, usize)) {
+fn assert_rows(case: &Case, rows: &[(usize, usize, usize)], out: &[f64], sample: (usize, usize)) {
     let (step, n_heads) = sample;
+    let rounding = match case.out_scale {
+        Some(scale) => Rounding::E4m3 { scale: f64::from(scale) },
+        None => Rounding::Bf16,
+    };
     let mut first = 0;
     for &row in rows {
         for at in (0..row.2).step_by(step) {
             // Other heads at each token.
             for head in (at..at + n_heads).map(|head| head % case.share.n_q_heads) {
                 let begin = (first + at) * case.q_width() + head * case.share.head_dim;
-                let expected = expected_head(case, row, at, head);
-                for (d, (got, (expected, bound))) in out[begin..].iter().zip(expected).enumerate() {
-                    let got = f64::from(*got);
-                    assert!(
-                        !got.is_nan() && (got - expected).abs() <= bound,
-                        "{:?} {:?}: row {row:?}, token {at}, head {head}, dimension {d} is {got}, \
-                         expected {expected} ± {bound}",
-                        case.share,
-                        case.dtype
-                    );
+                let what = format!(
+                    "{:?} {:?}: row {row:?}, token {at}, head {head}",
+                    case.share, case.dtype
+                );
+                for (&got, expected) in out[begin..].iter().zip(expected_head(case, row, at, head))
+                {
+                    assert_rounded(got, rounding, expected, &what);
                 }
             }
         }
@@ -358,7 +389,31 @@ fn assert_rows(case: &Case, rows: &[(usize, usize, usize)], out: &[f32], sample:
     assert_eq!(out.len(), first * case.q_width());
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+/// Compares every number of [`Case::counting`] with its count.
+fn assert_counts(case: &Case, rows: &[(usize, usize, usize)], out: &[f64]) {
+    let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = case.share;
+    let one = if case.dtype == KvDtype::Fp8 { f64::from(V_SCALE) } else { 1.0 };
+    let positions = rows.iter().flat_map(|&(_, start, n_tokens)| start..start + n_tokens);
+    let mut outputs = out.chunks_exact(head_dim);
+    for position in positions {
+        let seen = case.first_seen(position)..position + 1;
+        for head in 0..n_q_heads {
+            let kv_head = head / (n_q_heads / n_kv_heads);
+            let mut counts = vec![0.0; head_dim];
+            seen.clone().for_each(|j| counts[counted_dim(&case.share, j, kv_head)] += 1.0);
+            let what = format!("{:?} {:?}: {seen:?}, head {head}", case.share, case.dtype);
+            let got = outputs.next().expect("an output for every head");
+            for (&got, count) in got.iter().zip(counts) {
+                let value = count / seen.len() as f64 * one;
+                // Counts are exact: a quotient and a factor are not.
+                assert_rounded(got, Rounding::Bf16, (value, 2.0 * ROUNDING * value), &what);
+            }
+        }
+    }
+    assert!(outputs.next().is_none(), "no other outputs");
+}
+
+fn bits(x: &[f64]) -> Vec<u64> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -424,6 +479,25 @@ fn decode_serves_every_shape_of_heads_and_windows() {
             let batch = Batch { rows: &rows, n_padding: 0, seed: 5, n_context: 4096 };
             let out = Uploaded::new(&device, &case, &batch).decode();
             assert_rows(&case, &rows, &out, (1, share.n_q_heads));
+        }
+    }
+}
+
+#[test]
+fn every_position_counts_once() {
+    let device = TestDevice::open(0);
+    let windowed = AttentionSpec { window: Some(1000), ..ULTRA };
+    for share in [ULTRA, windowed].into_iter().chain(shares()) {
+        for dtype in DTYPES {
+            let case = Case::counting(&share, dtype, &spans(&[1, 16, 257, 2049, 4097], 40));
+            let rows = case.last_tokens();
+            let batch = Batch { rows: &rows, n_padding: 0, seed: 15, n_context: 4100 };
+            let out = Uploaded::new(&device, &case, &batch).decode();
+            assert_counts(&case, &rows, &out);
+            let rows = [(2, 230, 27), (3, 2009, 40)];
+            let batch = Batch { rows: &rows, n_padding: 0, seed: 16, n_context: 4100 };
+            let out = Uploaded::new(&device, &case, &batch).prefill();
+            assert_counts(&case, &rows, &out);
         }
     }
 }
