@@ -13,7 +13,8 @@
 //
 // Who owns what: a block of `magnitudes_bf16` has a token. The others cut each row into tiles of
 // N_THREADS chunks, one chunk a thread: block (i, t) has tile i of token t, except in
-// `quantize_exchanged`, whose blocks must all be resident and stride over the tiles of all rows.
+// `quantize_exchanged`, whose blocks must all be resident: each has a run of neighbouring tiles, so
+// that it asks the other ranks for few tokens' magnitudes, and one warp of it asks for each once.
 //
 // Bound: 2 * width bytes read a token, and width written where codes are.
 //
@@ -94,26 +95,46 @@ quantize_known(PARAMS, const float* __restrict__ magnitudes, float* __restrict__
     if (blockIdx.x == 0 && threadIdx.x == 0) scales[token] = scale;
 }
 
+// The scale of a token's whole row, in the first warp.
+__device__ __forceinline__ float scale_over_ranks(const OfRanks<const float>& magnitudes,
+                                                  i32 n_ranks, i32 token) {
+    float of_ranks[N_RANKS_MAX];
+#pragma unroll
+    for (int r = 0; r < N_RANKS_MAX; r++) {
+        const bool is_wanted = threadIdx.x < 32 && r < n_ranks;
+        of_ranks[r] = is_wanted ? magnitudes.of[r][token] : 0.0f;
+    }
+    float greatest = 0.0f;
+#pragma unroll
+    for (int r = 0; r < N_RANKS_MAX; r++) greatest = fmaxf(greatest, of_ranks[r]);
+    return scale_of(greatest);
+}
+
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 quantize_exchanged(PARAMS, const OfRanks<const float> magnitudes, float* __restrict__ scales,
                    i32 n_tokens, const Exchange exchange) {
+    __shared__ float scale_of_token;
     const u32 epoch = announce(exchange);
     await(exchange, epoch);
     const i32 n_tiles = (out_stride + N_THREADS * CHUNK - 1) / (N_THREADS * CHUNK);
-    for (i64 i = blockIdx.x; i < i64(n_tokens) * n_tiles; i += gridDim.x) {
-        const i32 token = i32(i / n_tiles);
-        const i32 tile = i32(i % n_tiles);
-        float of_ranks[N_RANKS_MAX];
-#pragma unroll
-        for (int r = 0; r < N_RANKS_MAX; r++) {
-            of_ranks[r] = r < exchange.n_ranks ? magnitudes.of[r][token] : 0.0f;
+    const i64 n = i64(n_tokens) * n_tiles;
+    const i64 end = n * (blockIdx.x + 1) / gridDim.x;
+    i64 i = n * blockIdx.x / gridDim.x;
+    i32 token = i32(i / n_tiles);
+    i32 tile = i32(i % n_tiles);
+    bool is_new = true;
+    for (; i < end; i++) {
+        if (is_new) {
+            // Nobody looks at the last token's any more.
+            __syncthreads();
+            const float scale = scale_over_ranks(magnitudes, exchange.n_ranks, token);
+            if (threadIdx.x == 0) scale_of_token = scale;
+            __syncthreads();
         }
-        float greatest = 0.0f;
-#pragma unroll
-        for (int r = 0; r < N_RANKS_MAX; r++) greatest = fmaxf(greatest, of_ranks[r]);
-        const float scale = scale_of(greatest);
-        quantize_chunk(ROWS, token, col_of(tile), scale);
-        if (tile == 0 && threadIdx.x == 0) scales[token] = scale;
+        quantize_chunk(ROWS, token, col_of(tile), scale_of_token);
+        if (tile == 0 && threadIdx.x == 0) scales[token] = scale_of_token;
+        is_new = ++tile == n_tiles;
+        if (is_new) tile = 0, token++;
     }
     leave(exchange, epoch);
 }

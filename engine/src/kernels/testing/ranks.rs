@@ -58,6 +58,16 @@ fn run_ranks(n_ranks: usize, run: impl Fn(&TestRank<'_>) + Sync) {
     });
 }
 
+/// An exchange of `device` with itself, in the place of each of `n_ranks` ranks: what one rank's
+/// kernel does can then be looked at alone. The first rank's flag of each rank is where that rank's
+/// own flag of the first would be, so that whoever announces has heard from all.
+pub(crate) fn alone_as(device: &TestDevice, n_ranks: usize) -> Exchange {
+    let own = device.upload(&[0u8; FLAG_BYTES]);
+    let flags = std::array::from_fn(|rank| own.elements::<u32>(rank));
+    let state = device.upload(&[0u8; STATE_BYTES]);
+    Exchange { flags, state, n_ranks, rank: 0 }
+}
+
 impl TestRank<'_> {
     /// Waits for all ranks.
     pub(crate) fn meet(&self) {

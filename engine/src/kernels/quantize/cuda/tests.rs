@@ -7,7 +7,7 @@ use crate::device::DevicePtr;
 use crate::device::cuda::testing::TestDevice;
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::testing::device::bf16s;
-use crate::kernels::testing::ranks::{TestRank, on_ranks};
+use crate::kernels::testing::ranks::{TestRank, alone_as, on_ranks};
 use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{Rng, e4m3_nearest};
 
@@ -137,7 +137,8 @@ fn ranks_agree_on_the_greatest() {
 
 #[test]
 fn hardly_more_is_moved_than_must_be() {
-    let (n_tokens, width) = (3, 6656);
+    // A full step of decoding: where fewer tokens meet, waiting for the others is what counts.
+    let (n_tokens, width) = (256, 6656);
     let x = bf16s(&mut Rng::new(124), n_tokens * width, 1.0);
     let rows =
         |device: &TestDevice| Rows { x: device.upload(&x), in_stride: width, n_tokens, width };
@@ -145,12 +146,25 @@ fn hardly_more_is_moved_than_must_be() {
         let magnitudes = device.poisoned::<f32>(n_tokens);
         launch_magnitudes(&device.exec, &rows(device), magnitudes).expect("it is launched");
     });
-    assert_frugal("quantize_known", 3 * n_tokens * width, |device| {
-        let scales = device.poisoned::<f32>(n_tokens);
-        let scale = Scale::Known { magnitudes: device.upload(&[1.0f32; 3]), scales };
+    let quantize = |device: &TestDevice, scale: Scale| {
         let out = device.poisoned::<u8>(n_tokens * width);
         let args = Launch { rows: rows(device), out, out_stride: width, scale };
         launch(&device.exec, &args).expect("it is launched");
+    };
+    let fewest_bytes = 3 * n_tokens * width;
+    assert_frugal("quantize_static", fewest_bytes, |device| quantize(device, Scale::Static(0.1)));
+    assert_frugal("quantize_known", fewest_bytes, |device| {
+        let scales = device.poisoned::<f32>(n_tokens);
+        let magnitudes = device.upload(&vec![1.0f32; n_tokens]);
+        quantize(device, Scale::Known { magnitudes, scales });
+    });
+    // Every rank's magnitudes are read, and the scales written.
+    let fewest_bytes = fewest_bytes + n_tokens * (8 + 1) * size_of::<f32>();
+    assert_frugal("quantize_exchanged", fewest_bytes, |device| {
+        let magnitudes = [(); N_RANKS_MAX].map(|()| device.upload(&vec![1.0f32; n_tokens]));
+        let scales = device.poisoned::<f32>(n_tokens);
+        let exchange = alone_as(device, N_RANKS_MAX);
+        quantize(device, Scale::Exchanged { magnitudes, scales, exchange });
     });
 }
 

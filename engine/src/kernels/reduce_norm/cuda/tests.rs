@@ -10,7 +10,7 @@ use crate::device::cuda::testing::TestDevice;
 use crate::device::{Deferred, DevicePtr, WeightFactors};
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s, sampled};
-use crate::kernels::testing::ranks::{TestRank, on_ranks};
+use crate::kernels::testing::ranks::{TestRank, alone_as, on_ranks};
 use crate::kernels::testing::traffic::assert_frugal;
 use crate::kernels::testing::{ROUNDING, Rng, e4m3_value};
 
@@ -366,7 +366,17 @@ fn hardly_more_is_moved_than_must_be() {
     ] {
         let fewest_bytes = (2 + 4 + 4 + 4 + of_output) * hidden;
         assert_frugal(kernel, fewest_bytes, |device| drop(inputs.run_alone(device, kind)));
+        // Each of eight ranks' partial results.
+        let fewest_bytes = fewest_bytes + 7 * 2 * hidden;
+        assert_frugal(kernel, fewest_bytes, |device| {
+            let partials = [(); N_RANKS_MAX].map(|()| device.upload(&inputs.partials[0]));
+            drop(inputs.run(device, kind, partials, alone_as(device, N_RANKS_MAX)));
+        });
     }
+    // No weights and no output.
+    let kind = Kind::ResidualOnly;
+    let fewest_bytes = (2 + 4 + 4) * hidden;
+    assert_frugal("reduce_residual", fewest_bytes, |device| drop(inputs.run_alone(device, kind)));
 }
 
 #[test]

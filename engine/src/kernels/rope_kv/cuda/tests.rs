@@ -246,10 +246,13 @@ fn what_is_beyond_e4m3_is_clamped_and_nan_is_kept() {
 
 #[test]
 fn hardly_more_is_moved_than_must_be() {
-    let case = Case::new(&mut Rng::new(134), ULTRA, &[3, 4, 5]);
+    let mut case = Case::new(&mut Rng::new(134), ULTRA, &[3, 4, 5]);
     // All columns and the frequencies read, queries written, keys and values as codes.
     let fewest_bytes = 3 * (2 * 2304 + 8 * 64 + 2 * 2048 + 256);
     assert_frugal("rope_kv_e4m3", fewest_bytes, |device| drop(case.run(device)));
+    case.element = Cached::Bf16;
+    let fewest_bytes = fewest_bytes + 3 * 256;
+    assert_frugal("rope_kv_bf16", fewest_bytes, |device| drop(case.run(device)));
 }
 
 #[test]

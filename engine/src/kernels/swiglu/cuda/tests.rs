@@ -206,6 +206,15 @@ fn narrow_and_padded_rows_are_as_good() {
 }
 
 #[test]
+fn rows_that_are_wider_than_what_is_held_are_as_good() {
+    let device = TestDevice::open(0);
+    let mut case = Case::new(2, 65_536 + 2048 + 24, Factors::PerRow);
+    case.out_stride += 16;
+    let inputs = case.inputs(&mut Rng::new(105));
+    case.check(&device, &inputs, Kind::PerToken);
+}
+
+#[test]
 fn extremes_stay_numbers_and_nan_stays_nan() {
     let device = TestDevice::open(0);
     let numbers = [200.0, -200.0, f32::NAN, 1.0, -0.0, 1e30, 8.0, 0.5];
@@ -252,16 +261,20 @@ fn a_token_alone_has_the_same_bits() {
 
 #[test]
 fn hardly_more_is_moved_than_must_be() {
-    let case = Case::new(3, 6656, Factors::PerPart);
-    let inputs = case.inputs(&mut Rng::new(104));
-    let n = 3 * 6656;
-    // Two bf16 read and one written, or one code. The per-token kernel reads twice, and says so.
-    for (kind, kernel, fewest_bytes) in [
-        (Kind::Bf16, "swiglu_bf16", 6 * n),
-        (Kind::Magnitudes, "swiglu_bf16_magnitudes", 6 * n),
-        (Kind::Static, "swiglu_e4m3", 5 * n),
-    ] {
-        assert_frugal(kernel, fewest_bytes, |device| drop(case.run(device, &inputs, kind)));
+    // Ultra's widest FFN, whose rows the per-token kernel holds, and one of the usual.
+    for (n_tokens, width) in [(1, 53_248), (3, 6656)] {
+        let case = Case::new(n_tokens, width, Factors::PerPart);
+        let inputs = case.inputs(&mut Rng::new(104));
+        let n = n_tokens * width;
+        // Two bf16 read and one written, or one code.
+        for (kind, kernel, fewest_bytes) in [
+            (Kind::Bf16, "swiglu_bf16", 6 * n),
+            (Kind::Magnitudes, "swiglu_bf16_magnitudes", 6 * n),
+            (Kind::Static, "swiglu_e4m3", 5 * n),
+            (Kind::PerToken, "swiglu_e4m3_token", 5 * n),
+        ] {
+            assert_frugal(kernel, fewest_bytes, |device| drop(case.run(device, &inputs, kind)));
+        }
     }
 }
 
