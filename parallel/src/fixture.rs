@@ -9,9 +9,9 @@ use thiserror::Error;
 use crate::{CollectiveError, PoolConfig, RankPool, RankWorker, Seat, World};
 
 /// Long enough never to pass on a busy machine.
-pub(crate) const PATIENT: Duration = Duration::from_secs(60);
+pub(crate) const PATIENT: Duration = Duration::from_secs(300);
 
-/// Long enough for every rank to get a turn, short enough to wait for.
+/// Short enough to wait for. What must be done before it passes has been seen to be done.
 pub(crate) const IMPATIENT: Duration = Duration::from_millis(500);
 
 /// What a rank of [`Scripted`] does for a command.

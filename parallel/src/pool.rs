@@ -22,6 +22,9 @@ use crate::world::{Rank, World};
 /// from every meeting, so whoever is not done by then is not coming.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Where ranks say that they are built, or why they are not.
+type Built<E> = Arc<Board<(), SpawnError<E>>>;
+
 /// What a rank does with a command.
 pub trait RankWorker {
     /// What the pool may ask for. Every rank gets a clone.
@@ -73,7 +76,19 @@ impl<W: RankWorker + 'static> RankPool<W> {
         config: PoolConfig,
         build: impl Fn(Seat) -> Result<W, E> + Send + Sync + 'static,
     ) -> Result<RankPool<W>, SpawnError<E>> {
-        let PoolConfig { world, n_floats_max, build_deadline, deadline } = config;
+        let build_deadline = config.build_deadline;
+        let (pool, built) = RankPool::start(config, build)?;
+        pool.await_built(&built, build_deadline)?;
+        Ok(pool)
+    }
+
+    /// As [`RankPool::spawn`], but returns at once, with the board on which the ranks say that
+    /// they are built.
+    fn start<E: Send + 'static>(
+        config: PoolConfig,
+        build: impl Fn(Seat) -> Result<W, E> + Send + Sync + 'static,
+    ) -> Result<(RankPool<W>, Built<E>), SpawnError<E>> {
+        let PoolConfig { world, n_floats_max, deadline, .. } = config;
         let n_cores = thread::available_parallelism().map_or(1, |n_cores| n_cores.get());
         let mut pool = RankPool {
             world,
@@ -96,8 +111,7 @@ impl<W: RankWorker + 'static> RankPool<W> {
                 .spawn(move || thread.run(seat, &*build));
             pool.threads.push(started.map_err(|source| SpawnError::Thread { rank, source })?);
         }
-        pool.await_built(&built, build_deadline)?;
-        Ok(pool)
+        Ok((pool, built))
     }
 }
 
@@ -113,15 +127,25 @@ impl<W: RankWorker> RankPool<W> {
     /// The rank that failed, panicked or did not answer in time. The pool has then failed for
     /// good: every later broadcast returns the same error.
     pub fn broadcast(&mut self, command: W::Command) -> Result<Vec<W::Reply>, RankError> {
-        let replies = &self.shared.replies;
-        if let Some(error) = replies.failure() {
+        if let Some(error) = self.shared.replies.failure() {
             return Err(error);
         }
+        let command_idx = self.send(&command);
+        self.await_replies(command_idx)
+    }
+
+    /// Gives every rank the command. Which one it is.
+    fn send(&mut self, command: &W::Command) -> u64 {
         let command_idx = self.n_commands;
         self.n_commands += 1;
         for inbox in &self.shared.inboxes {
             inbox.put(Order { command_idx, command: command.clone() });
         }
+        command_idx
+    }
+
+    fn await_replies(&self, command_idx: u64) -> Result<Vec<W::Reply>, RankError> {
+        let replies = &self.shared.replies;
         if replies.wait_until(Instant::now() + self.deadline) == Waited::TimedOut {
             let rank = self.last_of(replies.missing());
             let cause = RankCause::Hung { waited: self.deadline };
@@ -155,11 +179,7 @@ impl<W: RankWorker> RankPool<W> {
         Seat { rank, world: self.world, communicator }
     }
 
-    fn await_built<E>(
-        &self,
-        built: &Board<(), SpawnError<E>>,
-        deadline: Duration,
-    ) -> Result<(), SpawnError<E>> {
+    fn await_built<E>(&self, built: &Built<E>, deadline: Duration) -> Result<(), SpawnError<E>> {
         if built.wait_until(Instant::now() + deadline) == Waited::TimedOut {
             built.fail(SpawnError::Hung { rank: self.last_of(built.missing()), waited: deadline });
             self.shared.group.abort();

@@ -113,6 +113,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::fixture::PATIENT;
 
     const PATIENCES: [Patience; 3] = [
         Patience { n_spins: 0, n_yields: 0 },
@@ -144,7 +145,6 @@ mod tests {
 
     #[test]
     fn a_wake_up_between_the_last_look_and_sleep_is_not_lost() {
-        let patience = Duration::from_secs(20);
         let signal = Signal::new(Patience { n_spins: 0, n_yields: 0 });
         let (is_set, n_looks) = (AtomicU32::new(0), AtomicU32::new(0));
         let started = Instant::now();
@@ -156,7 +156,7 @@ mod tests {
                 is_set.store(1, Ordering::Release);
                 signal.notify();
             });
-            signal.wait_until(Some(started + patience), || {
+            signal.wait_until(Some(started + PATIENT), || {
                 let was_set = is_set.load(Ordering::Acquire) == 1;
                 // The second look is the one before sleep: let the other thread come between.
                 if n_looks.fetch_add(1, Ordering::AcqRel) == 1 {
@@ -165,7 +165,7 @@ mod tests {
                 was_set
             });
         });
-        assert!(started.elapsed() < patience, "slept through the wake-up");
+        assert!(started.elapsed() < PATIENT, "slept through the wake-up");
     }
 
     #[test]
