@@ -4,6 +4,7 @@
 //! through the exported functions of the library that programs load as `libcuda.so.1`.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::time::Duration;
 
 use crate::report::Counters;
 
@@ -13,6 +14,7 @@ pub struct Node {
     reset: unsafe extern "C" fn(),
     counters: unsafe extern "C" fn(*mut u8, usize) -> usize,
     set_checks: unsafe extern "C" fn(*const c_char) -> c_int,
+    set_patience: unsafe extern "C" fn(u64),
     inject_faults: unsafe extern "C" fn(*const c_char) -> c_int,
     clear_faults: unsafe extern "C" fn(),
 }
@@ -69,6 +71,10 @@ impl Node {
                     *mut c_void,
                     unsafe extern "C" fn(*const c_char) -> c_int,
                 >(find(library, c"virtualNodeSetChecks")?),
+                set_patience: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(u64)>(find(
+                    library,
+                    c"virtualNodeSetPatience",
+                )?),
                 inject_faults: std::mem::transmute::<
                     *mut c_void,
                     unsafe extern "C" fn(*const c_char) -> c_int,
@@ -110,6 +116,14 @@ impl Node {
     /// The list has something else.
     pub fn set_checks(&self, list: &str) -> Result<(), NodeError> {
         tell(self.set_checks, list)
+    }
+
+    /// Holds what lands on the host up for so long, where the program waits for nothing: so a test
+    /// that looks at host memory too early sees what was there before, however slowly it runs.
+    pub fn set_patience(&self, patience: Duration) {
+        let n_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        // SAFETY: `open` found the function, and it takes a number.
+        unsafe { (self.set_patience)(n_ms) }
     }
 
     /// Adds failures of NCCL, as [`crate::nccl::faults`] writes them.

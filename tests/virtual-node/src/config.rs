@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -106,6 +108,23 @@ pub fn set_checks(list: &str) -> Result<(), ConfigError> {
 /// The checks that launches make now.
 pub fn current_checks() -> CheckConfig {
     SET_CHECKS.lock().unwrap_or(Config::get().checks)
+}
+
+/// See [`patience`].
+static PATIENCE_MS: AtomicU64 = AtomicU64::new(200);
+
+/// Sets how long the node is patient from now on; `u64::MAX` ms are for ever.
+pub fn set_patience(n_ms: u64) {
+    PATIENCE_MS.store(n_ms, Ordering::Relaxed);
+}
+
+/// How long copies to and from the host, and calls back into it, are held up for a program that
+/// waits for nothing; `None` for ever.
+pub fn patience() -> Option<Duration> {
+    match PATIENCE_MS.load(Ordering::Relaxed) {
+        u64::MAX => None,
+        n_ms => Some(Duration::from_millis(n_ms)),
+    }
 }
 
 /// A setting that is none.

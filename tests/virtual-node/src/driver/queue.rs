@@ -2,24 +2,23 @@
 //!
 //! Work begins by itself, but copies between host and device, and calls back into the host, wait
 //! at a gate until somebody legally waits for them. So a program that reads a buffer before it
-//! has waited sees what was there before, every time. For programs that never call in but watch
-//! memory, the gate opens after a while all the same.
+//! has waited sees what was there before. For programs that never call in but watch memory, the
+//! gate opens after a while ([`config::patience`]) all the same.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::context::Context;
 use super::operation::{Operation, WorkCx};
+use crate::config;
 
 /// Work that may be pending in one stream; a program that is further ahead waits, as it does
 /// on a real device.
 const N_PENDING_MAX: usize = 4096;
-/// How long the gate stays shut for programs that wait for nothing.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// One stream's pending work.
 pub(super) struct Queue {
@@ -158,12 +157,14 @@ impl Queue {
 
     /// Shuts the way for what lands on the host until somebody waits for it.
     fn pass_gate(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = config::patience().map(|patience| Instant::now() + patience);
         let mut state = self.state.lock();
         while state.n_released <= state.n_done && !state.is_closed {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
+            match deadline {
+                None => self.changed.wait(&mut state),
+                Some(deadline) if !self.changed.wait_until(&mut state, deadline).timed_out() => {}
                 // Once for all that is there already, or much of it would wait its own while.
-                state.n_released = state.n_enqueued;
+                Some(_) => state.n_released = state.n_enqueued,
             }
         }
     }

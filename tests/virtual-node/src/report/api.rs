@@ -35,6 +35,13 @@ pub extern "C" fn virtualNodeSetChecks(list: Option<&c_char>) -> c_int {
     answer(text(list).map(config::set_checks))
 }
 
+/// Sets how long what lands on the host is held up for a program that waits for nothing, in ms.
+// SAFETY: as above.
+#[unsafe(no_mangle)]
+pub extern "C" fn virtualNodeSetPatience(n_ms: u64) {
+    config::set_patience(n_ms);
+}
+
 /// Adds failures, as `VIRTUAL_NODE_FAULTS` has them. Answers 0, or 1 for what it cannot read.
 // SAFETY: as above.
 #[unsafe(no_mangle)]

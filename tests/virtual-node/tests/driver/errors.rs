@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 use std::ptr::{null, null_mut};
+use std::sync::Barrier;
 
 use cudarc::driver::sys::CUresult;
 
@@ -57,19 +58,20 @@ fn stale_handles_are_errors() {
 #[test]
 fn a_destroyed_context_is_told_from_none() {
     let context = Context::new(0);
+    let (is_current, is_destroyed) = (Barrier::new(2), Barrier::new(2));
+    let handle = context.0 as usize;
     std::thread::scope(|scope| {
-        let (to_worker, from_main) = std::sync::mpsc::sync_channel(1);
-        let handle = context.0 as usize;
-        let worker = scope.spawn(move || {
-            ok(cu!(cuCtxSetCurrent(handle as *mut _)));
-            let () = from_main.recv().expect("the main thread sends");
+        let worker = scope.spawn(|| {
+            let made_current = cu!(cuCtxSetCurrent(handle as *mut _));
+            is_current.wait();
+            is_destroyed.wait();
+            ok(made_current);
             cu!(cuCtxSynchronize())
         });
-        // The worker may or may not have made it current yet; destroying it waits for neither.
-        while cu!(cuCtxGetApiVersion(context.0, &mut 0)) != CUresult::CUDA_SUCCESS {}
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        ok(cu!(cuCtxDestroy_v2(context.0)));
-        to_worker.send(()).expect("the worker waits");
+        is_current.wait();
+        let destroyed = cu!(cuCtxDestroy_v2(context.0));
+        is_destroyed.wait();
+        ok(destroyed);
         let answer = worker.join().expect("no panic");
         assert_eq!(answer, CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED);
     });

@@ -2,8 +2,13 @@
 
 use std::ffi::CStr;
 use std::ptr::null_mut;
+use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUcontext, CUdeviceptr, CUfunction, CUresult, CUstream};
+use virtual_node::client::Node;
+
+/// Long enough never to pass on a busy machine.
+pub(crate) const PATIENT: Duration = Duration::from_secs(300);
 
 /// The answer of a call that must succeed.
 #[track_caller]
@@ -27,6 +32,8 @@ impl Context {
     pub(crate) fn new(ordinal: i32) -> Context {
         let mut context = null_mut();
         ok(cu!(cuInit(0)));
+        // However slowly a test runs, nothing lands on the host before the test waits for it.
+        Node::open().expect("the virtual node").set_patience(Duration::MAX);
         ok(cu!(cuCtxCreate_v2(&mut context, 0, ordinal)));
         Context(context)
     }
