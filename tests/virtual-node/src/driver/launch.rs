@@ -11,7 +11,7 @@ use super::occupancy::{self, Demand};
 use super::operation::{Failure, WorkCx};
 use super::status::{Answer, Status};
 use crate::config::{self, Config};
-use crate::exec::{Cause, Checks, KernelFault, Launch};
+use crate::exec::{Cause, Checks, KernelFault, Launch, STALL_MAX};
 use crate::memory::Memory;
 use crate::report::{self, KernelCounters};
 
@@ -217,6 +217,7 @@ impl KernelCall {
                 banks: checks.banks,
             },
             n_workers: running.n_workers(config.n_threads),
+            stall_max: STALL_MAX,
         };
         let counters = launch.run().map_err(failure)?;
         report::record_kernel(cx.device.index(), self.name(), counters);

@@ -43,7 +43,7 @@ pub struct Block {
 /// Shared memory of a block.
 #[derive(Debug)]
 pub struct Shared {
-    /// As units of 16 bytes; its first aligned as shared memory is on the device.
+    /// Its first byte aligned as shared memory is on the device.
     storage: Vec<Unit>,
     n_bytes: usize,
 }
@@ -152,7 +152,7 @@ impl Cluster {
         for n_passes in 1u64.. {
             // A loop that never ends moves, too.
             if n_passes % N_PASSES_TIMED == 0 && started.elapsed() > RUN_MAX {
-                return Err(self.hang(launch, RUN_MAX.as_secs()));
+                return Err(self.hang(launch, RUN_MAX));
             }
             let mut has_moved = false;
             let mut is_spinning = false;
@@ -255,7 +255,7 @@ impl Cluster {
     }
 
     /// It has waited for others for so long that they will not come.
-    pub(super) fn hang(&self, launch: &Launch, seconds: u64) -> KernelFault {
+    pub(super) fn hang(&self, launch: &Launch, waited: Duration) -> KernelFault {
         let live = |(block, warps): &'_ (Block, Vec<Warp>)| {
             let warp = warps.iter().position(|warp| warp.live != 0)?;
             Some((block.idx, warp))
@@ -264,7 +264,7 @@ impl Cluster {
             live(member).map(|(idx, warp)| (idx, &self.members[rank].1[warp]))
         });
         let (idx, warp) = found.expect("somebody waits");
-        launch.fault_at(idx, warp, Cause::Hang { seconds })
+        launch.fault_at(idx, warp, Cause::Hang { waited })
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a kernel did wrong, and where.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 use crate::exec::checks::Finding;
@@ -42,8 +44,8 @@ pub enum Cause {
     BarrierUse { problem: &'static str, value: u32 },
     #[error("dead-lock: {n_waiting} warps wait at barriers that nobody else will reach")]
     Deadlock { n_waiting: usize },
-    #[error("no progress for {seconds} s: a loop waits for what never comes")]
-    Hang { seconds: u64 },
+    #[error("no progress for {waited:?}: a loop waits for what never comes")]
+    Hang { waited: Duration },
     #[error("trap")]
     Trap,
     #[error("assertion failed: {message} ({file}:{line})")]

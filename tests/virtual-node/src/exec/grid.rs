@@ -17,8 +17,8 @@ use crate::memory::{DeviceIdx, Memory, Window};
 use crate::ptx::Kernel;
 use crate::report::KernelCounters;
 
-/// How long a launch may stand still before it is taken for hanging.
-const STALL_MAX: Duration = Duration::from_secs(300);
+/// How long a launch may stand still, unless it says otherwise, before it is taken for hanging.
+pub const STALL_MAX: Duration = Duration::from_secs(300);
 /// Threads of a block, and of a multiprocessor, at most.
 const N_BLOCK_THREADS_MAX: usize = 1024;
 const N_SM_THREADS: usize = 2048;
@@ -46,6 +46,9 @@ pub struct Launch {
     pub checks: Checks,
     /// Threads that may run blocks at the same time, the caller's among them.
     pub n_workers: usize,
+    /// How long it may stand still before it is taken for hanging: as long as others may take to
+    /// write what its threads look for.
+    pub stall_max: Duration,
 }
 
 /// What the workers of a launch share.
@@ -256,8 +259,8 @@ impl Work<'_> {
                 Stop::Stalled => {
                     let n_run = counters.n_warp_instructions - before;
                     let waited = idle_since.get_or_insert_with(Instant::now).elapsed();
-                    if waited > STALL_MAX {
-                        return Err(cluster.hang(launch, waited.as_secs()));
+                    if waited > launch.stall_max {
+                        return Err(cluster.hang(launch, launch.stall_max));
                     }
                     stalled.push_back(cluster);
                     n_idle = if is_fresh { 0 } else { n_idle + 1 };

@@ -28,7 +28,7 @@ pub use block::Block;
 pub use checks::Checks;
 pub use context::{BlockCx, WarpCx};
 pub use fault::{Cause, Flow, KernelFault, Trap};
-pub use grid::Launch;
+pub use grid::{Launch, STALL_MAX};
 pub use registers::Registers;
 pub use warp::Warp;
 

@@ -8,7 +8,7 @@ mod programs;
 use std::sync::{Arc, OnceLock};
 
 use programs::{Mistake, Notice, PROGRAMS, Program};
-use virtual_node::exec::{Checks, KernelFault, Launch};
+use virtual_node::exec::{Checks, KernelFault, Launch, STALL_MAX};
 use virtual_node::memory::{DeviceIdx, Memory};
 use virtual_node::report::KernelCounters;
 
@@ -77,6 +77,7 @@ fn run(
         globals: Arc::from([]),
         checks,
         n_workers: 1,
+        stall_max: STALL_MAX,
     };
     let counters = launch.run().map_err(Box::new)?;
     Ok((output.bytes(), counters))

@@ -2,6 +2,7 @@
 
 use virtual_node::ptx::Module;
 
+use crate::attention;
 use crate::scenarios::{self, Outcome};
 
 /// A mistake in one kernel.
@@ -49,15 +50,17 @@ pub(crate) enum Noticed {
 use Change::{Remove, Replace, Swap};
 
 const NORM: &str = "reduce_norm_e4m3_token";
+const DECODE: &str = "attention_decode_d32_bf16";
+const PREFILL: &str = "attention_prefill_d32_bf16";
 
 macro_rules! fault {
-    ($name:literal, $unit:literal $kernel:expr, $change:expr, $scenario:ident, $noticed:expr) => {
+    ($name:literal, $unit:literal $kernel:expr, $change:expr, $scenario:path, $noticed:expr) => {
         Fault {
             name: $name,
             unit: $unit,
             kernel: $kernel,
             change: $change,
-            scenario: scenarios::$scenario,
+            scenario: $scenario,
             noticed: $noticed,
         }
     };
@@ -67,111 +70,171 @@ pub(crate) const FAULTS: &[Fault] = &[
     fault!(
         "the last column is one too far", "embed" "embed_bf16",
         Replace { after: "%ctaid.x", line: "setp.ge.s32", from: "setp.ge", to: "setp.gt" },
-        embed, Noticed::Fault("allocation")
+        scenarios::embed, Noticed::Fault("allocation")
     ),
     fault!(
         "entries below the first are taken for held", "embed" "embed_bf16",
         Replace { after: "sub.s32", line: "setp.gt.s32", from: ", -1", to: ", -9" },
-        embed, Noticed::Fault("allocation")
+        scenarios::embed, Noticed::Fault("allocation")
     ),
     fault!(
         "a chunk begins half a chunk late", "embed" "embed_bf16",
         Replace { after: "", line: "ld.global.nc.v4.u32", from: "]", to: "+8]" },
-        embed, Noticed::Fault("aligned")
+        scenarios::embed, Noticed::Fault("aligned")
     ),
     fault!(
         "slots are counted from one", "embed" "embed_bf16",
         Replace { after: "", line: "xor.b64", from: ", -4", to: ", -8" },
-        embed, Noticed::Either
+        scenarios::embed, Noticed::Either
     ),
     fault!(
         "the greatest e4m3 is 432", "quantize" "quantize_known",
         Replace { after: "", line: "div.rn.f32", from: "0f43E00000", to: "0f43D80000" },
-        quantize, Noticed::Result
+        scenarios::quantize, Noticed::Result
     ),
     fault!(
         "a row's tail is stored whole", "quantize" "quantize_known",
         Replace { after: "", line: "setp.ge.s32", from: "setp.ge", to: "setp.eq" },
-        quantize, Noticed::Fault("allocation")
+        scenarios::quantize, Noticed::Fault("allocation")
     ),
     fault!(
         "a sign is kept in a magnitude", "quantize" "magnitudes_bf16",
         Replace { after: "", line: "abs.f32", from: "abs", to: "mov" },
-        magnitudes, Noticed::Result
+        scenarios::magnitudes, Noticed::Result
     ),
     fault!(
         "lanes look the wrong way", "quantize" "magnitudes_bf16",
         Replace { after: "", line: "shfl.sync.bfly", from: "bfly", to: "up" },
-        magnitudes, Noticed::Result
+        scenarios::magnitudes, Noticed::Result
     ),
     fault!(
         "no barrier before other warps' maxima", "quantize" "magnitudes_bf16",
         Remove { after: "", line: "bar.sync", nth: 0 },
-        magnitudes, Noticed::Either
+        scenarios::magnitudes, Noticed::Either
     ),
     fault!(
         "half of a warp is left out of a shuffle", "quantize" "magnitudes_bf16",
         Replace { after: ", 31;", line: ", -1;", from: ", -1;", to: ", 65535;" },
-        magnitudes, Noticed::Fault("must")
+        scenarios::magnitudes, Noticed::Fault("must")
     ),
     fault!(
         "the launch bound is half of what is launched", "quantize" "magnitudes_bf16",
         Replace { after: "", line: ".maxntid", from: "256", to: "128" },
-        magnitudes, Noticed::Fault("limit")
+        scenarios::magnitudes, Noticed::Fault("limit")
     ),
     fault!(
         "a block never tells its maximum", "swiglu" "swiglu_e4m3_token",
         Remove { after: "", line: "st.shared::cluster", nth: 0 },
-        swiglu, Noticed::Either
+        scenarios::swiglu, Noticed::Either
     ),
     fault!(
         "blocks do not wait for each other's maxima", "swiglu" "swiglu_e4m3_token",
         Remove { after: "arrive.release", line: "barrier.cluster.wait", nth: 0 },
-        swiglu, Noticed::Either
+        scenarios::swiglu, Noticed::Either
     ),
     fault!(
         "a block waits where it never arrived", "swiglu" "swiglu_e4m3_token",
         Remove { after: "", line: "barrier.cluster.arrive.relaxed", nth: 0 },
-        swiglu, Noticed::Fault("")
+        scenarios::swiglu, Noticed::Fault("")
     ),
     fault!(
         "no barrier before other threads' angles", "rope_kv" "rope_kv_e4m3",
         Remove { after: "", line: "bar.sync", nth: 0 },
-        rope_kv, Noticed::Either
+        scenarios::rope_kv, Noticed::Either
     ),
     fault!(
         "padding is taken for a token", "rope_kv" "rope_kv_e4m3",
         Replace { after: "", line: "setp.lt.s32", from: ", 0;", to: ", -5;" },
-        rope_kv, Noticed::Fault("allocation")
+        scenarios::rope_kv, Noticed::Fault("allocation")
     ),
     fault!(
         "a page is taken for eight tokens", "rope_kv" "rope_kv_e4m3",
         Replace { after: "bar.sync", line: "and.b32", from: ", -16;", to: ", -8;" },
-        rope_kv, Noticed::Either
+        scenarios::rope_kv, Noticed::Either
     ),
     fault!(
         "a sine's sign is of the wrong quarter", "rope_kv" "rope_kv_e4m3",
         Replace { after: "cvt.rni", line: "and.b32", from: ", 1;", to: ", 2;" },
-        rope_kv, Noticed::Result
+        scenarios::rope_kv, Noticed::Result
     ),
     fault!(
         "no barrier before other warps' sums", "reduce_norm" NORM,
         Remove { after: "cluster.wait", line: "bar.sync", nth: 0 },
-        reduce_norm, Noticed::Either
+        scenarios::reduce_norm, Noticed::Either
     ),
     fault!(
         "ranks are summed in another order", "reduce_norm" NORM,
         Swap("_param_0+8]", "_param_0+16]"),
-        reduce_norm, Noticed::Result
+        scenarios::reduce_norm, Noticed::Result
     ),
     fault!(
         "nobody waits for the other ranks", "reduce_norm" NORM,
         Replace { after: "ld.acquire", line: "setp.lt.s32", from: ", 0;", to: ", -9;" },
-        reduce_norm, Noticed::Result
+        scenarios::reduce_norm_left_alone, Noticed::Result
     ),
     fault!(
         "an exchange is never counted", "reduce_norm" NORM,
         Remove { after: "atom.global.add", line: "st.global.u32", nth: 1 },
-        reduce_norm, Noticed::Result
+        scenarios::reduce_norm_left_alone, Noticed::Result
+    ),
+    fault!(
+        "no barrier before other threads' queries", "attention" DECODE,
+        Remove { after: "", line: "bar.sync", nth: 0 },
+        attention::decode, Noticed::Fault("nothing wrote")
+    ),
+    fault!(
+        "no barrier before other warps' softmax", "attention" DECODE,
+        Remove { after: "mma.sync", line: "bar.sync", nth: 0 },
+        attention::decode, Noticed::Fault("nothing wrote")
+    ),
+    fault!(
+        "the output is written over sums in use", "attention" DECODE,
+        Remove { after: "mma.sync", line: "bar.sync", nth: 1 },
+        attention::decode, Noticed::Fault("race")
+    ),
+    fault!(
+        "a token behind the context is seen", "attention" DECODE,
+        Replace { after: "setp.le.s32", line: "setp.lt.s32", from: "setp.lt", to: "setp.le" },
+        attention::decode, Noticed::Result
+    ),
+    fault!(
+        "a token before the window is seen", "attention" DECODE,
+        Replace { after: "mma.sync", line: "setp.le.s32", from: "setp.le", to: "setp.ne" },
+        attention::decode, Noticed::Result
+    ),
+    fault!(
+        "a page is that of the entry behind", "attention" DECODE,
+        Replace { after: "", line: "ld.global.nc.s32", from: "]", to: "+4]" },
+        attention::decode, Noticed::Result
+    ),
+    fault!(
+        "a score is not scaled", "attention" DECODE,
+        Replace { after: "ld.param.f32", line: "mul.f32", from: ", %f1;", to: ", 0f3F800000;" },
+        attention::decode, Noticed::Result
+    ),
+    fault!(
+        "no barrier before other threads' keys", "attention_prefill" PREFILL,
+        Remove { after: "", line: "bar.sync", nth: 1 },
+        attention::prefill, Noticed::Fault("nothing wrote")
+    ),
+    fault!(
+        "the next keys come while these are in use", "attention_prefill" PREFILL,
+        Remove { after: "", line: "bar.sync", nth: 2 },
+        attention::prefill, Noticed::Fault("race")
+    ),
+    fault!(
+        "a token sees the one behind it", "attention_prefill" PREFILL,
+        Replace { after: "mma.sync", line: "setp.lt.s32", from: "setp.lt", to: "setp.le" },
+        attention::prefill, Noticed::Result
+    ),
+    fault!(
+        "a page of keys is that of the entry behind", "attention_prefill" PREFILL,
+        Replace { after: "selp.u32", line: "ld.global.nc.u32", from: "]", to: "+4]" },
+        attention::prefill, Noticed::Result
+    ),
+    fault!(
+        "a score has the factor of another type", "attention_prefill" PREFILL,
+        Replace { after: "ld.param.f32", line: "mul.f32", from: ", %f1;", to: ", 0f3F800000;" },
+        attention::prefill, Noticed::Result
     ),
 ];

@@ -7,6 +7,7 @@
 //! What a node of this kind cannot notice is not here: a missing fence changes nothing where memory
 //! is strongly ordered.
 
+mod attention;
 mod faults;
 mod node;
 mod plant;

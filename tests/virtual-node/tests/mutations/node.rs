@@ -2,8 +2,9 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Duration;
 
-use virtual_node::exec::{Checks, Launch};
+use virtual_node::exec::{Checks, Launch, STALL_MAX};
 use virtual_node::memory::{DeviceIdx, Memory};
 use virtual_node::ptx::Module;
 
@@ -22,6 +23,9 @@ pub(crate) struct Call<'a> {
     pub(crate) cluster: u32,
     pub(crate) params: &'a [Param],
 }
+
+/// How a launch is told to have stood still.
+pub(crate) const STANDS_STILL: &str = "no progress";
 
 /// A parameter of a kernel.
 #[derive(Clone, Debug)]
@@ -84,6 +88,26 @@ impl Node {
 
     /// Runs a kernel to its end.
     pub(crate) fn launch(self, module: &Module, device: u8, call: &Call<'_>) -> Result<(), String> {
+        self.launch_patiently(module, device, call, STALL_MAX)
+    }
+
+    /// As [`Node::launch`], while nobody else does anything: a kernel that waits has waited enough.
+    pub(crate) fn launch_alone(
+        self,
+        module: &Module,
+        device: u8,
+        call: &Call<'_>,
+    ) -> Result<(), String> {
+        self.launch_patiently(module, device, call, Duration::ZERO)
+    }
+
+    fn launch_patiently(
+        self,
+        module: &Module,
+        device: u8,
+        call: &Call<'_>,
+        stall_max: Duration,
+    ) -> Result<(), String> {
         let kernel = module.kernel(call.kernel).ok_or("no such kernel")?;
         assert_eq!(kernel.params.len(), call.params.len(), "parameters of {}", call.kernel);
         let mut params = vec![0u8; kernel.n_param_bytes];
@@ -104,6 +128,7 @@ impl Node {
             globals: Vec::new().into(),
             checks: Checks { races: true, init: true, ..Checks::default() },
             n_workers: 2,
+            stall_max,
         };
         launch.run().map(|_| ()).map_err(|fault| fault.to_string())
     }

@@ -2,11 +2,10 @@
 //! warp, more than one block of a cluster, a tail.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use virtual_node::ptx::Module;
 
-use crate::node::{Call, Node, Param, bf16_of, bf16s, f32s};
+use crate::node::{Call, Node, Param, STANDS_STILL, bf16_of, bf16s, f32s};
 
 /// What was computed, or the fault.
 pub(crate) type Outcome = Result<Vec<u8>, String>;
@@ -162,7 +161,7 @@ pub(crate) fn rope_kv(module: &Module) -> Outcome {
 const HIDDEN: usize = 4096;
 const N_RANKS: u8 = 3;
 
-/// Three ranks that meet twice; another of them is late each time.
+/// Three ranks that meet twice, in whatever order they come.
 pub(crate) fn reduce_norm(module: &Module) -> Outcome {
     let node = Node::new(N_RANKS);
     let of_ranks =
@@ -177,9 +176,6 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
         let (out, scales) = (node.allocate(rank, HIDDEN), node.allocate(rank, 4));
         let weight = node.upload(rank, &f32s(8, HIDDEN));
         for (round, partials) in partials.iter().enumerate() {
-            if own == (round + 1) % usize::from(N_RANKS) {
-                std::thread::sleep(Duration::from_millis(200));
-            }
             if has_failed.load(Ordering::Relaxed) {
                 return Err("another rank has failed".to_owned());
             }
@@ -223,6 +219,29 @@ pub(crate) fn reduce_norm_of_two(module: &Module, is_connected: bool) -> Outcome
     let params = norm_params(&meeting, &partials, [residual, weight, out, scales]);
     node.launch(module, 0, &norm_call(&params))?;
     Ok(node.download(0, out, HIDDEN))
+}
+
+/// One rank of two, whose peer comes to their first meeting and never to the second: what the rank
+/// made of the first, and whether it waits in the second.
+pub(crate) fn reduce_norm_left_alone(module: &Module) -> Outcome {
+    let node = Node::new(2);
+    let flags = node.upload(0, &[1u32; 8]);
+    let meeting = Meeting { flags: &[flags, flags], state: node.upload(0, &[0u32; 2]), rank: 0 };
+    let (residual, weight) = (node.upload(0, &f32s(9, HIDDEN)), node.upload(0, &f32s(8, HIDDEN)));
+    let (out, scales) = (node.allocate(0, HIDDEN), node.allocate(0, 4));
+    let meet = |seed: u32| {
+        let partials = [0, 1].map(|rank| node.upload(rank, &bf16s(seed, HIDDEN)));
+        let params = norm_params(&meeting, &partials, [residual, weight, out, scales]);
+        node.launch_alone(module, 0, &norm_call(&params))
+    };
+    meet(20)?;
+    let first = node.download(0, out, HIDDEN);
+    let waits = match meet(21) {
+        Ok(()) => false,
+        Err(fault) if fault.contains(STANDS_STILL) => true,
+        Err(fault) => return Err(fault),
+    };
+    Ok([first, vec![u8::from(waits)]].concat())
 }
 
 /// How a rank meets the others.

@@ -11,7 +11,7 @@ mod memory;
 use std::sync::Arc;
 
 use crate::exec::checks::Checks;
-use crate::exec::{KernelFault, Launch};
+use crate::exec::{KernelFault, Launch, STALL_MAX};
 use crate::memory::{DeviceIdx, Memory};
 use crate::ptx;
 use crate::report::KernelCounters;
@@ -91,6 +91,7 @@ pub(super) fn launch(
         globals: Arc::new([]),
         checks: Checks::default(),
         n_workers: shape.n_workers,
+        stall_max: STALL_MAX,
     }
     .run()
 }
