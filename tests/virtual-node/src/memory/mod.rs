@@ -236,9 +236,11 @@ impl Memory {
         let Some(owner) = owner else {
             return Err(MemoryError::NotAllocated { address, freed: false });
         };
-        // Nobody may still hold the address when its bytes are poisoned again.
+        // Nobody may still hold the address when its bytes are poisoned again. Under the lock: a
+        // window that is filled after it was emptied finds the allocation gone.
+        let mut space = self.space(owner).write();
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.space(owner).write().free(address)
+        space.free(address)
     }
 
     /// Takes pinned host memory, whose address is the same for the host and all devices.
@@ -249,8 +251,9 @@ impl Memory {
 
     /// Gives pinned host memory back.
     pub fn free_host(&self, address: u64) -> Result<(), MemoryError> {
+        let mut host = self.host.write();
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.host.write().free(address)
+        host.free(address)
     }
 
     /// Lets devices reach host memory that the program allocated itself.
@@ -260,8 +263,9 @@ impl Memory {
 
     /// The reverse of [`Memory::register_host`].
     pub fn unregister_host(&self, address: u64) -> Result<(), MemoryError> {
+        let mut host = self.host.write();
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.host.write().unregister(address)
+        host.unregister(address)
     }
 
     /// Takes bytes from the device's memory that have no address: what a context occupies.
@@ -290,8 +294,8 @@ impl Memory {
 
     /// The reverse of [`Memory::enable_peer`]. Answers whether it could before.
     pub fn disable_peer(&self, from: DeviceIdx, to: DeviceIdx) -> bool {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
         let mut peers = self.peers.write();
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         let before = peers[from.index()];
         peers[from.index()] = before & !(1 << to.0);
         before >> to.0 & 1 == 1
