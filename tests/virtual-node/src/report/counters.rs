@@ -1,5 +1,6 @@
 //! What is counted, and how counts add up. Nothing here depends on time or on how the host's
-//! threads were scheduled, so the same program always counts the same.
+//! threads were scheduled, so the same program always counts the same, with one exception: what a
+//! kernel does while it looks for something that another device or block has yet to write.
 
 use std::collections::BTreeMap;
 
