@@ -2,6 +2,7 @@
 
 use crate::exec::alu::float::to_integral;
 use crate::exec::alu::half::{Brain, Half, Ieee};
+use crate::exec::alu::integer::integers as wide_integers;
 use crate::exec::alu::lane::Lane;
 use crate::exec::alu::lift::{Alu, cold1, cold2, lift1};
 use crate::exec::alu::reals;
@@ -107,31 +108,7 @@ macro_rules! any_integer {
                 type $t = i8;
                 Some($alu)
             }
-            Type::U16 => {
-                type $t = u16;
-                Some($alu)
-            }
-            Type::S16 => {
-                type $t = i16;
-                Some($alu)
-            }
-            Type::U32 => {
-                type $t = u32;
-                Some($alu)
-            }
-            Type::S32 => {
-                type $t = i32;
-                Some($alu)
-            }
-            Type::U64 => {
-                type $t = u64;
-                Some($alu)
-            }
-            Type::S64 => {
-                type $t = i64;
-                Some($alu)
-            }
-            _ => None,
+            wider => wide_integers!(wider, $t => $alu),
         }
     };
 }

@@ -4,7 +4,7 @@ use crate::exec::alu::bits;
 use crate::exec::alu::lift::{Alu, carry, cold2, cold3, lift1, lift2, lift3};
 use crate::exec::alu::types::Type;
 
-/// One lift for each of the integer types.
+/// One lift for each of the integer types that there is arithmetic on.
 macro_rules! integers {
     ($ty:expr, $t:ident => $alu:expr) => {
         match $ty {
@@ -36,6 +36,7 @@ macro_rules! integers {
         }
     };
 }
+pub(super) use integers;
 
 /// One lift for each of the signed types.
 macro_rules! signed {

@@ -13,18 +13,21 @@ pub(super) fn operand(inst: &Instruction, operand_idx: usize) -> Lowered<&Operan
     })
 }
 
-/// The parts of a vector operand; a scalar has one part.
-fn parts(operand: &Operand) -> &[Operand] {
-    match operand {
+/// What `read` makes of the parts of a vector of `n_registers`; a scalar has one part.
+fn vector<T>(
+    (inst, operand_idx): (&Instruction, usize),
+    n_registers: usize,
+    read: impl FnMut(&Operand) -> Lowered<T>,
+) -> Lowered<Box<[T]>> {
+    let parts = match operand(inst, operand_idx)? {
         Operand::Vector(parts) => parts,
         scalar => std::slice::from_ref(scalar),
+    };
+    if parts.len() != n_registers {
+        let expected = "a vector of as many registers as the shape has";
+        return Err(Problem::Operand { operand_idx, expected });
     }
-}
-
-fn check_count(operand: &Operand, n_registers: usize, operand_idx: usize) -> Lowered<()> {
-    let expected = "a vector of as many registers as the shape has";
-    let fits = parts(operand).len() == n_registers;
-    if fits { Ok(()) } else { Err(Problem::Operand { operand_idx, expected }) }
+    parts.iter().map(read).collect()
 }
 
 /// A vector of `n_registers` sources of 32 bits.
@@ -34,9 +37,7 @@ pub(super) fn sources32(
     operand_idx: usize,
     n_registers: usize,
 ) -> Lowered<Box<[R32]>> {
-    let vector = operand(inst, operand_idx)?;
-    check_count(vector, n_registers, operand_idx)?;
-    parts(vector).iter().map(|part| cx.source32(part)).collect()
+    vector((inst, operand_idx), n_registers, |part| cx.source32(part))
 }
 
 /// A vector of `n_registers` destinations of 32 bits.
@@ -46,9 +47,7 @@ pub(super) fn targets32(
     operand_idx: usize,
     n_registers: usize,
 ) -> Lowered<Box<[R32]>> {
-    let vector = operand(inst, operand_idx)?;
-    check_count(vector, n_registers, operand_idx)?;
-    parts(vector).iter().map(|part| cx.target32(part)).collect()
+    vector((inst, operand_idx), n_registers, |part| cx.target32(part))
 }
 
 /// A vector of `n_registers` sources of 64 bits.
@@ -58,9 +57,7 @@ pub(super) fn sources64(
     operand_idx: usize,
     n_registers: usize,
 ) -> Lowered<Box<[R64]>> {
-    let vector = operand(inst, operand_idx)?;
-    check_count(vector, n_registers, operand_idx)?;
-    parts(vector).iter().map(|part| cx.source64(part)).collect()
+    vector((inst, operand_idx), n_registers, |part| cx.source64(part))
 }
 
 /// A vector of `n_registers` destinations of 64 bits.
@@ -70,9 +67,7 @@ pub(super) fn targets64(
     operand_idx: usize,
     n_registers: usize,
 ) -> Lowered<Box<[R64]>> {
-    let vector = operand(inst, operand_idx)?;
-    check_count(vector, n_registers, operand_idx)?;
-    parts(vector).iter().map(|part| cx.target64(part)).collect()
+    vector((inst, operand_idx), n_registers, |part| cx.target64(part))
 }
 
 /// The address at a position.
