@@ -3,7 +3,6 @@
 //!
 //! The virtual node's faults are the whole process's: nothing else may run beside this.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::device::{CudaExec, DeviceError, DevicePtr};
@@ -17,10 +16,10 @@ const N_RANKS: usize = 4;
 const N_ELEMENTS: usize = 64;
 
 /// Long enough never to pass on a busy machine.
-const PATIENT: Duration = Duration::from_secs(60);
+const PATIENT: Duration = Duration::from_secs(600);
 
-/// Long enough for every rank to get a turn, short enough to wait for.
-const IMPATIENT: Duration = Duration::from_secs(2);
+/// For meetings to which a rank never comes, and only for those.
+const IMPATIENT: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -39,14 +38,16 @@ struct Summer {
 }
 
 impl Summer {
-    fn build(seat: Seat) -> Result<Summer, Failure> {
+    /// `deadline` is for the ranks' meeting.
+    fn build(seat: Seat, deadline: Duration) -> Result<Summer, Failure> {
         let exec = CudaExec::open(seat.rank.idx())?;
         let values = exec.alloc(N_ELEMENTS * size_of::<f32>())?;
-        let communicator = seat.communicator.connect_devices(IMPATIENT)?;
+        let communicator = seat.communicator.connect_devices(deadline)?;
         Ok(Summer { communicator, values, exec })
     }
 
-    fn sum(&mut self) -> Result<f32, Failure> {
+    /// Gives up after `deadline`.
+    fn sum(&mut self, deadline: Duration) -> Result<f32, Failure> {
         self.exec.upload(self.values, &[1.0f32; N_ELEMENTS])?;
         let address = self.values.0;
         let slice = DeviceSlice { address, n_elements: N_ELEMENTS, element: DeviceElement::F32 };
@@ -57,7 +58,7 @@ impl Summer {
         let begin = Instant::now();
         while !event.has_passed()? {
             self.communicator.check()?;
-            if begin.elapsed() > IMPATIENT {
+            if begin.elapsed() > deadline {
                 return Err(self.communicator.time_out(begin.elapsed()).into());
             }
             std::thread::sleep(Duration::from_micros(50));
@@ -69,31 +70,32 @@ impl Summer {
 }
 
 impl RankWorker for Summer {
-    type Command = Arc<()>;
+    type Command = Duration;
     type Reply = f32;
     type Error = Failure;
 
-    fn handle(&mut self, _: Arc<()>) -> Result<f32, Failure> {
-        self.sum()
+    fn handle(&mut self, deadline: Duration) -> Result<f32, Failure> {
+        self.sum(deadline)
     }
 }
 
-fn spawn() -> Result<RankPool<Summer>, SpawnError<Failure>> {
+fn spawn(deadline: Duration) -> Result<RankPool<Summer>, SpawnError<Failure>> {
     let world = World::new(N_RANKS);
     let config = PoolConfig { world, n_floats_max: 64, build_deadline: PATIENT, deadline: PATIENT };
-    RankPool::spawn(config, Summer::build)
+    RankPool::spawn(config, move |seat| Summer::build(seat, deadline))
 }
 
-/// Sums three times with a fault in the second; what the pool says.
-fn failure_with(node: &Node, fault: &str) -> RankError {
+/// Sums three times with a fault in the second, for which ranks wait up to `deadline`; what the
+/// pool says.
+fn failure_with(node: &Node, fault: &str, deadline: Duration) -> RankError {
     node.clear_faults();
-    let mut pool = spawn().expect("ranks are built");
+    let mut pool = spawn(PATIENT).expect("ranks are built");
     node.inject(fault).expect("it is a fault");
     let begin = Instant::now();
-    let replies = pool.broadcast(Arc::new(())).expect("the first sum is well");
+    let replies = pool.broadcast(PATIENT).expect("the first sum is well");
     assert_eq!(replies, [N_RANKS as f32; N_RANKS]);
-    let error = pool.broadcast(Arc::new(())).expect_err(fault);
-    let again = pool.broadcast(Arc::new(())).expect_err("a failed pool stays so");
+    let error = pool.broadcast(deadline).expect_err(fault);
+    let again = pool.broadcast(PATIENT).expect_err("a failed pool stays so");
     assert_eq!(again.to_string(), error.to_string());
     pool.shutdown().expect_err("the pool has failed");
     assert!(begin.elapsed() < PATIENT, "{fault}: {:?}", begin.elapsed());
@@ -104,28 +106,28 @@ fn failure_with(node: &Node, fault: &str) -> RankError {
 fn every_failure_ends_in_an_error_that_names_rank_and_call() {
     let node = Node::open().expect("this runs on the virtual node");
 
-    let error = failure_with(&node, "nccl:rank=1:call=2:error");
+    let error = failure_with(&node, "nccl:rank=1:call=2:error", PATIENT);
     assert_eq!(error.rank.idx(), 1, "{error}");
     assert!(error.to_string().contains("ncclAllReduce, call 1 of this rank"), "{error}");
 
-    let error = failure_with(&node, "nccl:rank=2:call=2:async-error");
+    let error = failure_with(&node, "nccl:rank=2:call=2:async-error", PATIENT);
     assert_eq!(error.rank.idx(), 2, "{error}");
     assert!(error.to_string().contains("ncclAllReduce, call 1 of this rank"), "{error}");
 
-    let error = failure_with(&node, "nccl:rank=3:call=2:absent");
+    let error = failure_with(&node, "nccl:rank=3:call=2:absent", IMPATIENT);
     assert!(error.to_string().contains("ncclAllReduce (call 1 of this rank)"), "{error}");
     assert!(error.to_string().contains("a peer is missing"), "{error}");
 
     node.clear_faults();
     node.inject("nccl:rank=0:absent").expect("it is a fault");
     let begin = Instant::now();
-    let error = spawn().map(drop).expect_err("a rank is missing");
+    let error = spawn(IMPATIENT).map(drop).expect_err("a rank is missing");
     assert!(error.to_string().contains("ncclCommInitRankConfig"), "{error}");
     assert!(error.to_string().contains("a peer is missing"), "{error}");
     assert!(begin.elapsed() < PATIENT, "{:?}", begin.elapsed());
 
     node.clear_faults();
-    let mut pool = spawn().expect("ranks are built");
-    let replies = pool.broadcast(Arc::new(())).expect("nothing fails without faults");
+    let mut pool = spawn(PATIENT).expect("ranks are built");
+    let replies = pool.broadcast(PATIENT).expect("nothing fails without faults");
     assert_eq!(replies, [N_RANKS as f32; N_RANKS]);
 }

@@ -1,8 +1,13 @@
 //! A server in this process: the demo model behind a real socket, on a port of its own.
 
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use engine::{DeviceKind, Engine, EngineConfig, KvDtype};
+use engine::{
+    DeviceKind, Engine, EngineConfig, EngineHandle, KvDtype, ReaderGone, Request, SamplingParams,
+    Ticket, TokenId,
+};
 use server::boot::{self, Booted};
 use server::config::ModelSource;
 use server::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, claim};
@@ -10,6 +15,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::http::Client;
+
+/// Nothing that a test waits for takes longer, on any machine.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a test wants of its server.
 #[derive(Clone, Debug)]
@@ -45,6 +53,48 @@ pub struct TestServer {
     engine: Option<Engine>,
     runtime: Option<Runtime>,
     serving: Option<JoinHandle<Outcome>>,
+}
+
+/// An engine that stands between two steps, until dropped: a request of the test's own is in every
+/// step, and the engine's thread waits while it hands over that request's tokens. So whatever else
+/// runs is under way for as long as the test wants it to be. It takes a slot.
+pub struct HeldEngine {
+    permits: Sender<()>,
+    steps: Receiver<()>,
+    _ticket: Ticket,
+}
+
+impl HeldEngine {
+    /// Comes back when the engine stands.
+    pub fn new(engine: &EngineHandle) -> HeldEngine {
+        let (permits, permitted) = channel();
+        let (stepped, steps) = channel();
+        let deliver = move |_| {
+            // Whoever holds the engine may have let go of it.
+            let _ = stepped.send(());
+            permitted.recv().map_err(|_| ReaderGone)
+        };
+        let request = Request {
+            prompt: vec![TokenId(1)].into(),
+            n_new_max: engine.info().n_context_tokens - 1,
+            stop_tokens: Vec::new().into(),
+            sampling: SamplingParams::greedy(),
+            n_logprobs: None,
+            n_prompt_logprobs: None,
+        };
+        let ticket = engine.submit(request, Box::new(deliver)).expect("there is room for it");
+        let held = HeldEngine { permits, steps, _ticket: ticket };
+        held.steps.recv().expect("the engine runs");
+        held
+    }
+
+    /// Lets it make `n` steps.
+    pub fn make_steps(&self, n: usize) {
+        for _ in 0..n {
+            self.permits.send(()).expect("the engine runs");
+            self.steps.recv().expect("the engine runs");
+        }
+    }
 }
 
 impl ServerSettings {
@@ -109,24 +159,46 @@ impl TestServer {
         runtime.block_on(serving).expect("serving does not panic")
     }
 
-    /// Stops the engine under the server's feet: what runs is cancelled.
-    pub fn stop_engine(&mut self) {
-        self.engine.take().expect("stopped once").shutdown();
+    /// Keeps the engine from going on until the value is dropped.
+    pub fn hold_engine(&self) -> HeldEngine {
+        HeldEngine::new(&self.app.engine)
     }
 
-    /// Waits until the engine has nothing left and holds no page.
+    /// Stops the engine under the server's feet: what runs is cancelled.
+    pub fn stop_engine(&mut self, held: HeldEngine) {
+        let engine = self.engine.take().expect("stopped once");
+        thread::scope(|scope| {
+            scope.spawn(|| engine.shutdown());
+            // It waits for the step that is held, which must not be followed by another.
+            self.wait_until("the engine was told to stop", |app| app.engine.ready().is_err());
+            drop(held);
+        });
+    }
+
+    /// Waits until every request is answered or its client's leaving was noticed, and the engine
+    /// has nothing left and holds no page.
+    pub fn expect_idle(&self) {
+        self.wait_until("nothing is left", |app| {
+            let stats = app.engine.stats();
+            let n_left = app.in_flight.n() + app.engine.n_live() + stats.n_pages_used;
+            n_left + stats.n_running + stats.n_waiting == 0
+        });
+    }
+
+    /// Waits until something is so.
     ///
     /// # Panics
-    /// It still does after a minute.
-    pub fn expect_idle(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let (n_live, stats) = (self.app.engine.n_live(), self.app.engine.stats());
-            if n_live == 0 && stats.n_pages_used == 0 && stats.n_running + stats.n_waiting == 0 {
-                return;
-            }
-            assert!(Instant::now() < deadline, "not idle: {n_live} live, {stats:?}");
-            std::thread::sleep(Duration::from_millis(2));
+    /// It never is.
+    pub fn wait_until(&self, what: &str, is_so: impl Fn(&App) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(&self.app) {
+            let (in_flight, engine) = (self.app.in_flight.n(), &self.app.engine);
+            let (n_live, stats) = (engine.n_live(), engine.stats());
+            assert!(
+                Instant::now() < deadline,
+                "never so: {what}; {in_flight} in flight, {n_live} live, {stats:?}"
+            );
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }

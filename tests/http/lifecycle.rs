@@ -1,8 +1,9 @@
 //! Clients that leave, a server that is full, locked, or going away.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use harness::serving::{ServerSettings, TestServer};
+use harness::http::EventStream;
+use harness::serving::{HeldEngine, ServerSettings, TestServer};
 use serde_json::{Value, json};
 use server::http::{HttpLimits, Outcome};
 
@@ -20,9 +21,18 @@ fn long() -> Value {
     json!({ "prompt": "a", "max_tokens": 1000, "ignore_eos": true, "temperature": 0 })
 }
 
-/// Eight of them: still under way when a test on a busy machine gets round to the next line.
-fn longest() -> Value {
+/// Eight of them.
+fn eight() -> Value {
     with(&long(), json!({ "n": 8 }))
+}
+
+/// Starts a stream and reads its first event; the engine stands, so there is more to come.
+fn under_way(server: &TestServer, held: &HeldEngine, body: &Value) -> EventStream {
+    let mut stream = server.client.stream(COMPLETIONS, &with(body, json!({ "stream": true })));
+    // One that takes it in, one that tells of it, and one more in case a step is ahead.
+    held.make_steps(3);
+    stream.next().expect("a first event");
+    stream
 }
 
 fn metric(server: &TestServer, name: &str) -> f64 {
@@ -34,21 +44,20 @@ fn metric(server: &TestServer, name: &str) -> f64 {
 #[test]
 fn a_client_that_leaves_cancels_its_request() {
     let server = TestServer::start(spacious());
+    let held = server.hold_engine();
     // In the middle of a stream.
-    let mut stream =
-        server.client.stream(COMPLETIONS, &with(&longest(), json!({ "stream": true })));
-    stream.next().expect("a first event");
-    drop(stream);
+    drop(under_way(&server, &held, &eight()));
+    server.wait_until("its leaving was noticed", |app| app.in_flight.n() == 0);
+    drop(held);
     server.expect_idle();
     // While it waits for a whole answer.
+    let held = server.hold_engine();
     let mut connection = server.client.connect();
-    connection.write("POST", COMPLETIONS, &[], longest().to_string().as_bytes()).expect("open");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while server.app.engine.n_live() == 0 {
-        assert!(Instant::now() < deadline, "it never began");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    connection.write("POST", COMPLETIONS, &[], eight().to_string().as_bytes()).expect("open");
+    server.wait_until("it has begun", |app| app.engine.n_live() == 9);
     drop(connection);
+    server.wait_until("its leaving was noticed", |app| app.in_flight.n() == 0);
+    drop(held);
     server.expect_idle();
     let aborted = metric(&server, "lnserve_generations_total{finished_reason=\"abort\"}");
     assert_eq!(aborted, 16.0, "all ended by leaving, not by being complete");
@@ -59,9 +68,9 @@ fn a_reader_that_does_not_read_holds_nobody_up() {
     let server = TestServer::start(spacious());
     let mut idle = server
         .client
-        .stream(COMPLETIONS, &with(&longest(), json!({ "stream": true, "logprobs": 20 })));
+        .stream(COMPLETIONS, &with(&eight(), json!({ "stream": true, "logprobs": 20 })));
     let first = idle.next().expect("a first event");
-    let answer = server.client.post(COMPLETIONS, &longest()).ok();
+    let answer = server.client.post(COMPLETIONS, &eight()).ok();
     assert_eq!(answer["usage"]["completion_tokens"], 8000);
     let events: Vec<String> = idle.collect();
     assert!(first.contains("logprobs") && events.len() > 4000, "{}", events.len());
@@ -71,10 +80,11 @@ fn a_reader_that_does_not_read_holds_nobody_up() {
 
 #[test]
 fn a_full_server_says_when_to_come_back() {
-    let server = TestServer::start(ServerSettings { n_slots: 1, n_waiting_max: 1, ..spacious() });
-    let body = with(&long(), json!({ "stream": true }));
-    let running = server.client.stream(COMPLETIONS, &body);
-    let waiting = server.client.stream(COMPLETIONS, &body);
+    // One slot for what holds the engine.
+    let server = TestServer::start(ServerSettings { n_slots: 2, n_waiting_max: 1, ..spacious() });
+    let held = server.hold_engine();
+    let running = under_way(&server, &held, &long());
+    let waiting = server.client.stream(COMPLETIONS, &with(&long(), json!({ "stream": true })));
     let refused = server.client.post(COMPLETIONS, &long());
     assert_eq!(refused.status(), 429, "{}", refused.text());
     assert_eq!(refused.head.header("retry-after"), Some("1"));
@@ -84,6 +94,7 @@ fn a_full_server_says_when_to_come_back() {
     assert!(refused.json()["error"].is_string());
     assert_eq!(metric(&server, "lnserve_http_errors_total{error=\"queue_full\"}"), 2.0);
     drop((running, waiting));
+    drop(held);
     server.expect_idle();
     let short = with(&long(), json!({ "max_tokens": 2 }));
     assert_eq!(server.client.post(COMPLETIONS, &short).status(), 200);
@@ -117,10 +128,10 @@ fn a_key_opens_everything_but_probes() {
 
 #[test]
 fn a_drain_finishes_what_runs_and_takes_nothing_new() {
-    let mut server = TestServer::start(spacious());
-    let mut stream =
-        server.client.stream(COMPLETIONS, &with(&longest(), json!({ "stream": true })));
-    stream.next().expect("a first event");
+    let limits = HttpLimits { drain_timeout: Duration::from_secs(3600), ..HttpLimits::STANDARD };
+    let mut server = TestServer::start(ServerSettings { limits, ..spacious() });
+    let held = server.hold_engine();
+    let stream = under_way(&server, &held, &long());
     server.app.shutdown.begin();
     let cases = [("/v2/health/live", 200), ("/v2/health/ready", 400), ("/health", 503)];
     for (path, status) in cases {
@@ -132,6 +143,7 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     assert_eq!(refused.json()["error"]["code"], "shutting_down");
     let refused = server.client.post(GENERATE, &json!({ "text_input": "a", "max_tokens": 1 }));
     assert_eq!(refused.status(), 503);
+    drop(held);
     let events: Vec<String> = stream.collect();
     assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
     assert!(events[events.len() - 2].contains("\"length\""), "{:?}", events.last());
@@ -144,31 +156,31 @@ fn a_drain_gives_up_at_its_deadline_or_when_told_twice() {
     let drain_timeout = Duration::from_millis(20);
     let limits = HttpLimits { drain_timeout, ..HttpLimits::STANDARD };
     let mut server = TestServer::start(ServerSettings { limits, ..spacious() });
-    let body = with(&longest(), json!({ "stream": true }));
-    let mut stream = server.client.stream(COMPLETIONS, &body);
-    stream.next().expect("a first event");
+    let held = server.hold_engine();
+    let stream = under_way(&server, &held, &long());
     server.app.shutdown.begin();
     assert_eq!(server.outcome(), Outcome::DeadlinePassed { n_cut: 1 });
+    drop((stream, held));
 
     let mut server = TestServer::start(spacious());
-    let mut stream = server.client.stream(COMPLETIONS, &body);
-    stream.next().expect("a first event");
+    let held = server.hold_engine();
+    let stream = under_way(&server, &held, &long());
     server.app.shutdown.begin();
     server.app.shutdown.begin();
     assert_eq!(server.outcome(), Outcome::Forced);
+    drop((stream, held));
 }
 
 #[test]
 fn a_stream_whose_engine_stops_says_so() {
     let mut server = TestServer::start(spacious());
-    let mut stream =
-        server.client.stream(COMPLETIONS, &with(&longest(), json!({ "stream": true })));
-    stream.next().expect("a first event");
-    server.stop_engine();
+    let held = server.hold_engine();
+    let stream = under_way(&server, &held, &long());
+    server.stop_engine(held);
     let events: Vec<String> = stream.collect();
     let [.., error, done] = events.as_slice() else { panic!("{events:?}") };
     assert!(error.contains("\"code\":\"shutting_down\""), "{error}");
     assert_eq!(done, "[DONE]");
-    assert_eq!(server.client.post(COMPLETIONS, &longest()).status(), 503);
+    assert_eq!(server.client.post(COMPLETIONS, &long()).status(), 503);
     assert_eq!(server.client.get("/v2/health/ready").status(), 400);
 }

@@ -325,7 +325,8 @@ fn bodies_that_are_too_large_or_compressed() {
     let head = |path: &str, lines: &str| {
         let mut connection = shared().connect();
         let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\n{lines}\r\n\r\n");
-        connection.write_raw(head.as_bytes()).expect("open");
+        // The answer may come, and the server hang up, before it has read everything.
+        let _ = connection.write_raw(head.as_bytes());
         connection.read_reply("POST").expect("answered")
     };
     let reply = head(COMPLETIONS, "Content-Length: 70000000");

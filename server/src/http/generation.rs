@@ -239,10 +239,7 @@ impl Generations {
 
     fn end(&mut self, choice_idx: usize, ended: Ended, finish: Option<&Finish>) {
         let choice = &mut self.choices[choice_idx];
-        // Dropping it cancels what is still to come, if anything is.
-        if choice.ticket.take().is_none() {
-            return;
-        }
+        let Some(ticket) = choice.ticket.take() else { return };
         self.n_open -= 1;
         let timing = finish.map(|finish| &finish.timing);
         self.app.metrics.generation(GenerationSummary {
@@ -254,6 +251,9 @@ impl Generations {
                 Some(timing.admitted?.saturating_duration_since(timing.arrived))
             }),
         });
+        // Cancels what is still to come, if anything is. Last, so that whoever sees the engine idle
+        // finds the generation counted.
+        drop(ticket);
     }
 
     fn failed(&self) -> ApiError {
