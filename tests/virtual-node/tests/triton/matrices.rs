@@ -123,11 +123,17 @@ pub(super) fn attention(bench: &Bench) {
         };
         let weights: Vec<f64> = (head..=row).map(weight).collect();
         let total: f64 = weights.iter().sum();
+        let greatest = weights.iter().copied().fold(0.0, f64::max);
         for dim in 0..dims {
             let pairs = weights.iter().zip(head..);
-            let sum: f64 = pairs.map(|(weight, key)| weight * at(&v.values, key, dim)).sum();
-            // Weights are rounded to halves before the second product.
-            expected.push((sum / total, 2e-3));
+            let products = pairs.map(|(weight, key)| weight * at(&v.values, key, dim));
+            let (sum, magnitude) = products
+                .fold((0.0, 0.0), |(sum, magnitude), x: f64| (sum + x, magnitude + x.abs()));
+            // Parts of the greatest weight are rounded to halves before the second product, the
+            // smallest ones to a step that is absolute; scores and sums have single precision.
+            let least = greatest * weights.len() as f64 * 2f64.powi(-25);
+            let error = (rounding(Format::F16, magnitude) + least + 1e-5 * magnitude) / total;
+            expected.push((sum / total, error + rounding(Format::F16, sum / total)));
         }
     }
     assert_near(&bench.entry.name, &decode(Format::F16, &gpu.download(out)), &expected);

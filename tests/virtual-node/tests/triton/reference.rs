@@ -88,13 +88,13 @@ pub(super) fn assert_near(name: &str, found: &[f64], expected: &[(f64, f64)]) {
     }
 }
 
-/// Half a step of a format at a value, and a little.
+/// Half a step of a format at a value, at most.
 pub(super) fn rounding(format: Format, value: f64) -> f64 {
     let relative = match format {
         Format::Bf16 => 2f64.powi(-8),
-        Format::F16 => 2f64.powi(-10),
+        Format::F16 => 2f64.powi(-11),
         Format::S32 => 0.0,
-        _ => 2f64.powi(-22),
+        _ => 2f64.powi(-24),
     };
     value.abs() * relative
 }
