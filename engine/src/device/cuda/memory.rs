@@ -153,11 +153,6 @@ impl Pinned {
         unsafe { from.copy_to_nonoverlapping(values.as_mut_ptr().cast(), n_bytes) }
     }
 
-    /// Where kernels find it: with unified addresses a device uses the host's.
-    pub fn device_ptr(&self) -> DevicePtr {
-        DevicePtr(self.start as u64)
-    }
-
     /// The address of a part of it.
     pub(super) fn range(&self, offset_bytes: usize, n_bytes: usize) -> *mut u8 {
         let end = offset_bytes.checked_add(n_bytes);

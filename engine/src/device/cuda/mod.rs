@@ -208,22 +208,4 @@ impl CudaExec {
         // SAFETY: the caller's promise is the callee's.
         unsafe { self.kernels.launch(&self.stream, kernel, config, params) }
     }
-
-    /// The same on another stream.
-    ///
-    /// # Errors
-    /// As [`CudaExec::launch`].
-    ///
-    /// # Safety
-    /// As [`CudaExec::launch`].
-    pub unsafe fn launch_on(
-        &self,
-        stream: &Stream,
-        kernel: Kernel,
-        config: LaunchConfig,
-        params: &[Param<'_>],
-    ) -> Result<(), DeviceError> {
-        // SAFETY: the caller's promise is the callee's.
-        unsafe { self.kernels.launch(stream, kernel, config, params) }
-    }
 }

@@ -138,12 +138,6 @@ impl Stream {
         check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, self.raw) })
     }
 
-    /// Holds back what is submitted from here on until `event` has passed.
-    pub fn wait_for(&self, event: &Event) -> Result<(), DeviceError> {
-        // SAFETY: both are ours.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw, 0) })
-    }
-
     /// From here on work is recorded instead of run. Other threads' calls are not affected.
     pub fn begin_capture(&self) -> Result<(), DeviceError> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

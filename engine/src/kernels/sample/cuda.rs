@@ -134,17 +134,6 @@ pub struct State {
     pub n_vocab: usize,
 }
 
-impl State {
-    /// Bytes of all of it.
-    pub fn n_bytes(n_slots: usize, n_vocab: usize, n_biases_max: usize) -> usize {
-        let of_slot = size_of::<DeviceSlot>()
-            + n_vocab * size_of::<u32>()
-            + n_biases_max * size_of::<DeviceBias>()
-            + size_of::<i32>();
-        n_slots * of_slot
-    }
-}
-
 /// Rows to sample from.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
