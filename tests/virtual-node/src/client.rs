@@ -110,7 +110,7 @@ impl Node {
         serde_json::from_slice(&json).expect("both sides are of one build")
     }
 
-    /// Makes these checks in launches from now on: of `races,init,sectors,banks`.
+    /// Makes these checks in launches from now on: of `races,init,sectors,banks,splits`.
     ///
     /// # Errors
     /// The list has something else.

@@ -30,6 +30,9 @@ pub struct CheckConfig {
     pub sectors: bool,
     /// Bank conflicts in shared memory.
     pub banks: bool,
+    /// No check: products whose algorithm splits `k` are summed in parts, as on a real node, so
+    /// that the choice of an algorithm shows in their bits.
+    pub splits: bool,
 }
 
 /// The settings of one process.
@@ -39,7 +42,7 @@ pub struct Config {
     pub mode: Mode,
     /// `VIRTUAL_NODE_DEVICES`: 1 to 8, 8 by default.
     pub n_devices: usize,
-    /// `VIRTUAL_NODE_CHECKS`: a list of `races`, `init`, `sectors`, `banks`.
+    /// `VIRTUAL_NODE_CHECKS`: a list of `races`, `init`, `sectors`, `banks`, `splits`.
     pub checks: CheckConfig,
     /// `VIRTUAL_NODE_REPORT`: where the counters go when the process ends.
     pub report: Option<PathBuf>,
@@ -144,7 +147,7 @@ pub enum ConfigError {
         value: String,
     },
     /// No check has this name.
-    #[error("VIRTUAL_NODE_CHECKS lists races, init, sectors and banks, not {0}")]
+    #[error("VIRTUAL_NODE_CHECKS lists races, init, sectors, banks and splits, not {0}")]
     Check(String),
 }
 
@@ -164,6 +167,7 @@ fn checks(list: &str) -> Result<CheckConfig, ConfigError> {
             "init" => checks.init = true,
             "sectors" => checks.sectors = true,
             "banks" => checks.banks = true,
+            "splits" => checks.splits = true,
             other => return Err(ConfigError::Check(other.to_owned())),
         }
     }

@@ -49,7 +49,7 @@ pub(crate) struct RunArguments {
 
     /// Checks that cost time: races, init, sectors, banks
     #[arg(long, value_name = "LIST", value_delimiter = ',',
-          value_parser = ["races", "init", "sectors", "banks"])]
+          value_parser = ["races", "init", "sectors", "banks", "splits"])]
     check: Vec<String>,
 
     /// Where the counters go as JSON; %p in the name stands for the process

@@ -13,7 +13,7 @@ use super::heuristic::{Algo, AlgoBytes, candidates};
 use super::matmul::{Factor, Matmul, Workspace};
 use super::rules::{Layouts, Problem};
 use super::status::{Refusal, Status, invalid, report, unsupported};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::driver::{self, Failure};
 use crate::handles::{Registry, caller_room, caller_values};
 use crate::memory::DeviceIdx;
@@ -249,9 +249,14 @@ api! {
         let problem = problem(desc, [a_layout, b_layout, c_layout, d_layout])?;
         let mode = problem.operation.pointer_mode;
         let (alpha, beta) = (factor(alpha, mode)?, factor(beta, mode)?);
-        let matmul = Matmul { problem, alpha, beta, a, b, c, d };
         let workspace = Workspace { address: workspace, n_bytes: workspace_bytes as u64 };
-        matmul.check(&chosen(algo, &matmul.problem, workspace)?, workspace)?;
+        let algo = chosen(algo, &problem, workspace)?;
+        let n_parts = match config::current_checks().splits {
+            true => algo.n_splits.into(),
+            false => 1,
+        };
+        let matmul = Matmul { problem, alpha, beta, a, b, c, d, n_parts };
+        matmul.check(&algo, workspace)?;
         submit(matmul, device, stream)
     }
 }

@@ -1,8 +1,8 @@
 //! Algorithms, and which of them suit a product: the same product always gets the same list, and
 //! the list depends on how many columns D has, so that choosing once per bucket matters.
 //!
-//! An algorithm changes nothing about the result here. On a real node one that splits `k` rounds
-//! differently from one that does not.
+//! An algorithm changes nothing about the result here unless `splits` is asked for. On a real node
+//! one that splits `k` rounds differently from one that does not.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

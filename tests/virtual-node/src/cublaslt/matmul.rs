@@ -35,6 +35,8 @@ pub struct Matmul {
     pub b: u64,
     pub c: u64,
     pub d: u64,
+    /// Parts of `k` that are summed apart.
+    pub n_parts: usize,
 }
 
 /// Device memory for partial sums.
@@ -193,7 +195,7 @@ impl Matmul {
                 false => Some(Cells::new(&reach, self.c, &layouts.c, batch)?),
             };
             let d = Cells::new(&reach, self.d, &layouts.d, batch)?;
-            product.run(n_threads_max, &|row, col, sum| {
+            product.run_split(self.n_parts, n_threads_max, &|row, col, sum| {
                 let c = c.as_ref().map_or(0.0, |c| c.read(row, col));
                 d.write(row, col, epilogue.apply(row, sum, c));
             });

@@ -3,13 +3,16 @@
 //!
 //! **Order.** Element `k` goes to partial sum `k mod 16`, in ascending order and single precision;
 //! the sixteen are added in one fixed tree. So an output depends on its two rows alone, never on
-//! the batch, the tile or the number of threads. Products of FP8 and of BF16 elements are exact in
-//! single precision, so fusing the multiply and the add changes nothing for them.
+//! the batch, the tile or the number of threads. Of a product that is split, each part of `k` is
+//! summed so, and the parts are added in ascending order. Products of FP8 and of BF16 elements are
+//! exact in single precision, so fusing the multiply and the add changes nothing for them.
 //!
 //! **What Hopper does instead.** Its FP8 tensor cores are reported to keep only about 14 bits while
 //! they add up (DeepSeek-V3, arXiv 2412.19437, section 3.3.2); without `FAST_ACCUM` cuBLASLt moves
 //! the sums to single precision every so often, with it it does not. Neither is modelled: results
 //! here are more exact than those of a real node, and the same with `FAST_ACCUM` as without.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::element::Element;
 
@@ -50,6 +53,11 @@ type Sums = [f32; LANES];
 type Block = [[Sums; BLOCK_ROWS]; BLOCK_COLS];
 
 impl Rows<'_> {
+    /// The same from the `k`-th element of each row on.
+    fn from(self, k: usize) -> Self {
+        Rows { bytes: &self.bytes[k * self.k_stride * self.element.n_bytes()..], ..self }
+    }
+
     /// Widens elements `k..k + values.len()` of a row; what lies behind `depth` is zero.
     #[inline(always)]
     fn widen(&self, row: usize, k: usize, depth: usize, values: &mut [f32]) {
@@ -70,6 +78,34 @@ impl Rows<'_> {
 }
 
 impl Product<'_> {
+    /// As [`Product::run`], but with `k` split into `n_parts`.
+    pub fn run_split(
+        &self,
+        n_parts: usize,
+        n_threads_max: usize,
+        emit: &(impl Fn(usize, usize, f32) + Sync),
+    ) {
+        let depth = self.depth.div_ceil(n_parts.max(1));
+        if depth == self.depth {
+            return self.run(n_threads_max, emit);
+        }
+        // Bits of zero are those of 0.0.
+        let sums: Vec<AtomicU32> =
+            (0..self.n_rows * self.n_cols).map(|_| AtomicU32::new(0)).collect();
+        for k in (0..self.depth).step_by(depth) {
+            let (a, b) = (self.a.from(k), self.b.from(k));
+            let part = Product { a, b, depth: depth.min(self.depth - k), ..*self };
+            part.run(n_threads_max, &|row, col, sum| {
+                let cell = &sums[row * self.n_cols + col];
+                let before = f32::from_bits(cell.load(Ordering::Relaxed));
+                cell.store((before + sum).to_bits(), Ordering::Relaxed);
+            });
+        }
+        for (idx, sum) in sums.into_iter().enumerate() {
+            emit(idx / self.n_cols, idx % self.n_cols, f32::from_bits(sum.into_inner()));
+        }
+    }
+
     /// Hands each sum with its row and column to `emit`, from several threads if that pays.
     pub fn run(&self, n_threads_max: usize, emit: &(impl Fn(usize, usize, f32) + Sync)) {
         let n_products = self.n_rows * self.n_cols * self.depth;
@@ -345,6 +381,27 @@ mod tests {
         for (row, value) in alone.iter().enumerate() {
             assert_eq!(value.to_bits(), all[row * n_cols + 17].to_bits(), "row {row}");
         }
+    }
+
+    #[test]
+    fn a_split_sum_is_the_sum_of_its_parts() {
+        let (n_rows, n_cols, depth) = (70, 19, 1111);
+        let a = random_bytes(13, n_rows * depth);
+        let b = random_bytes(14, n_cols * depth);
+        let (a, b) = (rows(&a, Element::E4m3, depth), rows(&b, Element::E4m3, depth));
+        let product = Product { a, b, n_rows, n_cols, depth };
+        let out = Mutex::new(vec![f32::NAN; n_rows * n_cols]);
+        product.run_split(3, 2, &|row, col, sum| out.lock().unwrap()[row * n_cols + col] = sum);
+        let split = out.into_inner().unwrap();
+        let [first, second, third] = [0, 371, 742].map(|k| {
+            let (a, b) = (a.from(k), b.from(k));
+            outputs(&Product { a, b, depth: 371.min(depth - k), ..product }, 1)
+        });
+        for (idx, sum) in split.iter().enumerate() {
+            let expected = 0.0 + first[idx] + second[idx] + third[idx];
+            assert_eq!(sum.to_bits(), expected.to_bits(), "{idx}");
+        }
+        assert_ne!(split, outputs(&product, 1), "it shows in the bits");
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Case {
         let problem = Problem::new(self.desc.operation()?, Layouts { a, b, c, d })?;
         let (alpha, beta) = (self.alpha, self.beta);
         let [a, b, c, d] = self.addresses;
-        Ok(Matmul { problem, alpha, beta, a, b, c, d })
+        Ok(Matmul { problem, alpha, beta, a, b, c, d, n_parts: 1 })
     }
 
     fn check(&self, workspace: Workspace) -> Result<(), Refusal> {
