@@ -36,6 +36,7 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         n_context_tokens: Some(N_CONTEXT),
         kv_dtype: None,
         kv_bytes: None,
+        is_deterministic: false,
     };
     let rss_before = resident_bytes("RssAnon:")?;
     let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;

@@ -71,6 +71,7 @@ fn config(device: DeviceKind, n_ranks: usize, kv_dtype: KvDtype, n_slots: usize)
         n_context_tokens: Some(128),
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
+        is_deterministic: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The same request gives the same bits, whatever shares its batch: alone or together, whole or in
-//! chunks, after preemption. No tolerance anywhere in this file. That threads change no bit is for
-//! the kernels' own tests to show: this model is mostly too small to be split.
+//! chunks, after preemption. On the processor always, on devices where they are told to be
+//! deterministic. No tolerance anywhere in this file. That threads change no bit is for the
+//! kernels' own tests to show: this model is mostly too small to be split.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,9 +12,11 @@ use engine::{
 };
 use harness::plans::{Planner, Span};
 use harness::random::Random;
-use weights::Checkpoint;
+use harness::serving::HeldEngine;
+use virtual_node::client::Node;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
+use weights::{Checkpoint, MixerSpec, ModelSpec};
 
 const FORMATS: [(SyntheticFormat, KvDtype); 4] = [
     (SyntheticFormat::F32, KvDtype::F32),
@@ -24,11 +27,25 @@ const FORMATS: [(SyntheticFormat, KvDtype); 4] = [
 
 /// Written anew for each test: two that run at once do not share a folder.
 fn tiny(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
+    write(test, format, preset("tiny").expect("a preset"))
+}
+
+/// The same with heads that a device's kernels know.
+fn tiny_for_devices(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
+    let mut spec = preset("tiny").expect("a preset");
+    for block in &mut spec.blocks {
+        if let Some(MixerSpec::Attention(attention)) = &mut block.mixer {
+            attention.head_dim = 32;
+        }
+    }
+    write(test, format, spec)
+}
+
+fn write(test: &str, format: SyntheticFormat, spec: ModelSpec) -> Arc<Checkpoint> {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{format:?}"));
     if dir.exists() {
         std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
     }
-    let spec = preset("tiny").expect("a preset");
     let config = SyntheticConfig { spec, format, n_shards: 2, seed: 7 };
     write_synthetic(&dir, &config, &mut |_, _| {}).expect("it can be written");
     Arc::new(Checkpoint::open(&dir).expect("what we write is valid"))
@@ -45,6 +62,7 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         n_context_tokens: Some(128),
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
+        is_deterministic: false,
     }
 }
 
@@ -94,46 +112,81 @@ fn run_cut(
     }
 }
 
+/// Runs random sequences whole and alone on the first engine, cut at random on the second. How, and
+/// for which sequence and position, logits differ first.
+fn difference(
+    checkpoint: &Arc<Checkpoint>,
+    configs: [&EngineConfig; 2],
+    seed: u64,
+) -> Option<(&'static str, (usize, usize))> {
+    let mut random = Random::new(seed);
+    let vocab_size = checkpoint.spec().vocab_size;
+    let sequences: Vec<Vec<TokenId>> = (0..6)
+        .map(|_| {
+            let n = 1 + random.below(90);
+            random_tokens(&mut random, vocab_size, n)
+        })
+        .collect();
+    let boot = |config| Probe::new(Arc::clone(checkpoint), config).expect("it boots");
+    let [mut one, mut two] = configs.map(boot);
+    let mut alone = Bits::new();
+    for (slot, sequence) in sequences.iter().enumerate() {
+        let mut planner = Planner::new(one.memory());
+        let plan = planner.plan(&[Span { slot, start: 0, tokens: sequence }]);
+        for probed in one.run(plan).expect("the ranks run") {
+            let bits = probed.logits.iter().map(|logit| logit.to_bits()).collect();
+            alone.insert((slot, probed.position), bits);
+        }
+    }
+    for (what, n_rows_max) in [("in chunks", 1), ("batched", 6)] {
+        let cut = run_cut(&mut two, &sequences, &mut random, n_rows_max);
+        assert_eq!(cut.len(), alone.len());
+        let mut differing: Vec<_> = alone.keys().filter(|at| cut[at] != alone[at]).collect();
+        differing.sort();
+        if let Some(&&at) = differing.first() {
+            return Some((what, at));
+        }
+    }
+    None
+}
+
 #[test]
 fn logits_are_bit_equal_alone_batched_and_chunked() {
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("chunks", format);
         for n_ranks in [1, 2, 4, 1, 2, 4, 1, 2, 4] {
             let seed = harness::seed();
-            let mut random = Random::new(seed);
-            let vocab_size = checkpoint.spec().vocab_size;
-            let sequences: Vec<Vec<TokenId>> = (0..6)
-                .map(|_| {
-                    let n = 1 + random.below(90);
-                    random_tokens(&mut random, vocab_size, n)
-                })
-                .collect();
-            let boot = |n_threads| {
-                Probe::new(Arc::clone(&checkpoint), &config(n_ranks, n_threads, kv_dtype))
-                    .expect("it boots")
-            };
-            let (mut one, mut two) = (boot(1), boot(2 * n_ranks));
-            let mut alone = Bits::new();
-            for (slot, sequence) in sequences.iter().enumerate() {
-                let mut planner = Planner::new(one.memory());
-                let plan = planner.plan(&[Span { slot, start: 0, tokens: sequence }]);
-                for probed in one.run(plan).expect("the ranks run") {
-                    let bits = probed.logits.iter().map(|logit| logit.to_bits()).collect();
-                    alone.insert((slot, probed.position), bits);
-                }
-            }
-            for (what, n_rows_max) in [("in chunks", 1), ("batched", 6)] {
-                let cut = run_cut(&mut two, &sequences, &mut random, n_rows_max);
-                assert_eq!(cut.len(), alone.len());
-                for (at, bits) in &alone {
-                    assert!(
-                        cut[at] == *bits,
-                        "{format:?}, {n_ranks} ranks, {what}: sequence and position {at:?} \
-                         differ (SEED={seed})"
-                    );
-                }
-            }
+            let [one, two] = [1, 2 * n_ranks].map(|n_threads| config(n_ranks, n_threads, kv_dtype));
+            let differing = difference(&checkpoint, [&one, &two], seed);
+            assert_eq!(differing, None, "{format:?}, {n_ranks} ranks (SEED={seed})");
         }
+    }
+}
+
+/// As `config`, on devices.
+fn on_devices(n_ranks: usize, kv_dtype: KvDtype, is_deterministic: bool) -> EngineConfig {
+    EngineConfig { device: DeviceKind::Cuda, is_deterministic, ..config(n_ranks, 1, kv_dtype) }
+}
+
+/// Has the virtual node's products show in their bits which algorithm was chosen.
+fn split_as_a_real_node_does() {
+    let node = Node::open().expect("this runs on the virtual node");
+    node.set_checks("splits").expect("it knows them");
+}
+
+#[test]
+fn devices_give_equal_bits_where_they_are_told_to() {
+    split_as_a_real_node_does();
+    for (format, kv_dtype) in &FORMATS[1..] {
+        let checkpoint = tiny_for_devices("devices", *format);
+        for n_ranks in [1, 2] {
+            let config = on_devices(n_ranks, *kv_dtype, true);
+            let differing = difference(&checkpoint, [&config, &config], 5);
+            assert_eq!(differing, None, "{format:?}, {n_ranks} ranks");
+        }
+        // And they are told for a reason: else this test would show nothing.
+        let config = on_devices(2, *kv_dtype, false);
+        assert_ne!(difference(&checkpoint, [&config, &config], 5), None, "{format:?}");
     }
 }
 
@@ -141,6 +194,8 @@ fn logits_are_bit_equal_alone_batched_and_chunked() {
 type Answer = Vec<(TokenId, u32)>;
 
 fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
+    // They all come at once, however fast the engine is.
+    let held = HeldEngine::new(&engine.handle());
     let submitted: Vec<_> = requests
         .iter()
         .map(|request| {
@@ -151,6 +206,7 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
             (ticket, receiver)
         })
         .collect();
+    drop(held);
     submitted
         .into_iter()
         .map(|(_ticket, receiver)| {
@@ -169,53 +225,85 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
         .collect()
 }
 
+/// What requests are made of, and what part of the memory for all of them there is.
+struct Crowd {
+    n_requests: usize,
+    n_prompt_min: usize,
+    n_prompt_max: usize,
+    n_new: usize,
+    tenths_of_kv: u64,
+}
+
+/// Has every request answered alone, then all of them where somebody is always sent back. Which
+/// ones differ.
+fn differing_answers(
+    checkpoint: &Arc<Checkpoint>,
+    roomy: &EngineConfig,
+    crowd: &Crowd,
+    seed: u64,
+) -> Vec<usize> {
+    let mut random = Random::new(seed);
+    let vocab_size = checkpoint.spec().vocab_size;
+    let requests: Vec<Request> = (0..crowd.n_requests)
+        .map(|idx| {
+            let n_more = random.below(crowd.n_prompt_max - crowd.n_prompt_min);
+            let n_prompt = crowd.n_prompt_min + n_more;
+            let mut sampling = SamplingParams::greedy();
+            if idx % 2 == 1 {
+                sampling.temperature = 0.9;
+                sampling.top_p = 0.95;
+                sampling.repetition_penalty = 1.1;
+                sampling.seed = idx as u64;
+            }
+            Request {
+                prompt: random_tokens(&mut random, vocab_size, n_prompt).into(),
+                n_new_max: crowd.n_new,
+                stop_tokens: Vec::new().into(),
+                sampling,
+                n_logprobs: Some(0),
+                n_prompt_logprobs: None,
+            }
+        })
+        .collect();
+    let engine = engine::boot(Arc::clone(checkpoint), roomy).expect("it boots");
+    let alone: Vec<Answer> = requests
+        .iter()
+        .map(|request| answer(&engine, std::slice::from_ref(request)).remove(0))
+        .collect();
+    engine.shutdown();
+    let memory = Probe::new(Arc::clone(checkpoint), roomy).expect("it boots");
+    let all_kv_bytes: u64 = memory.memory().ranks.iter().map(|rank| rank.kv_bytes).sum();
+    drop(memory);
+    let kv_bytes = Some(all_kv_bytes * crowd.tenths_of_kv / 10);
+    let cramped = EngineConfig { kv_bytes, n_tokens_per_step: 24, ..roomy.clone() };
+    let engine = engine::boot(Arc::clone(checkpoint), &cramped).expect("it boots");
+    let together = answer(&engine, &requests);
+    let stats = engine.handle().stats();
+    assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
+    assert_eq!(stats.n_pages_used, 0, "every page came back");
+    (0..requests.len()).filter(|&idx| alone[idx] != together[idx]).collect()
+}
+
 #[test]
 fn answers_are_bit_equal_alone_and_under_preemption() {
+    // Room for little more than one sequence.
+    let crowd =
+        Crowd { n_requests: 12, n_prompt_min: 1, n_prompt_max: 61, n_new: 40, tenths_of_kv: 3 };
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("preemption", format);
         let seed = harness::seed();
-        let mut random = Random::new(seed);
-        let vocab_size = checkpoint.spec().vocab_size;
-        let requests: Vec<Request> = (0..12)
-            .map(|idx| {
-                let n_prompt = 1 + random.below(60);
-                let mut sampling = SamplingParams::greedy();
-                if idx % 2 == 1 {
-                    sampling.temperature = 0.9;
-                    sampling.top_p = 0.95;
-                    sampling.repetition_penalty = 1.1;
-                    sampling.seed = idx;
-                }
-                Request {
-                    prompt: random_tokens(&mut random, vocab_size, n_prompt).into(),
-                    n_new_max: 40,
-                    stop_tokens: Vec::new().into(),
-                    sampling,
-                    n_logprobs: Some(0),
-                    n_prompt_logprobs: None,
-                }
-            })
-            .collect();
-        let roomy = config(1, 2, kv_dtype);
-        let engine = engine::boot(Arc::clone(&checkpoint), &roomy).expect("it boots");
-        let alone: Vec<Answer> = requests
-            .iter()
-            .map(|request| answer(&engine, std::slice::from_ref(request)).remove(0))
-            .collect();
-        engine.shutdown();
-        // Room for little more than one sequence: somebody is always sent back.
-        let memory = Probe::new(Arc::clone(&checkpoint), &roomy).expect("it boots");
-        let kv_bytes = memory.memory().ranks[0].kv_bytes * 3 / 10;
-        drop(memory);
-        let cramped =
-            EngineConfig { kv_bytes: Some(kv_bytes), n_tokens_per_step: 24, ..roomy.clone() };
-        let engine = engine::boot(Arc::clone(&checkpoint), &cramped).expect("it boots");
-        let together = answer(&engine, &requests);
-        let stats = engine.handle().stats();
-        assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
-        assert_eq!(stats.n_pages_used, 0, "every page came back");
-        for (idx, (alone, together)) in alone.iter().zip(&together).enumerate() {
-            assert!(alone == together, "{format:?}: request {idx} differs (SEED={seed})");
-        }
+        let differing = differing_answers(&checkpoint, &config(1, 2, kv_dtype), &crowd, seed);
+        assert!(differing.is_empty(), "{format:?}: requests {differing:?} differ (SEED={seed})");
     }
+}
+
+#[test]
+fn devices_answer_alike_under_preemption_where_they_are_told_to() {
+    split_as_a_real_node_does();
+    let crowd =
+        Crowd { n_requests: 7, n_prompt_min: 8, n_prompt_max: 24, n_new: 44, tenths_of_kv: 3 };
+    let checkpoint = tiny_for_devices("preempted-devices", SyntheticFormat::ModelOptFp8);
+    let roomy = on_devices(2, KvDtype::Fp8, true);
+    let differing = differing_answers(&checkpoint, &roomy, &crowd, 9);
+    assert!(differing.is_empty(), "requests {differing:?} differ");
 }

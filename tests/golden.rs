@@ -115,6 +115,7 @@ fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
         n_context_tokens: Some(64),
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
+        is_deterministic: false,
     }
 }
 

@@ -53,4 +53,8 @@ pub struct EngineConfig {
     /// Bytes for KV pages over all ranks; `None` takes what all slots need at full length, up to a
     /// bound that the memory plan states.
     pub kv_bytes: Option<u64>,
+    /// Whether a request's logits have the same bits on devices whatever runs beside it, however
+    /// its prompt is cut, and whether it was preempted. It costs time. On the processor it is so
+    /// anyway.
+    pub is_deterministic: bool,
 }

@@ -131,6 +131,7 @@ mod tests {
             n_context_tokens: Some(64),
             kv_dtype: None,
             kv_bytes: None,
+            is_deterministic: false,
         }
     }
 

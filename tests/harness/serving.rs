@@ -128,6 +128,7 @@ impl TestServer {
             n_context_tokens: Some(settings.n_context_tokens),
             kv_dtype: settings.kv_dtype,
             kv_bytes: settings.kv_bytes,
+            is_deterministic: false,
         };
         let Booted { engine, text } =
             boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");

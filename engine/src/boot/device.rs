@@ -53,7 +53,9 @@ pub(super) fn build(
     assert_eq!(placed, [planned.weights_bytes, planned.kv_bytes], "what was planned is taken");
     stage(&exec, &placement.copies, progress)?;
 
-    let memory = sizes.carve(&mut Carve::new(region(planned.workspace_bytes)?));
+    let mut carve = Carve::new(region(planned.workspace_bytes)?);
+    let memory = sizes.carve(&mut carve);
+    assert_eq!(carve.n_bytes() as u64, planned.workspace_bytes, "what was planned is taken");
     exec.zero(memory.attention.n_arrived, memory.n_arrived_bytes.max(1))?;
     let peers = match plan.n_ranks {
         1 => None,
@@ -108,7 +110,11 @@ fn share(
 /// Plans the products of every projection.
 fn gemms(exec: &CudaExec, network: &Network, sizes: &StepSizes) -> Result<Gemms, BuildError> {
     let n_tokens_max = sizes.inputs.n_tokens.max(sizes.n_logit_rows);
-    let mut gemms = Gemms::new(n_tokens_max, Choice::PerBucket);
+    let choice = match sizes.inputs.is_deterministic {
+        true => Choice::Fixed,
+        false => Choice::PerBucket,
+    };
+    let mut gemms = Gemms::new(n_tokens_max, choice);
     let shapes = network.projections().filter_map(|Projection { device, .. }| device.as_ref());
     for device in shapes {
         gemms.plan(exec, device.shape)?;

@@ -9,6 +9,9 @@ pub(super) const CHUNK: usize = 8;
 /// Ranks of a node at most.
 pub const N_RANKS_MAX: usize = 8;
 
+/// Tokens of a step at most: blocks that a grid may have in its second dimension.
+pub const N_TOKENS_MAX: usize = 65_535;
+
 /// Bytes that [`Exchange::flags`] points to in each rank's memory; zeroes at first.
 pub const FLAG_BYTES: usize = N_RANKS_MAX * size_of::<u32>();
 
@@ -128,9 +131,9 @@ pub(super) fn count(n: usize) -> i32 {
     i32::try_from(n).expect("no dimension of a step has 2^31 elements")
 }
 
-/// Blocks in the grid's second dimension, of which there may be 65,535.
+/// Blocks in the grid's second dimension.
 pub(super) fn n_rows(n_tokens: usize) -> u32 {
-    assert!(n_tokens <= 65_535, "a step of {n_tokens} tokens");
+    assert!(n_tokens <= N_TOKENS_MAX, "a step of {n_tokens} tokens");
     n_tokens as u32
 }
 

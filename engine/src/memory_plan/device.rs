@@ -11,6 +11,7 @@ use crate::config::{EngineConfig, KvDtype};
 use crate::device::cuda::{self, DevicePtr};
 use crate::device::{Element, RopeFrequencies};
 use crate::kernels::attention::cuda::{Workspace, WorkspaceSize, supports};
+use crate::kernels::launching::N_TOKENS_MAX;
 use crate::kernels::reduce_norm::HIDDEN_MAX;
 use crate::loading::{Carve, Placer, Unsupported, WIDTH_MULTIPLE};
 use crate::model::{
@@ -74,6 +75,11 @@ impl DeviceBudget {
     ) -> Result<DeviceBudget, MemoryError> {
         let spec = checkpoint.spec();
         check(spec, config, kv_dtype)?;
+        if config.n_tokens_per_step > N_TOKENS_MAX {
+            let (value, max) = (config.n_tokens_per_step, N_TOKENS_MAX);
+            let what = "tokens a step on a device (--max-tokens-per-step)";
+            return Err(MemoryError::OutOfRange { what, value, min: 1, max });
+        }
         let mut weights_bytes = Vec::with_capacity(config.n_ranks);
         let mut quantizes_inner = false;
         for rank_idx in 0..config.n_ranks {
@@ -116,14 +122,17 @@ impl StepSizes {
             .map(|share| WorkspaceSize::new(&share, config.n_slots, n_context))
             .fold(WorkspaceSize::default(), WorkspaceSize::max);
         let partial_bytes = |n_tokens| n_tokens * spec.hidden_size * Element::Bf16.n_bytes();
-        let is_shared =
-            |&n_tokens: &usize| carrier(partial_bytes(n_tokens), n_ranks) == Carrier::OneShot;
+        // NCCL rounds otherwise than the kernels: a deterministic step leaves no sum to it.
+        let is_shared = |&n_tokens: &usize| {
+            config.is_deterministic || carrier(partial_bytes(n_tokens), n_ranks) == Carrier::OneShot
+        };
         StepSizes {
             inputs: InputSizes {
                 n_tokens,
                 n_slots: config.n_slots,
                 n_groups: CacheLayout::new(spec).groups.len(),
                 n_context,
+                is_deterministic: config.is_deterministic,
             },
             n_local: spec.vocab_size.div_ceil(n_ranks),
             n_logit_rows: config.n_slots.max(N_LOGIT_ROWS),
@@ -248,4 +257,34 @@ fn quantizes_per_token(weights: &RankWeights) -> bool {
         };
         [mixer, ffn].contains(&Some(InputScale::PerToken))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use weights::presets::preset;
+
+    use super::*;
+    use crate::config::DeviceKind;
+
+    #[test]
+    fn a_deterministic_step_leaves_no_sum_to_nccl() {
+        let spec = preset("ultra-253b").expect("a preset");
+        let n_shared_tokens = |is_deterministic| {
+            let config = EngineConfig {
+                device: DeviceKind::Cuda,
+                n_ranks: 8,
+                n_threads: None,
+                n_slots: 64,
+                n_waiting_max: 1,
+                n_tokens_per_step: 2048,
+                n_context_tokens: Some(4096),
+                kv_dtype: None,
+                kv_bytes: None,
+                is_deterministic,
+            };
+            StepSizes::new(&spec, &config, false).n_shared_tokens
+        };
+        assert_eq!(n_shared_tokens(true), 2048);
+        assert_eq!(n_shared_tokens(false), 16, "else the largest sums are NCCL's");
+    }
 }

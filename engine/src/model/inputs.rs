@@ -3,7 +3,7 @@
 
 use scheduler::{GroupIdx, PageUpdate};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Span};
 use crate::cache::PAGE_TOKENS;
 use crate::device::cuda::{CudaExec, Event, Pinned};
 use crate::device::{DeviceArray, DeviceError, DevicePtr};
@@ -25,6 +25,9 @@ pub(crate) struct InputSizes {
     pub(crate) n_slots: usize,
     pub(crate) n_groups: usize,
     pub(crate) n_context: usize,
+    /// Rows of one token are sent with those of several: the kernel that attends for them gives a
+    /// token the same bits in every row.
+    pub(crate) is_deterministic: bool,
 }
 
 /// How rows are sent.
@@ -58,7 +61,7 @@ pub(crate) struct DeviceInputs {
     copied: Event,
     words: Vec<i32>,
     layout: Layout,
-    /// Tokens of the rows that have several.
+    /// Tokens of the rows that prefill's kernel attends for.
     prefill_lengths: Vec<usize>,
 }
 
@@ -157,18 +160,9 @@ impl DeviceInputs {
         }
         words.extend(std::iter::repeat_n(-1, n_padding));
         words.resize(words.len().next_multiple_of(ROW_WORDS), 0);
-        let decode = words.len();
-        let row = |span: &crate::batch::Span| {
-            [span.slot.idx(), span.token_idx, span.n_tokens, span.start].map(|n| n as i32)
-        };
-        words.extend(batch.spans.iter().filter(|span| span.n_tokens == 1).flat_map(row));
-        words.extend(std::iter::repeat_n([-1, 0, 0, 0], n_padding).flatten());
-        let n_decode = (words.len() - decode) / ROW_WORDS;
-        let prefill = words.len();
-        words.extend(batch.spans.iter().filter(|span| span.n_tokens > 1).flat_map(row));
-        self.prefill_lengths.clear();
-        let lengths = batch.spans.iter().map(|span| span.n_tokens).filter(|&n| n > 1);
-        self.prefill_lengths.extend(lengths);
+        let [decode, prefill] = self.lay_out_rows(batch, n_padding);
+        let words = &mut self.words;
+        let n_decode = (prefill - decode) / ROW_WORDS;
         let emitting = n_padded.is_none().then_some(words.len());
         if emitting.is_some() {
             words.extend(batch.emitting.iter().map(|&token_idx| token_idx as i32));
@@ -198,6 +192,34 @@ impl DeviceInputs {
             sampled,
         };
         self.staging.write(0, words);
+    }
+
+    /// Lays out the rows of attention, `n_padding` of them going nowhere. Where those of decode
+    /// begin, and those of prefill, which follow them.
+    fn lay_out_rows(&mut self, batch: &Batch, n_padding: usize) -> [usize; 2] {
+        let is_deterministic = self.sizes.is_deterministic;
+        let decodes = |span: &&Span| span.n_tokens == 1 && !is_deterministic;
+        let prefills = || batch.spans.iter().filter(|span| !decodes(span));
+        let row = |span: &Span| {
+            [span.slot.idx(), span.token_idx, span.n_tokens, span.start].map(|n| n as i32)
+        };
+        let padding = std::iter::repeat_n([-1, 0, 0, 0], n_padding).flatten();
+        let words = &mut self.words;
+        let decode = words.len();
+        words.extend(batch.spans.iter().filter(decodes).flat_map(row));
+        if !is_deterministic {
+            words.extend(padding.clone());
+        }
+        let prefill = words.len();
+        words.extend(prefills().flat_map(row));
+        self.prefill_lengths.clear();
+        self.prefill_lengths.extend(prefills().map(|span| span.n_tokens));
+        if is_deterministic {
+            words.extend(padding);
+            // So that a recorded step has blocks for every row that it may have.
+            self.prefill_lengths.extend(std::iter::repeat_n(1, n_padding));
+        }
+        [decode, prefill]
     }
 
     /// Words that kernels of the step read.
@@ -297,3 +319,6 @@ impl DeviceInputs {
 fn follows(update: &PageUpdate, next: &PageUpdate) -> bool {
     (next.group, next.slot) == (update.group, update.slot) && next.page_idx == update.page_idx + 1
 }
+
+#[cfg(test)]
+mod tests;

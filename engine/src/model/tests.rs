@@ -53,6 +53,7 @@ fn a_step_allocates_nothing() {
         n_context_tokens: Some(16),
         kv_dtype: None,
         kv_bytes: None,
+        is_deterministic: false,
     };
     for format in [SyntheticFormat::Bf16, SyntheticFormat::ModelOptFp8, SyntheticFormat::Fp8Dynamic]
     {

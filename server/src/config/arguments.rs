@@ -232,6 +232,13 @@ struct DeviceArguments {
     /// Compute threads over all ranks [default: this machine's cores]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Device")]
     threads: Option<usize>,
+
+    /// On GPUs: the same answer, bit for bit, whatever runs beside a request and however its prompt
+    /// is cut (the processor always does so). Each product has one algorithm for all numbers of
+    /// tokens, sums over ranks never leave it to NCCL, and a single token attends as a prompt does,
+    /// on one block a key/value head: expect slower steps, the more so the longer the context
+    #[arg(long, help_heading = "Device")]
+    deterministic: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -299,6 +306,7 @@ impl DeviceArguments {
                 KvType::F32 => Some(KvDtype::F32),
             },
             kv_bytes: self.kv_memory.map(|size| size.0),
+            is_deterministic: self.deterministic,
         }
     }
 }

@@ -32,6 +32,7 @@ fn no_arguments_serve_the_demo_model() {
         assert_eq!((engine.n_slots, engine.n_waiting_max), (64, 512));
         assert_eq!((engine.n_tokens_per_step, engine.n_context_tokens), (512, None));
         assert_eq!((engine.kv_dtype, engine.kv_bytes), (None, None));
+        assert!(!engine.is_deterministic);
     }
 }
 
@@ -40,7 +41,8 @@ fn every_option_of_serve_arrives() {
     let command = serve(
         "serve some/dir --host 0.0.0.0 --port 9 --device cpu --tp 8 --max-seqs 3 --max-waiting 0 \
          --max-tokens-per-step 64 --max-model-len 1000 --kv-dtype fp8 --kv-memory 1.5GiB \
-         --served-model-name a --served-model-name b --api-key secret --threads 16",
+         --served-model-name a --served-model-name b --api-key secret --threads 16 \
+         --deterministic",
     );
     assert_eq!(command.model, ModelSource::Directory(PathBuf::from("some/dir")));
     assert_eq!((command.host.as_str(), command.port), ("0.0.0.0", 9));
@@ -51,6 +53,7 @@ fn every_option_of_serve_arrives() {
     assert_eq!((engine.n_slots, engine.n_waiting_max), (3, 0));
     assert_eq!((engine.n_tokens_per_step, engine.n_context_tokens), (64, Some(1000)));
     assert_eq!((engine.kv_dtype, engine.kv_bytes), (Some(KvDtype::Fp8), Some(3 << 29)));
+    assert!(engine.is_deterministic);
 }
 
 #[test]

@@ -79,10 +79,23 @@ pub struct Product {
     x: Layout,
     out: Layout,
     algorithm: cublasLtMatmulAlgo_t,
+    /// What the algorithm needs for partial sums.
+    workspace_bytes: usize,
+}
+
+/// How a product's algorithm is come by.
+#[derive(Clone, Copy)]
+pub enum Pick {
+    /// What the library thinks is fastest.
+    Fastest,
+    /// The same, of those that take a sum in one piece.
+    FastestUnsplit,
+    /// This one, which may need more workspace than there is: see [`Product::fits`].
+    Given(Algorithm),
 }
 
 /// An algorithm that was chosen for one product and may serve another of the same shape.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct Algorithm(cublasLtMatmulAlgo_t);
 
 impl Blas {
@@ -94,13 +107,12 @@ impl Blas {
         Ok(Blas { handle, workspace })
     }
 
-    /// Describes a product of up to `n_tokens` tokens, and chooses how it is computed unless
-    /// `algorithm` says so.
+    /// Describes a product of up to `n_tokens` tokens, and how it is computed.
     pub(super) fn plan(
         &self,
         shape: ProductShape,
         n_tokens: usize,
-        algorithm: Option<Algorithm>,
+        pick: Pick,
     ) -> Result<Product, DeviceError> {
         let ProductShape { n_outputs, n_inputs, types, is_scaled } = shape;
         let (operand, result) = types.of_operands_and_result();
@@ -111,16 +123,20 @@ impl Blas {
             x: Layout::new(operand, n_inputs, n_tokens)?,
             out: Layout::new(result, n_outputs, n_tokens)?,
             algorithm: cublasLtMatmulAlgo_t { data: [0; 8] },
+            workspace_bytes: 0,
         };
         if is_scaled {
             // Whether there are factors decides which algorithms there are; where they lie does
             // not, as long as they are aligned.
             product.operation.set_scales(self.workspace, self.workspace)?;
         }
-        product.algorithm = match algorithm {
-            Some(Algorithm(algorithm)) => self.checked(&product, algorithm)?,
-            None => self.chosen(&product)?,
+        let found = match pick {
+            Pick::Fastest => self.chosen(&product, true)?,
+            Pick::FastestUnsplit => self.chosen(&product, false)?,
+            Pick::Given(Algorithm(algorithm)) => self.checked(&product, algorithm)?,
         };
+        product.algorithm = found.algo;
+        product.workspace_bytes = found.workspaceSize;
         Ok(product)
     }
 
@@ -168,8 +184,12 @@ impl Blas {
     }
 
     /// What the library thinks is fastest.
-    fn chosen(&self, product: &Product) -> Result<cublasLtMatmulAlgo_t, DeviceError> {
-        let preference = Preference::new()?;
+    fn chosen(
+        &self,
+        product: &Product,
+        may_split: bool,
+    ) -> Result<cublasLtMatmulHeuristicResult_t, DeviceError> {
+        let preference = Preference::new(may_split)?;
         let mut found = no_result();
         let mut n_found = 0;
         let Product { operation, weights, x, out, .. } = product;
@@ -192,7 +212,7 @@ impl Blas {
         check("cublasLtMatmulAlgoGetHeuristic", subject, status)?;
         check("cublasLtMatmulAlgoGetHeuristic", subject, found.state)?;
         assert_eq!(n_found, 1, "a success has a result");
-        Ok(found.algo)
+        Ok(found)
     }
 
     /// `algorithm`, if it computes this product.
@@ -200,7 +220,7 @@ impl Blas {
         &self,
         product: &Product,
         algorithm: cublasLtMatmulAlgo_t,
-    ) -> Result<cublasLtMatmulAlgo_t, DeviceError> {
+    ) -> Result<cublasLtMatmulHeuristicResult_t, DeviceError> {
         let mut found = no_result();
         let Product { operation, weights, x, out, .. } = product;
         // SAFETY: the descriptions are ours; `found` outlives the call.
@@ -217,7 +237,8 @@ impl Blas {
             )
         };
         check("cublasLtMatmulAlgoCheck", Some((product.shape, x.columns()?)), status)?;
-        Ok(algorithm)
+        found.algo = algorithm;
+        Ok(found)
     }
 }
 
@@ -237,6 +258,11 @@ impl Product {
     /// How.
     pub fn algorithm(&self) -> Algorithm {
         Algorithm(self.algorithm)
+    }
+
+    /// Whether there is room for its partial sums, with as many tokens as it was planned for.
+    pub fn fits(&self) -> bool {
+        self.workspace_bytes <= WORKSPACE_BYTES
     }
 }
 

@@ -20,7 +20,7 @@ mod tests;
 
 use std::rc::Rc;
 
-pub use blas::{Algorithm, Operands, Product, ProductShape, ProductTypes, WORKSPACE_BYTES};
+pub use blas::{Algorithm, Operands, Pick, Product, ProductShape, ProductTypes, WORKSPACE_BYTES};
 pub use context::DeviceInfo;
 pub use launch::{Kernel, LaunchConfig, Param};
 pub use memory::{ALIGNMENT, DevicePtr, Pinned, Plain, bytes_of, bytes_of_mut};
@@ -164,7 +164,7 @@ impl CudaExec {
         self.context.enable_peer(peer)
     }
 
-    /// Describes a matrix product and chooses how it is computed; at boot only.
+    /// Describes a matrix product, and how it is computed; at boot only.
     ///
     /// # Errors
     /// What cuBLASLt has against the shape.
@@ -172,9 +172,9 @@ impl CudaExec {
         &self,
         shape: ProductShape,
         n_tokens: usize,
-        algorithm: Option<Algorithm>,
+        pick: Pick,
     ) -> Result<Product, DeviceError> {
-        self.blas.plan(shape, n_tokens, algorithm)
+        self.blas.plan(shape, n_tokens, pick)
     }
 
     /// Submits a matrix product to the stream of steps.

@@ -21,7 +21,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use crate::device::DeviceError;
-use crate::device::cuda::{Algorithm, CudaExec, Operands, Product, ProductShape, ProductTypes};
+use crate::device::cuda::{
+    Algorithm, CudaExec, Operands, Pick, Product, ProductShape, ProductTypes,
+};
 
 /// What every row of an FP8 product begins at a multiple of.
 const ROW_BYTES: usize = 16;
@@ -81,16 +83,12 @@ impl Gemm {
         choice: Choice,
     ) -> Result<Gemm, DeviceError> {
         check_rows(shape)?;
-        let algorithm: Option<Algorithm> = match choice {
-            Choice::PerBucket => None,
-            Choice::Fixed => {
-                let n_tokens = N_TOKENS_TYPICAL.min(n_tokens_max);
-                Some(exec.plan_product(shape, n_tokens, None)?.algorithm())
-            }
+        let pick = match choice {
+            Choice::PerBucket => Pick::Fastest,
+            Choice::Fixed => Pick::Given(fixed(exec, shape, n_tokens_max)?),
         };
-        let products: Result<_, DeviceError> = buckets(n_tokens_max)
-            .map(|n_tokens| exec.plan_product(shape, n_tokens, algorithm))
-            .collect();
+        let products: Result<_, DeviceError> =
+            buckets(n_tokens_max).map(|n| exec.plan_product(shape, n, pick)).collect();
         let products = products?;
         Ok(Gemm { shape, products })
     }
@@ -118,6 +116,22 @@ impl Gemm {
         assert!(bucket_idx < n_buckets, "{n_tokens} tokens, planned for 2^{}", n_buckets - 1);
         exec.submit_product(&self.products[bucket_idx], operands, n_tokens)
     }
+}
+
+/// One algorithm for all numbers of tokens. Where it splits its sums, and most tokens need more
+/// room for the parts than there is, another that does not.
+fn fixed(
+    exec: &CudaExec,
+    shape: ProductShape,
+    n_tokens_max: usize,
+) -> Result<Algorithm, DeviceError> {
+    let n_tokens = N_TOKENS_TYPICAL.min(n_tokens_max);
+    let fastest = exec.plan_product(shape, n_tokens, Pick::Fastest)?.algorithm();
+    let largest = buckets(n_tokens_max).last().expect("one at least");
+    if exec.plan_product(shape, largest, Pick::Given(fastest))?.fits() {
+        return Ok(fastest);
+    }
+    Ok(exec.plan_product(shape, n_tokens, Pick::FastestUnsplit)?.algorithm())
 }
 
 /// Numbers of tokens that algorithms are chosen for: powers of two, the last no less than

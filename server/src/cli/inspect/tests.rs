@@ -70,6 +70,7 @@ fn engine(n_ranks: usize) -> EngineConfig {
         n_context_tokens: None,
         kv_dtype: None,
         kv_bytes: None,
+        is_deterministic: false,
     }
 }
 

@@ -123,7 +123,7 @@ impl Drop for Layout {
 }
 
 impl Preference {
-    pub(super) fn new() -> Result<Preference, DeviceError> {
+    pub(super) fn new(may_split: bool) -> Result<Preference, DeviceError> {
         let mut raw = ptr::null_mut();
         // SAFETY: `raw` outlives the call.
         check("cublasLtMatmulPreferenceCreate", None, unsafe {
@@ -133,7 +133,10 @@ impl Preference {
         let workspace = WORKSPACE_BYTES as u64;
         preference.set(PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace)?;
         // Where K is split, the parts are added in f32, not in the type of the result.
-        let scheme = cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        let scheme = match may_split {
+            true => cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32,
+            false => cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32,
+        };
         let attribute = PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
         preference.set(attribute, scheme)?;
         Ok(preference)

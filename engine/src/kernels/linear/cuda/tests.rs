@@ -196,6 +196,24 @@ fn a_row_is_the_same_in_every_batch() {
 }
 
 #[test]
+fn a_fixed_algorithm_is_one_for_all_and_has_room() {
+    let device = TestDevice::open(0);
+    // Narrow ones are split, wide ones of many tokens would take too much room for that.
+    for (n_outputs, n_inputs) in [(64, 672), (2304, 16_384), (16_384, 672)] {
+        let shape = shape(n_outputs, n_inputs, ProductTypes::F8ToBf16);
+        let algorithms = |choice| {
+            let gemm = planned(&device, shape, 2048, choice);
+            assert!(gemm.products.iter().all(Product::fits), "{shape:?}, {choice:?}");
+            gemm.products.iter().map(Product::algorithm).collect::<Vec<_>>()
+        };
+        let fixed = algorithms(Choice::Fixed);
+        assert!(fixed.iter().all(|one| *one == fixed[0]), "{shape:?}");
+        let per_bucket = algorithms(Choice::PerBucket);
+        assert!(per_bucket.iter().any(|one| *one != per_bucket[0]), "{shape:?}: one fits all");
+    }
+}
+
+#[test]
 fn a_product_is_recorded_and_replayed() {
     let mut rng = Rng::new(15);
     let device = TestDevice::open(0);
