@@ -1,31 +1,17 @@
 //! LN-Ultra at its true size on eight virtual GPUs: nothing is computed, but everything is planned,
 //! claimed, recorded and launched, and the node checks every launch.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
-use harness::DRY;
 use harness::plans::{Planner, Span};
+use harness::run_dry;
 use virtual_node::client::Node;
 use virtual_node::report::CopyKind;
 use weights::Checkpoint;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat};
-
-/// Runs the test `name` of this program in a process of its own whose node does not compute.
-fn run_dry(name: &str) {
-    let program = std::env::current_exe().expect("a test is a program");
-    let mut child = Command::new(program);
-    child.args([name, "--exact", "--nocapture"]).env(DRY.0, DRY.1);
-    let output = child.output().expect("it starts");
-    let said = String::from_utf8_lossy(&output.stdout);
-    let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}\n{complained}");
-    assert!(said.contains("1 passed"), "the child ran one test: {said}");
-    print!("{said}");
-}
 
 fn ultra(format: SyntheticFormat) -> Arc<Checkpoint> {
     let spec = preset("ultra-253b").expect("a preset");
@@ -44,6 +30,7 @@ fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
         n_context_tokens: Some(32_768),
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
+        is_deterministic: false,
     }
 }
 
@@ -134,6 +121,9 @@ fn what_does_not_fit_is_refused_with_numbers_and_a_remedy() {
     assert!(error.contains("CUDA device 0 has") && error.contains("--tp"), "{error}");
     let error = refused(SyntheticFormat::ModelOptFp8, config(8, KvDtype::F32));
     assert!(error.contains("--kv-dtype fp8"), "{error}");
+    let long = EngineConfig { n_tokens_per_step: 65_536, ..config(8, KvDtype::Fp8) };
+    let error = refused(SyntheticFormat::ModelOptFp8, long);
+    assert!(error.contains("--max-tokens-per-step") && error.contains("65535"), "{error}");
     let greedy = EngineConfig { kv_bytes: Some(700 << 30), ..config(8, KvDtype::Fp8) };
     let error = refused(SyntheticFormat::ModelOptFp8, greedy);
     assert!(error.contains("lower --kv-memory"), "{error}");

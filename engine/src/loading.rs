@@ -377,3 +377,6 @@ fn check(projection: &Projection, purpose: Use) -> Result<(), Unsupported> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ pub mod plans;
 pub mod random;
 pub mod serving;
 
+use std::process::Command;
+
 /// The seed of a test's random draws: `SEED`, or a new one. Print it where the test fails.
 pub fn seed() -> u64 {
     let fresh = || {
@@ -21,4 +23,20 @@ pub const DRY: (&str, &str) = ("VIRTUAL_NODE_MODE", "dry");
 /// Whether this process's node only counts.
 pub fn is_dry() -> bool {
     std::env::var(DRY.0).is_ok_and(|mode| mode == DRY.1)
+}
+
+/// Runs the test `name` of this program in a process of its own whose node does not compute.
+///
+/// # Panics
+/// The test fails, or there is none of that name.
+pub fn run_dry(name: &str) {
+    let program = std::env::current_exe().expect("a test is a program");
+    let mut child = Command::new(program);
+    child.args([name, "--exact", "--nocapture"]).env(DRY.0, DRY.1);
+    let output = child.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{complained}");
+    assert!(said.contains("1 passed"), "the child ran one test: {said}");
+    print!("{said}");
 }

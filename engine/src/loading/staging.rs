@@ -9,10 +9,10 @@ use crate::device::cuda::{CudaExec, DevicePtr, Event, Pinned};
 use crate::device::{DeviceError, DeviceView, Element};
 
 /// Bytes of a piece: long enough that the link is busy, short enough that the first is soon there.
-const PIECE_BYTES: usize = 8 << 20;
+pub(super) const PIECE_BYTES: usize = 8 << 20;
 
 /// Pieces under way: one is filled while the others travel.
-const N_PIECES: usize = 3;
+pub(super) const N_PIECES: usize = 3;
 
 /// Pinned memory that is filled and sent in turn.
 struct Ring<'a> {
@@ -157,7 +157,7 @@ fn row_bytes(to: &DeviceView) -> usize {
 fn is_plain(matrix: &Matrix, to: &DeviceView) -> bool {
     let is_same = matches!(
         (matrix.dtype, to.element),
-        (Dtype::F8E4m3, Element::F8) | (Dtype::Bf16, Element::Bf16) | (Dtype::F32, Element::F32)
+        (Dtype::F8E4m3, Element::F8) | (Dtype::Bf16, Element::Bf16)
     );
     is_same && matrix.n_cols == to.n_cols && matrix.row_stride == row_bytes(to)
 }
