@@ -73,12 +73,14 @@ impl Request for Collective {
 impl Collective {
     /// Bytes of `count` elements: the size of the message as NCCL's own tools count it.
     pub fn message_bytes(&self) -> u64 {
-        (self.count * self.element.n_bytes()) as u64
+        // So many that they overflow are in no allocation either.
+        (self.count as u64).saturating_mul(self.element.n_bytes() as u64)
     }
 
     /// Bytes that a rank sends and receives.
     pub fn extents(&self, rank: usize, n_ranks: usize) -> (u64, u64) {
-        let (one, all) = (self.message_bytes(), self.message_bytes() * n_ranks as u64);
+        let one = self.message_bytes();
+        let all = one.saturating_mul(n_ranks as u64);
         match self.kind {
             Kind::AllReduce(_) => (one, one),
             Kind::AllGather => (one, all),
@@ -273,6 +275,9 @@ mod tests {
             let problem = perform(&gather, &memory, is_dry).unwrap_err();
             assert_eq!(problem.result, NcclResult::UnhandledCudaError);
             assert!(problem.reason.contains("rank 0, all_gather of 4 f32"), "{problem}");
+            let huge = collectives(Kind::AllGather, usize::MAX / 4 + 2, &send, &send);
+            let problem = perform(&huge, &memory, is_dry).unwrap_err();
+            assert_eq!(problem.result, NcclResult::UnhandledCudaError, "{problem}");
             let sum = Kind::AllReduce(Reduction::Sum);
             perform(&collectives(sum, 4, &send, &send), &memory, is_dry).unwrap();
         }
