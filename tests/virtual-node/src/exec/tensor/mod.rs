@@ -249,9 +249,13 @@ pub fn decode(cx: &mut Lowering<'_>, inst: &Instruction) -> Lowered<Option<Tenso
         }
         ("tensormap", "replace") => TensorOp::ReplaceField(map_ops::decode_replace(cx, inst)?),
         ("tensormap", "cp_fenceproxy") => TensorOp::PublishMap(map_ops::decode_publish(cx, inst)?),
-        ("fence", "proxy") if mnemonic.parts[2].starts_with("async") => TensorOp::ProxyFence,
+        ("fence", "proxy") => match mnemonic.modifiers().get(1) {
+            Some(kind) if kind.starts_with("async") => TensorOp::ProxyFence,
+            Some(_) => TensorOp::Nothing,
+            None => return operands::unsupported(mnemonic),
+        },
         ("fence", "mbarrier_init") => TensorOp::ProxyFence,
-        ("fence", "proxy") | ("prefetch", "tensormap") => TensorOp::Nothing,
+        ("prefetch", "tensormap") => TensorOp::Nothing,
         ("mma" | "wgmma" | "tensormap", _) => return operands::unsupported(mnemonic),
         _ => return Ok(None),
     }))

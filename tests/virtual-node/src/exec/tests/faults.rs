@@ -132,6 +132,7 @@ fn what_is_not_known_is_refused_with_its_line() {
         (".surf .b32 x;", "unknown directive .surf"),
         ("call (%r0), %rd1, (%r1);", "not supported"),
         ("ld.global.u32 %r0, [%rd0;", "unexpected"),
+        ("fence.proxy;", "not supported"),
     ] {
         let text = kernel(body);
         let error = ptx::load(&text).expect_err(body);
