@@ -8,40 +8,54 @@
 use std::sync::Arc;
 
 use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
-use harness::accuracy::problems;
+use harness::accuracy::{HANGING, problems};
 use harness::plans::{Planner, Span};
 use harness::random::Random;
 use server::demo::DEMO_FILES;
 use server::text::{ChatMessage, TemplateOptions, TextModel};
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
-use weights::{Checkpoint, MixerSpec};
+use weights::{BlockSpec, Checkpoint, MixerSpec, ModelSpec};
 
 /// Tokens that each prompt is continued by.
 const N_TOKENS: usize = 24;
 
 /// How far logits may be from the processor's, in standard deviations of a position's logits.
 ///
-/// An input of an FP8 projection that moves across a rounding boundary of e4m3 jumps by a sixteenth
-/// to an eighth of itself, and rounding to bf16 moves many of them: it moves the float64 oracle's
-/// own logits of small FP8 models by 0.1 on the whole and by 0.5 at most
-/// (`tests/golden/README.md`).
+/// Where no activation is quantized, rounding to bf16 moves all logits a little. An input of an FP8
+/// projection that moves across a rounding boundary of e4m3 jumps by a sixteenth to an eighth of
+/// itself and takes others with it: positions scatter widely, most of them little. So bounds are
+/// for the middle, for 99 of 100, and for the worst: 1.3 to 1.6 times what is seen of the float64
+/// oracle that rounds where the kernels do, and of these very tests (`tests/golden/README.md`).
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     /// Of any logit.
     greatest: f32,
     /// Of the root of the mean of the squares over a position.
     rms: f32,
+    /// Of the same at 99 of 100 positions.
+    rms_most: f32,
     /// Of the same at half of the positions.
     rms_median: f32,
     /// Between the processor's best logit and its logit of the token that the GPU takes instead.
     gap: f32,
 }
 
-const BF16: Bounds = Bounds { greatest: 0.15, rms: 0.04, rms_median: 0.015, gap: 0.1 };
-const FP8: Bounds = Bounds { greatest: 1.2, rms: 0.6, rms_median: 0.12, gap: 0.8 };
-/// Trained models have positions that hang on a rounding: half of all logits then move.
-const DEMO: Bounds = Bounds { greatest: 2.5, rms: 1.5, rms_median: 0.12, gap: 0.8 };
+const BF16: Bounds =
+    Bounds { greatest: 0.11, rms: 0.026, rms_most: 0.02, rms_median: 0.012, gap: 0.05 };
+const FP8: Bounds = Bounds { greatest: 1.05, rms: 0.3, rms_most: 0.2, rms_median: 0.1, gap: 0.6 };
+const DEMO: Bounds = Bounds { greatest: 2.5, rms: 1.2, rms_most: 0.52, rms_median: 0.09, gap: 0.3 };
+
+/// One sub-block, and nothing after it that adds to its noise: a scale that is a few per cent off
+/// hides in a whole model and shows here.
+const BF16_ALONE: Bounds =
+    Bounds { greatest: 0.028, rms: 0.0075, rms_most: 0.0065, rms_median: 0.0044, gap: 0.01 };
+const FP8_ALONE: Bounds =
+    Bounds { greatest: 0.25, rms: 0.065, rms_most: 0.065, rms_median: 0.014, gap: 0.055 };
+const FP8_DYNAMIC_ALONE: Bounds = Bounds { rms_median: 0.0165, ..FP8_ALONE };
+
+/// As [`Bounds::gap`], where a position hangs on its roundings.
+const GAP_HANGING: f32 = 0.8;
 
 fn demo() -> Arc<Checkpoint> {
     Arc::new(Checkpoint::embedded("demo", DEMO_FILES).expect("it is part of the program"))
@@ -89,8 +103,10 @@ struct Compared {
     /// Of every position.
     rms: Vec<f32>,
     n_other_tokens: usize,
-    /// Greatest between a best logit and that of another token taken.
+    /// Greatest between a best logit and that of another token taken, where that does not hang.
     gap: f32,
+    /// Positions that hang on their roundings: prompt, and tokens of the answer before it.
+    hanging: &'static [(usize, usize)],
 }
 
 /// Continues every prompt greedily by what the processor says, on both arms, all together.
@@ -140,8 +156,9 @@ fn compare(
             spans.iter().map(|span| (span.slot, span.start + span.tokens.len())).collect();
         assert_eq!(expected.len(), got.len(), "{what}");
         for ((slot, n_done), (expected, got)) in taken.into_iter().zip(expected.iter().zip(&got)) {
-            compared.take(&expected.logits, &got.logits);
             let one = &mut sequences[slot];
+            let at = (slot, n_done.saturating_sub(prompts[slot].len()));
+            compared.take(at, &expected.logits, &got.logits);
             one.n_done = n_done;
             if n_done == one.tokens.len() {
                 one.tokens.push(greedy(&expected.logits));
@@ -153,10 +170,18 @@ fn compare(
 
 impl Compared {
     fn new(what: String, bounds: Bounds) -> Compared {
-        Compared { what, bounds, greatest: 0.0, rms: Vec::new(), n_other_tokens: 0, gap: 0.0 }
+        Compared {
+            what,
+            bounds,
+            greatest: 0.0,
+            rms: Vec::new(),
+            n_other_tokens: 0,
+            gap: 0.0,
+            hanging: &[],
+        }
     }
 
-    fn take(&mut self, expected: &[f32], got: &[f32]) {
+    fn take(&mut self, at: (usize, usize), expected: &[f32], got: &[f32]) {
         let (what, bounds) = (&self.what, self.bounds);
         assert_eq!(expected.len(), got.len(), "{what}");
         assert!(got.iter().all(|logit| logit.is_finite()), "{what}: a logit is not a number");
@@ -171,24 +196,28 @@ impl Compared {
         let (best, other) = (greedy(expected), greedy(got));
         if best != other {
             let gap = (expected[best.idx()] - expected[other.idx()]) / spread;
-            assert!(gap <= bounds.gap, "{what}: {other:?} for {best:?}, {gap} apart");
+            let is_hanging = self.hanging.contains(&at);
+            let gap_max = if is_hanging { GAP_HANGING } else { bounds.gap };
+            assert!(gap <= gap_max, "{what}: {other:?} for {best:?} at {at:?}, {gap} apart");
             self.n_other_tokens += 1;
-            self.gap = self.gap.max(gap);
+            self.gap = if is_hanging { self.gap } else { self.gap.max(gap) };
         }
         self.greatest = self.greatest.max(greatest);
         self.rms.push(rms);
     }
 
     fn finish(mut self) {
-        let Compared { what, bounds, greatest, rms, n_other_tokens, gap } = &mut self;
+        let Compared { what, bounds, greatest, rms, n_other_tokens, gap, .. } = &mut self;
         rms.sort_unstable_by(f32::total_cmp);
-        let (n_positions, median) = (rms.len(), rms[rms.len() / 2]);
+        let n_positions = rms.len();
+        let (median, most) = (rms[n_positions / 2], rms[n_positions * 99 / 100]);
         println!(
             "{what}: {n_positions} positions, {n_other_tokens} other tokens, off by {greatest:.4} \
-             at most, on the whole by {:.4} at most, {median:.4} in the middle, tokens {:.4} apart",
+             at most, on the whole by {:.4} at most, {most:.4} at 99 of 100, {median:.4} in the \
+             middle, tokens {gap:.4} apart",
             rms[n_positions - 1],
-            gap
         );
+        assert!(most <= bounds.rms_most, "{what}: off by {most} at one of a hundred");
         assert!(median <= bounds.rms_median, "{what}: off by {median} half of the time");
     }
 }
@@ -210,27 +239,63 @@ fn the_demo_answers_alike_on_any_number_of_gpus() {
         (8, KvDtype::Fp8),
     ] {
         let config = config(DeviceKind::Cuda, n_ranks, kv_dtype, prompts.len());
-        let compared = Compared::new(format!("demo, {n_ranks} GPUs, {kv_dtype:?}"), DEMO);
+        let mut compared = Compared::new(format!("demo, {n_ranks} GPUs, {kv_dtype:?}"), DEMO);
+        compared.hanging = &HANGING;
         compare(&checkpoint, &prompts, config, compared);
     }
 }
 
 /// The smallest model that has every kind of block, with heads that the kernels know.
-fn tiny(format: SyntheticFormat) -> Arc<Checkpoint> {
-    let dir =
-        std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cuda-{format:?}"));
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
-    }
+fn tiny() -> ModelSpec {
     let mut spec = preset("tiny").expect("a preset");
     for block in &mut spec.blocks {
         if let Some(MixerSpec::Attention(attention)) = &mut block.mixer {
             attention.head_dim = 32;
         }
     }
+    spec
+}
+
+/// Each kind of sub-block of it as a model of its own.
+fn sub_blocks() -> Vec<(String, ModelSpec)> {
+    let spec = tiny();
+    let mut kinds = Vec::new();
+    for block in &spec.blocks {
+        let mixer = block.mixer.clone().map(|mixer| BlockSpec { mixer: Some(mixer), ffn: None });
+        let ffn = block.ffn.clone().map(|ffn| BlockSpec { mixer: None, ffn: Some(ffn) });
+        for kind in [mixer, ffn].into_iter().flatten() {
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+    }
+    let alone = |kind: BlockSpec| ModelSpec { blocks: vec![kind], ..spec.clone() };
+    kinds
+        .into_iter()
+        .enumerate()
+        .map(|(idx, kind)| (format!("sub-block {idx}"), alone(kind)))
+        .collect()
+}
+
+/// Random weights for `spec`.
+fn synthetic(name: &str, spec: ModelSpec, format: SyntheticFormat) -> Arc<Checkpoint> {
+    let dir = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("cuda-{}-{format:?}", name.replace(' ', "-")));
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+    }
     let config = SyntheticConfig { spec, format, n_shards: 2, seed: 7 };
     write_synthetic(&dir, &config, &mut |_, _| {}).expect("it can be written");
     Arc::new(Checkpoint::open(&dir).expect("what we write is valid"))
+}
+
+/// Of 1 to 26 tokens.
+fn random_prompts(checkpoint: &Checkpoint) -> Vec<Vec<TokenId>> {
+    let mut random = Random::new(11);
+    let vocab_size = checkpoint.spec().vocab_size;
+    (0..6)
+        .map(|n| (0..1 + 5 * n).map(|_| TokenId(random.below(vocab_size) as u32)).collect())
+        .collect()
 }
 
 #[test]
@@ -241,15 +306,29 @@ fn every_format_and_every_kind_of_block_is_computed_alike() {
         (SyntheticFormat::ModelOptFp8, KvDtype::Fp8, FP8),
         (SyntheticFormat::Fp8Dynamic, KvDtype::Bf16, FP8),
     ] {
-        let checkpoint = tiny(format);
-        let mut random = Random::new(11);
-        let vocab_size = checkpoint.spec().vocab_size;
-        let prompts: Vec<Vec<TokenId>> = (0..6)
-            .map(|n| (0..1 + 5 * n).map(|_| TokenId(random.below(vocab_size) as u32)).collect())
-            .collect();
+        let checkpoint = synthetic("tiny", tiny(), format);
+        let prompts = random_prompts(&checkpoint);
         for n_ranks in [1, 2, 4, 8] {
             let config = config(DeviceKind::Cuda, n_ranks, kv_dtype, prompts.len());
             let compared = Compared::new(format!("{format:?}, {n_ranks} GPUs"), bounds);
+            compare(&checkpoint, &prompts, config, compared);
+        }
+    }
+}
+
+#[test]
+fn every_sub_block_alone_is_computed_alike() {
+    for (format, kv_dtype, bounds) in [
+        (SyntheticFormat::Bf16, KvDtype::Bf16, BF16_ALONE),
+        (SyntheticFormat::ModelOptFp8, KvDtype::Fp8, FP8_ALONE),
+        (SyntheticFormat::Fp8Dynamic, KvDtype::Bf16, FP8_DYNAMIC_ALONE),
+    ] {
+        for (name, spec) in sub_blocks() {
+            let checkpoint = synthetic(&name, spec, format);
+            let prompts = random_prompts(&checkpoint);
+            let config = config(DeviceKind::Cuda, 8, kv_dtype, prompts.len());
+            let kind = checkpoint.spec().blocks[0].clone();
+            let compared = Compared::new(format!("{format:?} {kind:?}"), bounds);
             compare(&checkpoint, &prompts, config, compared);
         }
     }

@@ -1,7 +1,7 @@
 //! The demo model on eight virtual GPUs, asked over HTTP as a user would, beside the processor.
 
 use engine::DeviceKind;
-use harness::accuracy::{accuracy, problems};
+use harness::accuracy::{HANGING, accuracy, problems};
 use harness::http::Client;
 use harness::serving::{ServerSettings, TestServer};
 use serde_json::{Value, json};
@@ -14,8 +14,11 @@ const N_TOKENS: usize = 24;
 
 /// Where the arms take different tokens, the processor's two best must be this close, in nats.
 /// Activations are bf16 on a GPU, which moves inputs of FP8 projections across rounding boundaries:
-/// where the model guesses, logits move by as much as `cuda.rs` measures.
-const GAP_MAX: f64 = 3.0;
+/// 1.5 times what that does to the float64 oracle's tokens (`tests/golden/README.md`).
+const GAP_MAX: f64 = 1.0;
+
+/// The same where a position hangs on its roundings.
+const GAP_HANGING_MAX: f64 = 3.0;
 
 /// Answers that must be the same to their last token.
 const N_EQUAL_MIN: usize = 50;
@@ -71,13 +74,16 @@ fn eight_gpus_answer_as_the_processor_does() {
         asked.into_iter().map(|asked| asked.join().expect("it is answered")).collect::<Vec<_>>()
     });
     let [expected, got] = &answers;
-    let (mut n_equal, mut gap_max) = (0, 0.0_f64);
-    for ((question, (expected, gaps)), (got, _)) in questions.iter().zip(expected).zip(got) {
+    let mut n_equal = 0;
+    for (idx, question) in questions.iter().enumerate() {
+        let ((expected, gaps), (got, _)) = (&expected[idx], &got[idx]);
         assert!(!expected.is_empty(), "{question}");
         match expected.iter().zip(got).position(|(expected, got)| expected != got) {
             Some(at) => {
+                let is_hanging = HANGING.contains(&(idx, at));
+                let gap_max = if is_hanging { GAP_HANGING_MAX } else { GAP_MAX };
                 println!("{question} differs at token {at}, where the gap is {}", gaps[at]);
-                gap_max = gap_max.max(gaps[at]);
+                assert!(gaps[at] < gap_max, "{question} at token {at}: {}", gaps[at]);
             }
             None => {
                 assert_eq!(expected.len(), got.len(), "{question}");
@@ -86,7 +92,6 @@ fn eight_gpus_answer_as_the_processor_does() {
         }
     }
     println!("{n_equal} of {N_QUESTIONS} answers are equal");
-    assert!(gap_max < GAP_MAX, "{gap_max}");
     assert!(n_equal >= N_EQUAL_MIN, "{n_equal} of {N_QUESTIONS} answers are equal");
     // And the answers are right: an oracle that is neither arm.
     let problems = &problems()[..N_SOLVED];

@@ -112,6 +112,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
+def token_scale(x: np.ndarray) -> np.ndarray:
+    """What maps the largest magnitude of each row of x [T, in] onto that of e4m3: [T, 1]."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    return np.where(largest == 0, 1, largest / x.dtype.type(E4M3_MAX))
+
+
 def ignore_event(_what: str, _x: np.ndarray) -> None:
     """The observer that does not look."""
 
@@ -183,7 +189,7 @@ class Oracle:
         model, n_tokens = self.model, x.shape[0]
         modules = [f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj"]
         q, k, v = (y.reshape(n_tokens, -1, model.head_dim) for y in self.linear(modules, x))
-        q = self.keep(rotate(q, self.frequencies))  # [T, H, d]
+        q = self.queries(rotate(q, self.frequencies))  # [T, H, d]
         k = self.cached(rotate(k, self.frequencies), f"{name}.k_proj.k_scale")  # [T, K, d]
         v = self.cached(v, f"{name}.v_proj.v_scale")
         assert k.shape[1] == model.n_kv_heads(attention)
@@ -193,9 +199,17 @@ class Oracle:
             kv = j // attention.group
             scores = self.numerics.dot(q[:, j], k[:, kv]) / np.sqrt(q.dtype.type(model.head_dim))
             self.observe(f"{name}.scores", scores[mask])
-            weights = softmax(np.where(mask, scores, -np.inf))
+            weights = self.softmax(np.where(mask, scores, -np.inf))
             heads.append(self.numerics.dot(weights, v[:, kv].T))  # [T, d]
         return self.linear([f"{name}.o_proj"], self.keep(np.concatenate(heads, axis=-1)))[0]
+
+    def queries(self, q: np.ndarray) -> np.ndarray:
+        """Rotated queries [T, H, d] as the scores see them."""
+        return self.keep(q)
+
+    def softmax(self, scores: np.ndarray) -> np.ndarray:
+        """Weights of the values."""
+        return softmax(scores)
 
     def cached(self, x: np.ndarray, scale_name: str) -> np.ndarray:
         """Keys or values [T, K, d] as a reader of the cache gets them back."""
@@ -223,8 +237,7 @@ class Oracle:
             return self.numerics.dot(x, weight)
         weight_scale = self.get(f"{module}.weight_scale").reshape(-1)  # [1] or [out]
         if f"{module}.input_scale" not in self.tensors:
-            largest = np.abs(x).max(axis=-1, keepdims=True)  # [T, 1]
-            input_scale = np.where(largest == 0, 1, largest / x.dtype.type(E4M3_MAX))
+            input_scale = token_scale(x)
         return self.numerics.dot(round_e4m3(x / input_scale), weight) * input_scale * weight_scale
 
     def norm(self, h: np.ndarray, name: str) -> np.ndarray:
@@ -237,7 +250,7 @@ class Oracle:
 
     def get(self, name: str) -> np.ndarray:
         """A stored tensor, widened to the dtype of the computation."""
-        return self.tensors[name].astype(self.numerics.dtype)
+        return self.tensors[name].astype(self.numerics.dtype, copy=False)
 
 
 def check_round_e4m3() -> None:

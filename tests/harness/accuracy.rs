@@ -34,6 +34,12 @@ pub struct Setup {
     pub kv_dtype: KvDtype,
 }
 
+/// Positions of the demo's answers that hang on their roundings: problem, of which every second is
+/// answered without thinking, and tokens of the answer before it. The float64 oracle's best logit
+/// leads there by 2.3 nats, but how activations round moves that lead by 1.6 nats from run to run
+/// (`tests/golden/README.md`).
+pub const HANGING: [(usize, usize); 1] = [(33, 6)];
+
 /// The committed problems, all of them.
 pub fn problems() -> Vec<Problem> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/arithmetic.jsonl");
