@@ -1,9 +1,12 @@
 //! How long launches take on eight H100s, from constants that others have published. Where two
 //! sources differ both are kept: the prediction is a range.
 //!
-//! **Not modelled:** the time that even the smallest kernel takes, how ranks drift apart, what
-//! the L2 cache keeps from one kernel to the next, clocks that fall under load, sampling on the
-//! host. All of them make a real step longer. Overlap, which would make it shorter, neither.
+//! **Not modelled:** what the smallest kernel takes beside its launch, that a draw's one block a
+//! row reads slower than a whole device, how ranks drift apart, clocks that fall under load, the
+//! host between two steps. All of them make a real step longer. What would make it shorter is not
+//! modelled either: overlap, and what the L2 cache keeps from one kernel to the next.
+
+use engine::peers::Carrier;
 
 use super::work::{Kind, Launch};
 
@@ -15,10 +18,6 @@ const BF16_FLOPS: f64 = 989e12;
 /// Bytes a second that a device receives over NVLink 4: half of 900 GB/s (the same).
 const NVLINK: f64 = 450e9;
 const N_RANKS: f64 = 8.0;
-
-/// Seconds between two kernels of a graph: 3.4 µs a kernel of which it runs 2.9 µs (A. Gray,
-/// "Getting Started with CUDA Graphs", developer.nvidia.com/blog/cuda-graphs, on a V100).
-const GAP: f64 = 0.5e-6;
 
 /// Seconds of a one-shot all-reduce without the transfer: 7.0 µs for a fused all-reduce and norm
 /// of 72 KiB between two H100s (flagos-ai/FlagGems-vllm#773); 7 to 9 µs from 16 to 256 KiB
@@ -40,6 +39,22 @@ const NCCL: &[(f64, f64)] = &[
 /// Bytes a second of the largest messages through NVLink's switches (NVIDIA/nccl-tests#212).
 const NCCL_LARGE: f64 = 275e9;
 
+/// Microseconds of an all-reduce by one kernel in two stages, between eight H100s
+/// (vllm-project/vllm#42324): for sums that are carried neither in one shot nor by NCCL.
+const TWO_SHOT: &[(f64, f64)] = &[
+    (512.0 * KIB, 15.0),
+    (1.0 * MIB, 17.0),
+    (2.0 * MIB, 22.0),
+    (4.0 * MIB, 37.0),
+    (8.0 * MIB, 65.0),
+    (64.0 * MIB, 468.0),
+];
+
+/// Of the bytes that an all-reduce of as large a result moves over each link, an all-gather moves
+/// the half (NVIDIA/nccl-tests, doc/PERFORMANCE.md): it is taken to last as long as the all-reduce
+/// of half of what it gathers.
+const GATHER_SHARE: f64 = 0.5;
+
 /// Microseconds of an all-reduce in the switches (multimem), from vllm-project/vllm#42324; the two
 /// smallest sizes are assumed. The engine does not use it; the roofline does.
 const MULTIMEM: &[(f64, f64)] = &[
@@ -59,6 +74,8 @@ const MIB: f64 = 1024.0 * KIB;
 /// Which part of its peaks a device reaches.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
+    /// Seconds between two kernels of a graph.
+    pub gap: f64,
     /// Of the memory's bandwidth, in products that weights bound.
     pub weights: f64,
     /// The same for attention over the cache.
@@ -75,8 +92,10 @@ impl Machine {
     /// The least that the sources say: 68 % of the memory in skinny FP8 products (16 to 64 by
     /// 14,336 by 4,096, NVIDIA/cutlass#1139); 1.8 TB/s in paged attention
     /// (Dao-AILab/flash-attention#1572); 999 Tflop/s in FP8 products with a small K
-    /// (deepseek-ai/DeepGEMM#73); 35 % in FlashAttention-2 on an H100 (arXiv 2407.08608).
+    /// (deepseek-ai/DeepGEMM#73); 35 % in FlashAttention-2 on an H100 (arXiv 2407.08608). The gap
+    /// is the expected one.
     pub const LOW: Machine = Machine {
+        gap: Machine::EXPECTED.gap,
         weights: 0.68,
         cache: 1.8e12 / HBM,
         stream: 0.78,
@@ -84,12 +103,15 @@ impl Machine {
         attention: 0.35,
     };
 
-    /// What is expected: 2.6 TB/s in the weights of FFNs, 1.9 TB/s in attention and 2.8 TB/s in
-    /// plain loads, seen with Nsight in a model on eight H100s
-    /// (mikamirai.com/blog/gpu-memory-bandwidth); 1,404 Tflop/s in products of 4,096 by 7,168 by
-    /// 16,384 (deepseek-ai/DeepGEMM#73). The published 70.92 tokens/s of this model on such a node
-    /// (arXiv 2503.18908, table 2) need at least 67 % of the memory's bandwidth over all.
+    /// What is expected: 1.3 µs from kernel to kernel of a graph on an H100 (B. Spector and
+    /// others, "Look Ma, No Bubbles!", hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles);
+    /// 2.6 TB/s in the weights of FFNs, 1.9 TB/s in attention and 2.8 TB/s in plain loads, seen
+    /// with Nsight in a model on eight H100s (mikamirai.com/blog/gpu-memory-bandwidth); 1,404
+    /// Tflop/s in products of 4,096 by 7,168 by 16,384 (deepseek-ai/DeepGEMM#73). The published
+    /// 70.92 tokens/s of this model on such a node (arXiv 2503.18908, table 2) need at least 67 %
+    /// of the memory's bandwidth over all.
     pub const EXPECTED: Machine = Machine {
+        gap: 1.3e-6,
         weights: 2.6e12 / HBM,
         cache: 1.9e12 / HBM,
         stream: 2.8e12 / HBM,
@@ -99,7 +121,10 @@ impl Machine {
 
     /// The most: everything that memory bounds at the rate of plain loads, 1,470 Tflop/s in
     /// products (deepseek-ai/DeepGEMM#73), 75 % in attention (FlashAttention-3, arXiv 2407.08608).
+    /// 3.4 µs a kernel of a graph of which it runs 2.9 µs (A. Gray, "Getting Started with CUDA
+    /// Graphs", developer.nvidia.com/blog/cuda-graphs, on a V100).
     pub const HIGH: Machine = Machine {
+        gap: 0.5e-6,
         weights: 2.8e12 / HBM,
         cache: 2.8e12 / HBM,
         stream: 2.8e12 / HBM,
@@ -113,34 +138,38 @@ impl Machine {
     }
 
     fn seconds_of(&self, launch: &Launch) -> f64 {
-        let (bytes, flops) = (launch.bytes as f64 / HBM, launch.flops as f64);
-        match launch.kind {
-            Kind::ProductF8 => (bytes / self.weights).max(flops / (F8_FLOPS * self.products)) + GAP,
-            Kind::ProductBf16 => {
-                (bytes / self.weights).max(flops / (BF16_FLOPS * self.products)) + GAP
-            }
-            Kind::Attention => {
-                (bytes / self.cache).max(flops / (BF16_FLOPS * self.attention)) + GAP
-            }
-            Kind::Stream => bytes / self.stream + GAP,
-            // The one-shot exchange is part of the next kernel, NCCL's a launch of its own.
-            Kind::AllReduce => all_reduce(launch.bytes as f64),
-        }
+        let (bytes, flops) = (launch.bytes as f64, launch.flops as f64);
+        let moving = |share: f64| bytes / (HBM * share);
+        let seconds = match launch.kind {
+            Kind::ProductF8 => moving(self.weights).max(flops / (F8_FLOPS * self.products)),
+            Kind::ProductBf16 => moving(self.weights).max(flops / (BF16_FLOPS * self.products)),
+            Kind::Attention => moving(self.cache).max(flops / (BF16_FLOPS * self.attention)),
+            Kind::Stream => moving(self.stream),
+            Kind::AllReduce(way) => all_reduce(way, bytes),
+            Kind::AllGather => nccl(bytes * N_RANKS * GATHER_SHARE),
+        };
+        if is_launched(launch) { seconds + self.gap } else { seconds }
     }
 }
 
-/// Kernels that are launched: a one-shot exchange is part of the one that follows it.
+/// Kernels that are launched.
 pub fn n_launches(launches: &[Launch]) -> usize {
-    let is_fused = |launch: &&Launch| {
-        let bytes = launch.bytes as f64;
-        launch.kind == Kind::AllReduce && one_shot(bytes, N_RANKS) <= nccl(bytes) + GAP
-    };
-    launches.len() - launches.iter().filter(is_fused).count()
+    launches.iter().filter(|launch| is_launched(launch)).count()
 }
 
-/// The faster of the engine's two ways.
-fn all_reduce(bytes: f64) -> f64 {
-    one_shot(bytes, N_RANKS).min(nccl(bytes) + GAP)
+/// Only NCCL's sums are kernels of their own; others are part of the one that follows.
+fn is_launched(launch: &Launch) -> bool {
+    !matches!(launch.kind, Kind::AllReduce(way) if way != Carrier::Nccl)
+}
+
+fn all_reduce(way: Carrier, bytes: f64) -> f64 {
+    if way == Carrier::OneShot {
+        one_shot(bytes, N_RANKS)
+    } else if way == Carrier::Nccl {
+        nccl(bytes)
+    } else {
+        interpolated(TWO_SHOT, bytes)
+    }
 }
 
 /// Every rank reads the message of every other.
@@ -181,7 +210,7 @@ pub fn roofline_seconds(launches: &[Launch]) -> f64 {
     let attention: u64 = of(|kind| kind == Kind::Attention).map(|launch| launch.flops).sum();
     let products = f8 as f64 / F8_FLOPS + bf16 as f64 / BF16_FLOPS;
     let weights = (memory - cache) as f64 / HBM;
-    let messages = of(|kind| kind == Kind::AllReduce)
+    let messages = of(|kind| matches!(kind, Kind::AllReduce(_)))
         .map(|launch| interpolated(MULTIMEM, launch.bytes as f64));
     weights.max(products)
         + (cache as f64 / HBM).max(attention as f64 / BF16_FLOPS)
@@ -224,13 +253,12 @@ mod tests {
         // 13 µs for 512 KiB between six H100s, one stage (vllm-project/vllm#24111).
         let us = 1e6 * one_shot(512.0 * KIB, 6.0);
         assert!((us - 13.0).abs() < 1.0, "{us}");
-        // NCCL takes over where reading seven messages costs more.
+        // Reading seven messages costs more than NCCL from somewhere beyond 1 MiB on.
         assert!(one_shot(1.0 * MIB, 8.0) < nccl(1.0 * MIB));
         assert!(one_shot(4.0 * MIB, 8.0) > nccl(4.0 * MIB));
-        // So small steps launch 146 kernels fewer, and keep to ten for each of the 81 blocks.
-        let (small, large) = (n_launches(&decode(1, 1024)), n_launches(&decode(256, 1024)));
-        assert_eq!(large - small, 146);
-        assert!(small <= 10 * 81, "{small}");
+        // So small steps launch 146 kernels fewer than the largest.
+        let (small, large) = (n_launches(&decode(1, 1024)), n_launches(&decode(1024, 1024)));
+        assert_eq!((small, large - small), (649, 146));
     }
 
     #[test]
@@ -253,5 +281,10 @@ mod tests {
         let between = interpolated(NCCL, 3.0 * MIB);
         assert!(37e-6 < between && between < 50e-6);
         assert!((nccl(256.0 * MIB) - 256.0 * MIB / NCCL_LARGE).abs() < 1e-9);
+        // All 64 rows of logits are 31 MiB: gathering them lasts as long as summing 16 MiB.
+        let gather = decode(64, 1024).into_iter().find(|launch| launch.kind == Kind::AllGather);
+        let seconds = Machine::EXPECTED.seconds(&[gather.expect("logits are gathered")]);
+        let expected = nccl(64.0 * 128_256.0 * 4.0 / 2.0) + Machine::EXPECTED.gap;
+        assert!((seconds / expected - 1.0).abs() < 1e-9, "{seconds}");
     }
 }

@@ -1,15 +1,18 @@
 //! What one rank launches in a step, with the fewest bytes and flops, from the model's shapes.
 //!
 //! The list follows the engine's fusions: the all-reduce of a sub-block's partial result belongs
-//! to the `reduce_norm` that begins the next; q, k, v are one product, gate and up another.
-//! Weights and KV are FP8, embedding and head BF16, partial results BF16, the residual f32.
+//! to the `reduce_norm` that begins the next; q, k, v are one product, gate and up another. Which
+//! way a sum takes is asked of the engine. Weights and KV are FP8, embedding and head BF16, partial
+//! results BF16, the residual f32. `counted` holds the list against what was really launched.
 
+use engine::peers::{Carrier, carrier};
 use weights::{AttentionSpec, FfnSpec, MixerSpec, ModelSpec};
 
 /// Bytes of an element.
 const F8: u64 = 1;
 const BF16: u64 = 2;
 const F32: u64 = 4;
+const F64: u64 = 8;
 
 /// Sequences that take part in a step in the same way.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +36,10 @@ pub enum Kind {
     Attention,
     /// Element by element.
     Stream,
-    /// The ranks exchange a message of that many bytes.
-    AllReduce,
+    /// The ranks sum a message of that many bytes.
+    AllReduce(Carrier),
+    /// The ranks give each other messages of that many bytes.
+    AllGather,
 }
 
 /// One launch, or several of the same.
@@ -46,7 +51,7 @@ pub struct Launch {
     pub kind: Kind,
     /// Of weights and cache: what the roofline counts.
     pub resident_bytes: u64,
-    /// All bytes, with activations.
+    /// All bytes, with activations; of an exchange, this rank's message.
     pub bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
@@ -82,6 +87,7 @@ struct Rank {
 impl Rank {
     fn run(mut self, spec: &ModelSpec) -> Vec<Launch> {
         let row_bytes = self.hidden * BF16;
+        // Read where the token is of this rank's part of the vocabulary, written everywhere.
         self.stream("embed", self.step.n_tokens() * 2 * row_bytes);
         for block in &spec.blocks {
             match &block.mixer {
@@ -100,14 +106,15 @@ impl Rank {
     }
 
     fn attention(&mut self, attention: &AttentionSpec) {
-        self.reduce_norm(self.step.n_tokens());
+        self.reduce_norm(self.step.n_tokens(), F8);
         let head_dim = attention.head_dim as u64;
         let n_q_heads = attention.n_q_heads as u64 / self.n_ranks;
         let n_kv_heads = (attention.n_kv_heads as u64).div_ceil(self.n_ranks);
         let (q, kv) = (n_q_heads * head_dim, 2 * n_kv_heads * head_dim);
         self.product("qkv", q + kv, self.hidden);
         let tokens = self.step.n_tokens();
-        self.stream("rope_kv", tokens * ((q + kv) * BF16 + q * BF16 + kv * F8));
+        let frequencies = head_dim / 2 * F64;
+        self.stream("rope_kv", tokens * ((q + kv) * BF16 + q * BF16 + kv * F8 + frequencies));
         // A decoding sequence reads its cache once; the tiles of a prefill share theirs.
         let cache = self.step.n_sequences * self.step.context * kv * F8;
         self.launches.push(Launch {
@@ -121,7 +128,7 @@ impl Rank {
     }
 
     fn swiglu(&mut self, width: u64) {
-        self.reduce_norm(self.step.n_tokens());
+        self.reduce_norm(self.step.n_tokens(), F8);
         let width = width / self.n_ranks;
         self.product("gate_up", 2 * width, self.hidden);
         self.stream("swiglu", self.step.n_tokens() * width * (2 * BF16 + F8));
@@ -129,14 +136,15 @@ impl Rank {
     }
 
     fn linear(&mut self) {
-        self.reduce_norm(self.step.n_tokens());
+        self.reduce_norm(self.step.n_tokens(), F8);
         self.product("linear", self.hidden, self.hidden / self.n_ranks);
     }
 
-    /// The last norm, the head and the choice of a token: only the last token of a sequence.
+    /// The last norm, the head and the choice of a token: only the last token of a sequence. Every
+    /// rank gets all logits and draws alike.
     fn head(&mut self, vocab: u64) {
         let rows = self.step.n_sequences;
-        self.reduce_norm(self.step.n_tokens());
+        self.reduce_norm(rows, BF16);
         let weights = vocab / self.n_ranks * self.hidden * BF16;
         let logits = rows * vocab / self.n_ranks * F32;
         self.launches.push(Launch {
@@ -146,23 +154,28 @@ impl Rank {
             bytes: weights + rows * self.hidden * BF16 + logits,
             flops: 2 * rows * vocab / self.n_ranks * self.hidden,
         });
-        self.stream("sample", logits);
+        if self.n_ranks > 1 {
+            self.exchange("all_gather", Kind::AllGather, logits);
+        }
+        self.stream("sample", rows * vocab * F32);
     }
 
-    /// Meets the other ranks, adds to the residual, norms and quantizes.
-    fn reduce_norm(&mut self, tokens: u64) {
+    /// Meets the other ranks over all tokens; of `rows` adds to the residual, norms and rounds.
+    fn reduce_norm(&mut self, rows: u64, element: u64) {
         if self.n_ranks > 1 {
-            let bytes = tokens * self.hidden * BF16;
-            let kind = Kind::AllReduce;
-            self.launches.push(Launch {
-                name: "all_reduce",
-                kind,
-                resident_bytes: 0,
-                bytes,
-                flops: 0,
-            });
+            let bytes = self.step.n_tokens() * self.hidden * BF16;
+            let way = carrier(bytes as usize, self.n_ranks as usize);
+            self.exchange("all_reduce", Kind::AllReduce(way), bytes);
         }
-        self.stream("reduce_norm", tokens * self.hidden * (BF16 + 2 * F32 + F8));
+        // The first begins the stream, so that there is none to read.
+        let is_first = !self.launches.iter().any(|launch| launch.name == "reduce_norm");
+        let residual = if is_first { F32 } else { 2 * F32 };
+        let weights = self.hidden * F32;
+        self.stream("reduce_norm", rows * self.hidden * (BF16 + residual + element) + weights);
+    }
+
+    fn exchange(&mut self, name: &'static str, kind: Kind, bytes: u64) {
+        self.launches.push(Launch { name, kind, resident_bytes: 0, bytes, flops: 0 });
     }
 
     fn product(&mut self, name: &'static str, n_outputs: u64, n_inputs: u64) {
@@ -216,10 +229,32 @@ mod tests {
         let count = |name| step.iter().filter(|launch| launch.name == name).count();
         assert_eq!((count("attention"), count("swiglu")), (64, 81));
         // 145 sub-blocks, and the embedding, whose vocabulary is shared out.
-        assert_eq!(count("all_reduce"), 146);
-        let message = step.iter().find(|launch| launch.kind == Kind::AllReduce);
+        assert_eq!((count("all_reduce"), count("all_gather")), (146, 1));
+        let message = step.iter().find(|launch| launch.name == "all_reduce");
         assert_eq!(message.expect("there is one").bytes, 4 * 16_384 * 2);
+        // A rank's eighth of the logits is given away, all of them are drawn from.
+        let bytes = |name| step.iter().find(|launch| launch.name == name).map(|one| one.bytes);
+        assert_eq!(bytes("all_gather"), Some(4 * 16_032 * 4));
+        assert_eq!(bytes("sample"), Some(4 * 128_256 * 4));
         assert!(step.len() <= 10 * 81, "{} launches", step.len());
+    }
+
+    #[test]
+    fn sums_go_the_engines_way() {
+        let ways = |n_sequences| -> Vec<Carrier> {
+            let way = |launch: Launch| match launch.kind {
+                Kind::AllReduce(way) => Some(way),
+                _ => None,
+            };
+            let mut ways: Vec<_> = ultra(n_sequences, 1, 100).into_iter().filter_map(way).collect();
+            ways.dedup();
+            ways
+        };
+        // 16,384 columns of two bytes: 512 KiB are 16 tokens.
+        for n_sequences in [1, 8, 16, 17, 32, 64, 256] {
+            let bytes = n_sequences as usize * 16_384 * 2;
+            assert_eq!(ways(n_sequences), [carrier(bytes, 8)], "{n_sequences} sequences");
+        }
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use parallel::{RankError, RankPool};
-use scheduler::StepPlan;
+use scheduler::{Admission, StepPlan};
 use weights::Checkpoint;
 
 use crate::boot::{BootError, spawn_ranks};
 use crate::config::EngineConfig;
 use crate::memory_plan::MemoryPlan;
-use crate::rank::{ModelWorker, Probed, RankCommand, RankReply};
+use crate::rank::{Entering, ModelWorker, Probed, RankCommand, RankReply, StepInput, StepOutput};
+use crate::request::{Request, SamplingParams};
 
 /// A model on its ranks, driven by hand.
 pub struct Probe {
@@ -32,6 +33,21 @@ impl Probe {
         &self.plan
     }
 
+    /// Runs a plan as the loop does: tokens are drawn where its sequences' are, the likeliest ones.
+    ///
+    /// # Errors
+    /// The first rank that failed, and why.
+    pub fn step(&mut self, plan: StepPlan) -> Result<StepOutput, RankError> {
+        let entering = plan.admitted.iter().map(|admission| entering(&plan, admission)).collect();
+        let input = Arc::new(StepInput { plan, entering });
+        let replies = self.pool.broadcast(RankCommand::Step(input))?;
+        let output = replies.into_iter().find_map(|reply| match reply {
+            RankReply::Stepped(output) => output,
+            RankReply::Probed(_) => None,
+        });
+        Ok(output.expect("rank 0 says what came out"))
+    }
+
     /// Runs a plan; the logits of every position that emits, in the plan's order.
     ///
     /// # Errors
@@ -44,4 +60,20 @@ impl Probe {
         });
         Ok(probed.expect("rank 0 answers first"))
     }
+}
+
+/// A sequence that takes a slot in `plan`, of which nothing but its likeliest tokens is wanted.
+fn entering(plan: &StepPlan, admission: &Admission) -> Entering {
+    let Admission { request, slot } = *admission;
+    let row = plan.rows.iter().find(|row| row.request == request);
+    let prompt = row.map_or(&[][..], |row| plan.row_tokens(row));
+    let request = Request {
+        prompt: prompt.into(),
+        n_new_max: usize::MAX,
+        stop_tokens: Arc::new([]),
+        sampling: SamplingParams::greedy(),
+        n_logprobs: None,
+        n_prompt_logprobs: None,
+    };
+    Entering { slot, request: Arc::new(request), generated: Vec::new() }
 }

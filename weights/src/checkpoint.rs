@@ -54,7 +54,8 @@ impl Checkpoint {
 
     /// A checkpoint as [`write_synthetic`](crate::synthetic::write_synthetic) would write it, but
     /// without its data: norms and scales are one half, weights have a shape and nothing else. For
-    /// runs that count and compute nothing, at sizes that no disk holds.
+    /// runs that count and compute nothing or are only timed, at sizes that no disk holds: a device
+    /// gets some numbers in their place, the processor has none to compute with.
     ///
     /// # Errors
     /// None that a written one would not have.

@@ -28,10 +28,10 @@ pub const LANES: &[Lane] = &[
         filters: &["--test-threads=1"],
     },
     Lane {
-        name: "kernels against float64, all-reduce over peer memory, graphs",
+        name: "kernels against float64, sums over ranks by kernels and NCCL, graphs",
         target: &["-p", "engine", "--lib"],
         // Bytes are counted by the virtual node alone.
-        filters: &["cuda", "--skip", "hardly_more_is_moved", "--test-threads=1"],
+        filters: &["cuda::", "peers::", "--skip", "hardly_more_is_moved", "--test-threads=1"],
     },
     Lane {
         name: "the demo and other models against the processor, 1 to 8 GPUs",
@@ -117,5 +117,37 @@ mod tests {
         let found = programs(messages);
         let paths: Vec<_> = found.iter().map(|p| (p.path.clone(), p.folder.clone())).collect();
         assert_eq!(paths, [(PathBuf::from("/a/target/b-1"), PathBuf::from("/a/b"))]);
+    }
+
+    /// Files below `folder` whose text has one of `words`, by their modules' path.
+    fn modules_with(folder: &Path, words: &[&str], modules: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).expect("the engine's sources are there") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                modules_with(&path, words, modules);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                let tests = text.split_once("#[test]").map_or("", |(_, tests)| tests);
+                if words.iter().any(|word| tests.contains(word)) {
+                    modules.push(path.with_extension("").to_string_lossy().replace('/', "::"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_test_of_the_engine_that_opens_a_device_is_in_its_lane() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../engine/src");
+        let mut modules = Vec::new();
+        let words = ["TestDevice::open", "CudaExec::open", "on_ranks(", "pool(", "Probe::new("];
+        modules_with(&sources, &words, &mut modules);
+        assert!(modules.iter().any(|module| module.ends_with("peers::tests")), "{modules:?}");
+        assert!(modules.len() > 8, "{modules:?}");
+        let lane = LANES.iter().find(|lane| lane.target.contains(&"engine"));
+        let filters = lane.expect("the engine has a lane").filters;
+        for module in modules {
+            let is_run = filters.iter().any(|filter| format!("{module}::").contains(filter));
+            assert!(is_run, "{module} has tests of a device that {filters:?} leave out");
+        }
     }
 }

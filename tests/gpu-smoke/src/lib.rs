@@ -5,4 +5,5 @@
 
 pub mod lanes;
 pub mod node;
+pub mod steps;
 pub mod table;

@@ -19,6 +19,16 @@ pub fn open_real() -> Result<String> {
     Ok(format!("{}, {} multiprocessors", info.name, info.n_multiprocessors))
 }
 
+/// Opens device 0 of a virtual node.
+///
+/// # Errors
+/// There is no device, or it is a real one.
+pub fn open_virtual() -> Result<()> {
+    CudaExec::open(0).context("there is no device to rehearse on")?;
+    ensure!(is_virtual()?, "a rehearsal is for the virtual node: this node is real");
+    Ok(())
+}
+
 /// Whether the libcuda that this process has loaded is the virtual node's.
 pub fn is_virtual() -> Result<bool> {
     let maps = fs::read_to_string("/proc/self/maps").context("what this process has loaded")?;

@@ -58,11 +58,11 @@ fn run_ranks(n_ranks: usize, run: impl Fn(&TestRank<'_>) + Sync) {
     });
 }
 
-/// An exchange of `device` with itself, in the place of each of `n_ranks` ranks: what one rank's
-/// kernel does can then be looked at alone. The first rank's flag of each rank is where that rank's
-/// own flag of the first would be, so that whoever announces has heard from all.
+/// One exchange of `device` alone, as the first of `n_ranks` ranks whose others have announced it
+/// already: nobody waits, so what its kernel does depends on nobody's speed.
 pub(crate) fn alone_as(device: &TestDevice, n_ranks: usize) -> Exchange {
-    let own = device.upload(&[0u8; FLAG_BYTES]);
+    let own = device.upload(&[1u32; N_RANKS_MAX]);
+    // Where the others would hear of this rank.
     let flags = std::array::from_fn(|rank| own.elements::<u32>(rank));
     let state = device.upload(&[0u8; STATE_BYTES]);
     Exchange { flags, state, n_ranks, rank: 0 }
