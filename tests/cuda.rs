@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use engine::peers::{Carrier, carrier};
 use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
 use harness::accuracy::{HANGING, problems};
 use harness::plans::{Planner, Span};
@@ -331,5 +332,29 @@ fn every_sub_block_alone_is_computed_alike() {
             let compared = Compared::new(format!("{format:?} {kind:?}"), bounds);
             compare(&checkpoint, &prompts, config, compared);
         }
+    }
+}
+
+/// A step of so many tokens that each rank finishes the rows of its own, then steps of so few that
+/// every rank finishes all.
+#[test]
+fn sums_in_two_shots_are_computed_alike() {
+    for (format, kv_dtype, bounds) in [
+        (SyntheticFormat::Bf16, KvDtype::Bf16, BF16),
+        (SyntheticFormat::ModelOptFp8, KvDtype::Fp8, FP8),
+        (SyntheticFormat::Fp8Dynamic, KvDtype::Bf16, FP8),
+    ] {
+        let wide = ModelSpec { hidden_size: 2048, ..tiny() };
+        let checkpoint = synthetic("tiny and wide", wide, format);
+        let mut random = Random::new(12);
+        let vocab_size = checkpoint.spec().vocab_size;
+        let prompts: Vec<Vec<TokenId>> = [53, 61, 31]
+            .map(|n| (0..n).map(|_| TokenId(random.below(vocab_size) as u32)).collect())
+            .into();
+        let n_tokens: usize = prompts.iter().map(Vec::len).sum();
+        assert_eq!(carrier(n_tokens * 2048 * 2, 8), Carrier::TwoShot, "the first step's sums");
+        let config = config(DeviceKind::Cuda, 8, kv_dtype, prompts.len());
+        let compared = Compared::new(format!("{format:?}, two shots"), bounds);
+        compare(&checkpoint, &prompts, config, compared);
     }
 }

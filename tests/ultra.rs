@@ -110,6 +110,46 @@ fn a_decode_step_is_one_graph_and_absent_sub_blocks_launch_nothing() {
 }
 
 #[test]
+fn sums_of_many_tokens_take_two_shots_and_those_of_a_prompt_the_library() {
+    if !harness::is_dry() {
+        return run_dry("sums_of_many_tokens_take_two_shots_and_those_of_a_prompt_the_library");
+    }
+    let mut probe = Probe::new(ultra(SyntheticFormat::ModelOptFp8), &config(8, KvDtype::Fp8))
+        .expect("it boots");
+    let mut planner = Planner::new(probe.memory());
+    let node = Node::open().expect("the virtual node is loaded");
+    let prompt: Vec<TokenId> = (0..300).map(TokenId).collect();
+    // Rows, tokens of each, and how their sums are carried: by the kernel's begin and NCCL's sums.
+    let steps = [
+        (64, 1, ["reduce_norm_two_shot_", "reduce_norm_e4m3"], 0),
+        (16, 1, ["reduce_norm_e4m3", "reduce_norm_two_shot_"], 0),
+        (1, 256, ["reduce_norm_two_shot_", "reduce_norm_e4m3"], 0),
+        (1, 257, ["reduce_norm_e4m3", "reduce_norm_two_shot_"], 146),
+    ];
+    let mut n_done = [0; 64];
+    for (n_rows, n_tokens, [wanted, other], n_of_nccl) in steps {
+        node.reset();
+        let spans: Vec<Span<'_>> = (0..n_rows)
+            .map(|slot| Span { slot, start: n_done[slot], tokens: &prompt[..n_tokens] })
+            .collect();
+        probe.run(planner.last_only(&spans)).expect("a step runs");
+        n_done[..n_rows].iter_mut().for_each(|n| *n += n_tokens);
+        for device in &node.counters().devices {
+            let n_launches = |begin: &str| -> u64 {
+                let of_family = device.kernels.iter().filter(|(name, _)| name.starts_with(begin));
+                of_family.map(|(_, kernel)| kernel.n_launches).sum()
+            };
+            let what = format!("{n_rows} rows of {n_tokens}");
+            // The last norm's output is bf16: the head's.
+            assert_eq!(n_launches(wanted), 145 + u64::from(wanted.contains("two_shot")), "{what}");
+            assert_eq!(n_launches(other), 0, "{what}");
+            assert_eq!(n_launches("reduce_norm_"), 146, "{what}");
+            assert_eq!(n_launches("nccl all_reduce"), n_of_nccl, "{what}");
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_with_numbers_and_a_remedy() {
     if !harness::is_dry() {
         return run_dry("what_does_not_fit_is_refused_with_numbers_and_a_remedy");

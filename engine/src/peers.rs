@@ -1,10 +1,12 @@
 //! The other ranks' devices: their memory, which exchange carries a sum, and how a rank waits for
 //! its device without waiting for ever.
 //!
-//! Partial results are summed over ranks in one of two ways. **One shot**: a kernel reads every
-//! rank's partial result over NVLink and goes on with the sum (`reduce_norm`). **NCCL**: it sums in
-//! place, and the same kernel then runs as if the rank were alone. Both add in an order that does
-//! not depend on timing, so runs repeat bit by bit.
+//! Partial results are summed over ranks in one of three ways. **One shot**: a kernel reads every
+//! rank's partial result over NVLink and goes on with the sum (`reduce_norm`). **Two shots**: the
+//! same kernel does so for this rank's share of the tokens, and gives what it has made of them to
+//! all ranks. **NCCL**: it sums in place, and the kernel then runs as if the rank were alone. All
+//! add in an order that does not depend on timing, so runs repeat bit by bit; the first two give
+//! the same bits.
 
 use std::time::{Duration, Instant};
 
@@ -25,11 +27,17 @@ const PAUSE: Duration = Duration::from_micros(50);
 /// How far a rank that gives up moves its flags ahead: more exchanges than any step has.
 const EPOCHS_GIVEN_UP: u32 = 1 << 30;
 
+/// Greatest partial result that is summed in two shots: 256 tokens of LN-Ultra.
+const TWO_SHOT_BYTES_MAX: usize = 8 << 20;
+
 /// How a sum over ranks is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// Every rank reads all others' memory.
     OneShot,
+    /// Every rank reads all others' memory for the tokens that it owns, and writes into it what it
+    /// has made of them.
+    TwoShot,
     /// The library.
     Nccl,
 }
@@ -43,19 +51,39 @@ pub enum Carrier {
 /// | 256 KiB | 24.8           | 7-9 (on B300)         |                        |
 /// | 512 KiB | 24-25          | 13 (6 ranks)          | 15                     |
 /// |   1 MiB | 25-32          |                       | 17                     |
+/// |   2 MiB | 37             |                       | 22                     |
+/// |   4 MiB | 50             |                       | 37                     |
+/// |   8 MiB | 76             |                       | 65                     |
+/// |  64 MiB | 316            |                       | 468                    |
 ///
 /// NCCL up to 1 MiB: ByteDance-Seed/Triton-distributed#57 (eager, the launch included); from
 /// 512 KiB: vllm-project/vllm#42324. One stage: vllm-project/vllm#24111 (H100, six ranks),
-/// vllm-project/vllm#37756 (B300). A rank of eight reads seven times the message, so that at
-/// 1 MiB some 20 µs go into bytes alone (at about 370 GB/s of NVLink) and the gain is gone; four
-/// ranks read three times, two ranks once, which no other way can beat.
+/// vllm-project/vllm#37756 (B300).
+///
+/// **One shot or two.** A rank of eight reads seven times the message, so that at 1 MiB some 20 µs
+/// go into bytes alone (at about 370 GB/s of NVLink). Two shots move an eighth of that and the
+/// finished rows, but ranks meet a second time, which costs 6 µs by the table. Both are even near
+/// 512 KiB with eight ranks; four ranks read three times the message, two ranks once, and are even
+/// near 1 MiB and 4 MiB.
+///
+/// **Two shots or NCCL.** By the table NCCL is the faster somewhere between 8 and 64 MiB, of which
+/// nobody has published anything. Here two shots give away rows of e4m3 rather than of bf16 and
+/// spare each rank most of the residual stream, while NCCL's sum is read again by a kernel of its
+/// own: what holds at 8 MiB for the bare sum holds here. Fewer ranks move less, so that it holds
+/// for them as well.
 pub fn carrier(n_bytes: usize, n_ranks: usize) -> Carrier {
-    let n_bytes_max = match n_ranks {
+    let n_bytes_one_shot = match n_ranks {
         0..=2 => 4 << 20,
         3..=4 => 1 << 20,
         _ => 512 << 10,
     };
-    if n_bytes <= n_bytes_max { Carrier::OneShot } else { Carrier::Nccl }
+    if n_bytes <= n_bytes_one_shot {
+        Carrier::OneShot
+    } else if n_bytes <= TWO_SHOT_BYTES_MAX {
+        Carrier::TwoShot
+    } else {
+        Carrier::Nccl
+    }
 }
 
 /// What a rank knows of its peers' devices.

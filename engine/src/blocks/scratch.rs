@@ -29,16 +29,17 @@ pub(crate) struct Scratch {
     pub(crate) partial: Partials,
 }
 
-/// Where partial results lie. Those that other ranks' kernels read take turns: what was read at one
-/// meeting of the ranks may be written again after the next. A step's first has a place of its own,
-/// so that no count of sub-blocks lets two steps meet in one.
+/// Where partial results lie. Those that are summed in one shot take turns: what other ranks'
+/// kernels read at one meeting of the ranks may be written again after the next. A step's first has
+/// a place of its own, so that no count of sub-blocks lets two steps meet in one. Of the others all
+/// reading has ended when the sum is there.
 pub(crate) struct Partials {
     /// For any number of tokens.
     any: Buffer,
-    shared: Option<SharedPartials>,
+    one_shot: Option<OneShotPartials>,
 }
 
-struct SharedPartials {
+struct OneShotPartials {
     /// The first of a step, and the two that follow in turn.
     buffers: [Buffer; 3],
     n_tokens_max: usize,
@@ -48,24 +49,26 @@ struct SharedPartials {
 impl Partials {
     /// The place of a step's first.
     pub(crate) fn first(&mut self, n_tokens: usize) -> &mut Buffer {
-        if let Some(shared) = &mut self.shared {
-            shared.turn = 0;
+        if let Some(one_shot) = &mut self.one_shot {
+            one_shot.turn = 0;
         }
         self.current(n_tokens)
     }
 
     /// The place of the one after the current one.
     pub(crate) fn next(&mut self, n_tokens: usize) -> &mut Buffer {
-        if let Some(shared) = &mut self.shared {
-            shared.turn = if shared.turn == 1 { 2 } else { 1 };
+        if let Some(one_shot) = &mut self.one_shot {
+            one_shot.turn = if one_shot.turn == 1 { 2 } else { 1 };
         }
         self.current(n_tokens)
     }
 
     /// The place of what was last asked for.
     pub(crate) fn current(&mut self, n_tokens: usize) -> &mut Buffer {
-        match &mut self.shared {
-            Some(shared) if n_tokens <= shared.n_tokens_max => &mut shared.buffers[shared.turn],
+        match &mut self.one_shot {
+            Some(one_shot) if n_tokens <= one_shot.n_tokens_max => {
+                &mut one_shot.buffers[one_shot.turn]
+            }
             _ => &mut self.any,
         }
     }
@@ -98,9 +101,9 @@ pub(crate) struct DeviceScratch {
     pub(crate) n_tokens: usize,
     /// Whether some second projection's input is quantized token by token.
     pub(crate) quantizes_inner: bool,
-    /// Where partial results of up to `n_shared_tokens` tokens lie that others read.
-    pub(crate) shared_partials: Option<[DevicePtr; 3]>,
-    pub(crate) n_shared_tokens: usize,
+    /// Where partial results of up to `n_one_shot_tokens` tokens take turns.
+    pub(crate) one_shot_partials: Option<[DevicePtr; 3]>,
+    pub(crate) n_one_shot_tokens: usize,
 }
 
 impl Scratch {
@@ -115,21 +118,21 @@ impl Scratch {
             inner: Buffer::host(n_tokens * widths.inner),
             inner_quantized: None,
             inner_scales: Buffer::host(n_tokens),
-            partial: Partials { any: Buffer::host(n_tokens * widths.hidden), shared: None },
+            partial: Partials { any: Buffer::host(n_tokens * widths.hidden), one_shot: None },
         }
     }
 
     /// The same on a device.
     pub(crate) fn on_device(config: DeviceScratch, carve: &mut Carve) -> Scratch {
-        let DeviceScratch { widths, n_tokens, n_shared_tokens, .. } = config;
+        let DeviceScratch { widths, n_tokens, n_one_shot_tokens, .. } = config;
         let mut buffer = |element: Element, n_cols: usize| {
             let n_bytes = n_tokens * n_cols * element.n_bytes();
             Buffer::Device { first: carve.take(n_bytes), n_bytes }
         };
-        let n_shared_bytes = n_shared_tokens * widths.hidden * Element::Bf16.n_bytes();
-        let shared = config.shared_partials.map(|addresses| SharedPartials {
-            buffers: addresses.map(|first| Buffer::Device { first, n_bytes: n_shared_bytes }),
-            n_tokens_max: n_shared_tokens,
+        let n_bytes = n_one_shot_tokens * widths.hidden * Element::Bf16.n_bytes();
+        let one_shot = config.one_shot_partials.map(|addresses| OneShotPartials {
+            buffers: addresses.map(|first| Buffer::Device { first, n_bytes }),
+            n_tokens_max: n_one_shot_tokens,
             turn: 0,
         });
         Scratch {
@@ -142,7 +145,7 @@ impl Scratch {
             inner: buffer(Element::Bf16, widths.inner),
             inner_quantized: config.quantizes_inner.then(|| buffer(Element::F8, widths.inner)),
             inner_scales: buffer(Element::F32, 1),
-            partial: Partials { any: buffer(Element::Bf16, widths.hidden), shared },
+            partial: Partials { any: buffer(Element::Bf16, widths.hidden), one_shot },
         }
     }
 

@@ -61,7 +61,8 @@ pub(super) fn build(
         1 => None,
         _ => Some(Peers::connect(&exec, &mut communicator, STEP_DEADLINE)?),
     };
-    let shared = share(&mut communicator, peers.as_ref(), &memory)?;
+    let is_deterministic = sizes.inputs.is_deterministic;
+    let shared = share(&mut communicator, peers.as_ref(), &memory, is_deterministic)?;
     let StepMemory { scratch, magnitudes, inputs, attention, logits, sampling, .. } = memory;
     let sampling = match sampling {
         Some(places) => Some(DeviceSampling::new(&exec, sizes.sampling(), places)?),
@@ -93,17 +94,19 @@ pub(super) fn build(
     Ok(ModelWorker { communicator, model, exec, sampler })
 }
 
-/// The memory that kernels of all ranks read.
+/// The memory that kernels of all ranks reach.
 fn share(
     communicator: &mut Communicator,
     peers: Option<&Peers>,
     memory: &StepMemory,
+    is_deterministic: bool,
 ) -> Result<Option<SharedMemory>, StepError> {
     let Some(peers) = peers else { return Ok(None) };
     Ok(Some(SharedMemory {
-        pieces: peers.share(communicator, memory.shared)?,
-        n_bytes: memory.n_shared_bytes,
+        pieces: peers.share(communicator, memory.first)?,
+        n_bytes: memory.n_bytes,
         exchange: peers.exchange(),
+        is_deterministic,
     }))
 }
 

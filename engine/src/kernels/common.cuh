@@ -252,12 +252,15 @@ struct OfRanks {
 // number of exchanges so far (the epoch), then how many blocks have left the present one. Both live
 // on the device, so that the same launch can be replayed from a graph: nothing of it counts.
 //
-// One barrier a call is enough, at its begin. `announce` publishes what this rank's earlier kernels
-// have written, `await` returns when every rank has published; then all may read all. Nothing tells
-// a rank when the others have finished reading. So what they read may only be written again by work
-// that comes after a *later* exchange on the same stream: to announce that one, each rank must have
-// ended this call. Therefore two buffers that take turns suffice, and where exchanges of two kinds
-// alternate, one of each kind.
+// Where ranks only read, one barrier a call is enough, at its begin. `announce` publishes what this
+// rank's earlier kernels have written, `await` returns when every rank has published; then all may
+// read all. Nothing tells a rank when the others have finished reading. So what they read may only
+// be written again by work that comes after a *later* exchange on the same stream: to announce that
+// one, each rank must have ended this call. Therefore two buffers that take turns suffice, and where
+// exchanges of two kinds alternate, one of each kind.
+//
+// Where ranks also write to each other, after `await`, the call ends with a second exchange,
+// `leave_together`: what was written is there when the kernel ends, and all reading has ended, too.
 //
 // All blocks of the grid must fit on the device at once: block 0 is the one that publishes, and
 // others wait for it, whatever the order they start in.
@@ -289,20 +292,24 @@ __device__ __forceinline__ u32 published(const u32* flag) {
     return epoch;
 }
 
+// Every thread of one block calls it: tells all ranks that this one has come to exchange `epoch`.
+__device__ __forceinline__ void publish(const Exchange& exchange, u32 epoch) {
+    if (threadIdx.x >= N_RANKS_MAX) return;
+    // One fence for all flags: with the stores after it, it is a release of all that this rank's
+    // earlier kernels, and what came before a barrier of this block, have written.
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+#pragma unroll
+    for (int r = 0; r < N_RANKS_MAX; r++) {
+        const bool is_mine = threadIdx.x == r && r < exchange.n_ranks;
+        publish_if(is_mine, exchange.flags.of[r] + exchange.rank, epoch);
+    }
+}
+
 // Every thread of the grid calls it, as early as it can: the others wait for it. Gives back the
-// exchange's epoch, for `await` and `leave`.
+// exchange's epoch, for `await` and for the one that leaves.
 __device__ __forceinline__ u32 announce(const Exchange& exchange) {
     const u32 epoch = *reinterpret_cast<volatile u32*>(exchange.state) + 1;
-    if (blockIdx.x == 0 && threadIdx.x < N_RANKS_MAX) {
-        // One fence for all flags: with the stores after it, it is a release of all that this
-        // rank's earlier kernels have written.
-        asm volatile("fence.acq_rel.sys;" ::: "memory");
-#pragma unroll
-        for (int r = 0; r < N_RANKS_MAX; r++) {
-            const bool is_mine = threadIdx.x == r && r < exchange.n_ranks;
-            publish_if(is_mine, exchange.flags.of[r] + exchange.rank, epoch);
-        }
-    }
+    if (blockIdx.x == 0) publish(exchange, epoch);
     return epoch;
 }
 
@@ -323,5 +330,27 @@ __device__ __forceinline__ void leave(const Exchange& exchange, u32 epoch) {
     if (atomicAdd(exchange.state + 1, 1) == gridDim.x - 1) {
         exchange.state[1] = 0;
         exchange.state[0] = epoch;
+    }
+}
+
+// Every thread of the grid calls it, when it has read and written all that it will of other ranks:
+// the last block to come publishes that, and stays until every rank has. What the ranks have written
+// to each other is then seen by the kernels that follow.
+__device__ __forceinline__ void leave_together(const Exchange& exchange, u32 epoch) {
+    __shared__ bool is_last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        // Around the count, so that the last block releases what all blocks have written.
+        __threadfence_system();
+        is_last = atomicAdd(exchange.state + 1, 1) == gridDim.x - 1;
+        __threadfence_system();
+    }
+    __syncthreads();
+    if (!is_last) return;
+    publish(exchange, epoch + 1);
+    await(exchange, epoch + 1);
+    if (threadIdx.x == 0) {
+        exchange.state[1] = 0;
+        exchange.state[0] = epoch + 1;
     }
 }

@@ -37,16 +37,16 @@ pub(crate) struct StepSizes {
     quantizes_inner: bool,
     n_ranks: usize,
     n_vocab: usize,
-    /// Tokens up to which partial results are summed by kernels that read all ranks' memory.
-    n_shared_tokens: usize,
+    /// Tokens up to which partial results are summed in one shot.
+    n_one_shot_tokens: usize,
 }
 
 /// Where everything lies that steps write.
 pub(crate) struct StepMemory {
     pub(crate) scratch: Scratch,
-    /// What kernels of all ranks read.
-    pub(crate) shared: DevicePtr,
-    pub(crate) n_shared_bytes: usize,
+    /// Where it begins. Kernels of all ranks reach it.
+    pub(crate) first: DevicePtr,
+    pub(crate) n_bytes: usize,
     pub(crate) magnitudes: DevicePtr,
     pub(crate) inputs: InputPlaces,
     pub(crate) attention: Workspace,
@@ -122,10 +122,8 @@ impl StepSizes {
             .map(|share| WorkspaceSize::new(&share, config.n_slots, n_context))
             .fold(WorkspaceSize::default(), WorkspaceSize::max);
         let partial_bytes = |n_tokens| n_tokens * spec.hidden_size * Element::Bf16.n_bytes();
-        // NCCL rounds otherwise than the kernels: a deterministic step leaves no sum to it.
-        let is_shared = |&n_tokens: &usize| {
-            config.is_deterministic || carrier(partial_bytes(n_tokens), n_ranks) == Carrier::OneShot
-        };
+        let is_one_shot =
+            |&n_tokens: &usize| carrier(partial_bytes(n_tokens), n_ranks) == Carrier::OneShot;
         StepSizes {
             inputs: InputSizes {
                 n_tokens,
@@ -141,7 +139,7 @@ impl StepSizes {
             quantizes_inner,
             n_ranks,
             n_vocab: spec.vocab_size,
-            n_shared_tokens: (1..=n_tokens).take_while(is_shared).count(),
+            n_one_shot_tokens: (1..=n_tokens).take_while(is_one_shot).count(),
         }
     }
 
@@ -164,21 +162,20 @@ impl StepSizes {
         carve.n_bytes()
     }
 
-    /// Places it all.
+    /// Places it all, alike on every rank.
     pub(crate) fn carve(&self, carve: &mut Carve) -> StepMemory {
         let InputSizes { n_tokens, .. } = self.inputs;
-        let shared = carve.take(0);
+        let first = carve.take(0);
         let magnitudes = carve.take(n_tokens * Element::F32.n_bytes());
-        let partial_bytes = self.n_shared_tokens * self.widths.hidden * Element::Bf16.n_bytes();
-        let shared_partials =
+        let partial_bytes = self.n_one_shot_tokens * self.widths.hidden * Element::Bf16.n_bytes();
+        let one_shot_partials =
             (self.n_ranks > 1).then(|| [(); 3].map(|()| carve.take(partial_bytes)));
-        let n_shared_bytes = (carve.take(0).0 - shared.0) as usize;
         let scratch = DeviceScratch {
             widths: self.widths,
             n_tokens,
             quantizes_inner: self.quantizes_inner,
-            shared_partials,
-            n_shared_tokens: self.n_shared_tokens,
+            one_shot_partials,
+            n_one_shot_tokens: self.n_one_shot_tokens,
         };
         let inputs = InputPlaces::carve(self.inputs, carve);
         let sampling = self.sampling();
@@ -187,8 +184,7 @@ impl StepSizes {
                 .is_possible()
                 .then(|| SamplingPlaces::carve(sampling, inputs.last_tokens, carve)),
             scratch: Scratch::on_device(scratch, carve),
-            shared,
-            n_shared_bytes,
+            first,
             magnitudes,
             inputs,
             attention: Workspace {
@@ -198,6 +194,7 @@ impl StepSizes {
             },
             n_arrived_bytes: self.attention.n_arrived_bytes,
             logits: carve.take(DeviceLogits::n_bytes(self.n_logit_rows, self.n_local)),
+            n_bytes: (carve.take(0).0 - first.0) as usize,
         }
     }
 }
@@ -257,34 +254,4 @@ fn quantizes_per_token(weights: &RankWeights) -> bool {
         };
         [mixer, ffn].contains(&Some(InputScale::PerToken))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use weights::presets::preset;
-
-    use super::*;
-    use crate::config::DeviceKind;
-
-    #[test]
-    fn a_deterministic_step_leaves_no_sum_to_nccl() {
-        let spec = preset("ultra-253b").expect("a preset");
-        let n_shared_tokens = |is_deterministic| {
-            let config = EngineConfig {
-                device: DeviceKind::Cuda,
-                n_ranks: 8,
-                n_threads: None,
-                n_slots: 64,
-                n_waiting_max: 1,
-                n_tokens_per_step: 2048,
-                n_context_tokens: Some(4096),
-                kv_dtype: None,
-                kv_bytes: None,
-                is_deterministic,
-            };
-            StepSizes::new(&spec, &config, false).n_shared_tokens
-        };
-        assert_eq!(n_shared_tokens(true), 2048);
-        assert_eq!(n_shared_tokens(false), 16, "else the largest sums are NCCL's");
-    }
 }

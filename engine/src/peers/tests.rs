@@ -27,6 +27,9 @@ const IMPATIENT: Duration = Duration::from_millis(200);
 /// Columns of the residual stream.
 const HIDDEN: usize = 24;
 
+/// Rows and columns of a sum that five ranks make in two shots: one is not good for so much.
+const LARGE: (usize, usize) = (33, 8192);
+
 /// A rank with a device.
 struct Member {
     // Dropped before the device that its collectives run on.
@@ -34,7 +37,10 @@ struct Member {
     peers: Peers,
     /// bf16 `[HIDDEN]` twice, in memory that all ranks' kernels reach.
     partials: [DevicePtr; 2],
-    /// f32 `[HIDDEN]`, bf16 `[HIDDEN]`, f32 `[1]`: what a norm reads and writes.
+    /// bf16 `LARGE` for a partial result and for an output, f32 for each of its rows: in memory
+    /// that all ranks' kernels reach.
+    large: [DevicePtr; 3],
+    /// f32 `[LARGE.1]`, bf16 `[HIDDEN]`, f32 `[1]`: what a norm reads and writes.
     norm: [DevicePtr; 3],
     /// Taken only when the rank is gone.
     exec: Option<Exec>,
@@ -60,17 +66,21 @@ impl Member {
         let exec = CudaExec::open_guarded(seat.rank.idx())?;
         let mut communicator = seat.communicator.connect_devices(PATIENT)?;
         let peers = Peers::connect(&exec, &mut communicator, deadline)?;
-        let n_bytes = 2 * HIDDEN * size_of::<bf16>();
+        let n_large = LARGE.0 * LARGE.1;
+        let n_bytes = 2 * (HIDDEN + n_large) * size_of::<bf16>() + LARGE.0 * size_of::<f32>();
         let own = exec.alloc(n_bytes)?;
         let pieces = peers.share(&mut communicator, own)?;
-        let shared = Some(SharedMemory { pieces, n_bytes, exchange: peers.exchange() });
+        let exchange = peers.exchange();
+        let shared = Some(SharedMemory { pieces, n_bytes, exchange, is_deterministic: false });
         let partials = [own, own.elements::<bf16>(HIDDEN)];
-        let norm = [exec.alloc(4 * HIDDEN)?, exec.alloc(2 * HIDDEN)?, exec.alloc(4)?];
-        exec.upload(norm[0], &[1.0f32; HIDDEN])?;
+        let large = [2 * HIDDEN, 2 * HIDDEN + n_large, 2 * (HIDDEN + n_large)]
+            .map(|n_before| own.elements::<bf16>(n_before));
+        let norm = [exec.alloc(4 * LARGE.1)?, exec.alloc(2 * HIDDEN)?, exec.alloc(4)?];
+        exec.upload(norm[0], &[1.0f32; LARGE.1])?;
         let gemms = Gemms::new(1, Choice::PerBucket);
         let gpu = Gpu { exec, gemms, magnitudes: DevicePtr::NULL, shared };
         let exec = Some(Exec::Cuda(Box::new(gpu)));
-        Ok(Member { communicator, peers, partials, norm, exec, leaves_memory })
+        Ok(Member { communicator, peers, partials, large, norm, exec, leaves_memory })
     }
 
     fn cuda(&self) -> &CudaExec {
@@ -108,22 +118,35 @@ impl Member {
     /// Has a partial result at `partial` summed over the ranks and added to `residual`, one token.
     /// Does not wait for it.
     fn reduce(&mut self, partial: DevicePtr, residual: DevicePtr) -> Result<(), StepError> {
-        let [weight, out, scales] = self.norm;
-        let row = |first, element| {
-            let (n_rows, n_cols, stride) = (1, HIDDEN, HIDDEN);
-            ViewMut::Device(DeviceView { first, element, n_rows, n_cols, stride })
+        let [_, out, scales] = self.norm;
+        self.normalise((1, HIDDEN), [partial, residual, out, scales])
+    }
+
+    /// The same of `LARGE` tokens, from `partial` into this rank's memory for the output.
+    fn reduce_large(&mut self, partial: DevicePtr, residual: DevicePtr) -> Result<(), StepError> {
+        let [_, out, scales] = self.large;
+        self.normalise(LARGE, [partial, residual, out, scales])
+    }
+
+    fn normalise(
+        &mut self,
+        (n_rows, n_cols): (usize, usize),
+        [partial, residual, out, scales]: [DevicePtr; 4],
+    ) -> Result<(), StepError> {
+        let rows = |first, element| {
+            ViewMut::Device(DeviceView { first, element, n_rows, n_cols, stride: n_cols })
         };
         let args = Args {
             communicator: &mut self.communicator,
-            partial: row(partial, Element::Bf16),
+            partial: rows(partial, Element::Bf16),
             pending: Pending::default(),
-            residual: row(residual, Element::F32),
-            weight: Array::Device(DeviceArray { first: weight, n: HIDDEN }),
+            residual: rows(residual, Element::F32),
+            weight: Array::Device(DeviceArray { first: self.norm[0], n: n_cols }),
             eps: 1e-5,
             rows: None,
             input: InputScale::None,
-            out: row(out, Element::Bf16),
-            out_scales: ArrayMut::Device(DeviceArray { first: scales, n: 1 }),
+            out: rows(out, Element::Bf16),
+            out_scales: ArrayMut::Device(DeviceArray { first: scales, n: n_rows }),
         };
         reduce_norm(self.exec.as_mut().expect("the rank is there"), args)
     }
@@ -238,6 +261,58 @@ fn one_shot_and_nccl_add_the_same_to_the_residual() {
     }
 }
 
+/// What rank `rank_idx` has of a large partial result. Sums over five are bf16, too.
+fn large_numbers(rank_idx: usize) -> Vec<bf16> {
+    let number = |i: usize| ((i * 7 + rank_idx * 5) % 23) as f32 / 4.0 - 2.5;
+    (0..LARGE.0 * LARGE.1).map(|i| bf16::from_f32(number(i))).collect()
+}
+
+#[test]
+fn two_shots_and_nccl_yield_the_same_rows_on_all_ranks() {
+    let mut pool = pool(5);
+    assert_eq!(carrier(LARGE.0 * LARGE.1 * 2, 5), Carrier::TwoShot);
+    let script: Script = Arc::new(|member| {
+        let (n_tokens, hidden) = LARGE;
+        let n = n_tokens * hidden;
+        let mine = large_numbers(member.rank_idx());
+        let before: Vec<f32> = (0..n).map(|i| (i % 29) as f32).collect();
+        let [shared, out, _] = member.large;
+        let mut results = Vec::new();
+        // Memory that the others cannot reach is NCCL's.
+        for partial in [shared, member.upload(&mine)?] {
+            member.cuda().upload(partial, &mine)?;
+            member.cuda().upload(out, &vec![bf16::NAN; n])?;
+            let residual = member.upload(&before)?;
+            // Nobody writes to a rank that has not come so far.
+            member.communicator.all_gather_word(0)?;
+            for _ in 0..2 {
+                member.reduce_large(partial, residual)?;
+                member.wait()?;
+                member.cuda().upload(partial, &mine)?;
+                member.communicator.all_gather_word(0)?;
+            }
+            let residual = member.download::<f32>(residual, n)?;
+            results.push((member.download::<bf16>(out, n)?, residual));
+        }
+        let [(rows, residual), (rows_of_nccl, residual_of_nccl)] = &results[..] else {
+            panic!("two ways");
+        };
+        assert!(rows == rows_of_nccl && rows.iter().all(|x| !x.is_nan()), "rows differ");
+        for token in 0..n_tokens {
+            let at = token * hidden..(token + 1) * hidden;
+            let is_own = token % 5 == member.rank_idx();
+            let expected = if is_own { &residual_of_nccl[at.clone()] } else { &before[at.clone()] };
+            assert!(residual[at] == *expected, "the residual of token {token}");
+        }
+        Ok(vec![residual_of_nccl[0]])
+    });
+    let sum: f32 = (0..5).map(|rank_idx| large_numbers(rank_idx)[0].to_f32()).sum();
+    for reply in pool.broadcast(script).expect("no rank fails") {
+        assert_eq!(reply, [2.0 * sum], "both sums were added");
+    }
+    pool.shutdown().expect("ranks stop");
+}
+
 #[test]
 fn every_rank_knows_every_address() {
     let mut pool = pool(3);
@@ -327,6 +402,29 @@ fn a_rank_that_does_not_come_to_a_kernel_is_not_waited_for_for_ever() {
 }
 
 #[test]
+fn a_rank_that_does_not_come_to_two_shots_is_not_waited_for_for_ever() {
+    let error = failure(
+        doomed_pool(5, IMPATIENT),
+        Arc::new(|member| {
+            let partial = member.large[0];
+            member.cuda().upload(partial, &large_numbers(member.rank_idx()))?;
+            let residual = member.upload(&vec![1.0f32; LARGE.0 * LARGE.1])?;
+            if member.rank_idx() != 2 {
+                // Four meetings: who was told to go on must not stop at the next.
+                for _ in 0..2 {
+                    member.reduce_large(partial, residual)?;
+                }
+            }
+            member.wait()?;
+            Ok(Vec::new())
+        }),
+    );
+    let text = error.to_string();
+    assert!(text.contains("the device stands still"), "{text}");
+    assert_ne!(error.rank.idx(), 2, "who waited says so: {text}");
+}
+
+#[test]
 fn a_rank_that_fails_releases_those_who_wait_for_its_device() {
     let error = failure(
         doomed_pool(3, PATIENT),
@@ -344,15 +442,18 @@ fn a_rank_that_fails_releases_those_who_wait_for_its_device() {
 }
 
 #[test]
-fn small_sums_take_one_shot_and_large_ones_the_library() {
+fn small_sums_take_one_shot_larger_ones_two_and_the_largest_the_library() {
+    use Carrier::{Nccl, OneShot, TwoShot};
     let of_ultra = |n_tokens: usize, n_ranks| carrier(n_tokens * 16_384 * 2, n_ranks);
-    assert_eq!([1, 8, 16].map(|n| of_ultra(n, 8)), [Carrier::OneShot; 3]);
-    assert_eq!([17, 32, 8192].map(|n| of_ultra(n, 8)), [Carrier::Nccl; 3]);
-    assert_eq!([32, 33].map(|n| of_ultra(n, 4)), [Carrier::OneShot, Carrier::Nccl]);
-    assert_eq!([128, 129].map(|n| of_ultra(n, 2)), [Carrier::OneShot, Carrier::Nccl]);
-    // More ranks read more bytes: nothing gets easier with them.
-    for n_bytes in (0..8 << 20).step_by(64 << 10) {
-        let ways = [2, 4, 8].map(|n_ranks| carrier(n_bytes, n_ranks) == Carrier::OneShot);
+    let expected = [(1, OneShot), (16, OneShot), (17, TwoShot), (64, TwoShot), (256, TwoShot)];
+    for (n_tokens, expected) in expected.into_iter().chain([(257, Nccl), (8192, Nccl)]) {
+        assert_eq!(of_ultra(n_tokens, 8), expected, "{n_tokens} tokens");
+    }
+    assert_eq!([32, 33, 257].map(|n| of_ultra(n, 4)), [OneShot, TwoShot, Nccl]);
+    assert_eq!([128, 129, 257].map(|n| of_ultra(n, 2)), [OneShot, TwoShot, Nccl]);
+    // More ranks read more bytes: one shot gets no easier with them.
+    for n_bytes in (0..16 << 20).step_by(64 << 10) {
+        let ways = [2, 4, 8].map(|n_ranks| carrier(n_bytes, n_ranks) == OneShot);
         assert!(ways.is_sorted_by(|a, b| a >= b), "{n_bytes} bytes: {ways:?}");
     }
 }

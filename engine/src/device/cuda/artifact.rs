@@ -29,6 +29,7 @@ pub(super) const ARTIFACTS: &[Artifact] = &[
     artifact!("embed"),
     artifact!("quantize"),
     artifact!("reduce_norm"),
+    artifact!("reduce_norm_two_shot" in "reduce_norm"),
     artifact!("rope_kv"),
     artifact!("sample"),
     artifact!("swiglu"),

@@ -1,4 +1,4 @@
-//! The launch of `reduce_norm.cu`.
+//! The launches of `reduce_norm.cu` and `reduce_norm_two_shot.cu`.
 
 use crate::device::cuda::{CudaExec, Kernel, LaunchConfig};
 use crate::device::{Deferred, DeviceError, DevicePtr, WeightFactors};
@@ -22,9 +22,11 @@ pub(super) struct Launch {
     pub(super) partials: [DevicePtr; N_RANKS_MAX],
     /// How the ranks meet; [`Exchange::ALONE`] where the sum is made already.
     pub(super) exchange: Exchange,
+    /// Where rows go that their owners finish; none where every rank finishes all.
+    pub(super) two_shot: Option<TwoShot>,
     /// Factors that the sum still lacks.
     pub(super) scales: Deferred,
-    /// f32 `[n_tokens, hidden]`; null for zeroes.
+    /// f32 `[n_tokens, hidden]`; null for zeroes. In two shots of the tokens that the rank owns.
     pub(super) residual_in: DevicePtr,
     /// The same memory, or null where nobody reads the stream again.
     pub(super) residual_out: DevicePtr,
@@ -34,6 +36,13 @@ pub(super) struct Launch {
     pub(super) hidden: usize,
     /// `None` where only the residual is wanted.
     pub(super) norm: Option<Norm>,
+}
+
+/// Where every rank has a norm's `out` and the scales of its rows, by rank.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TwoShot {
+    pub(super) outs: [DevicePtr; N_RANKS_MAX],
+    pub(super) scales: [DevicePtr; N_RANKS_MAX],
 }
 
 /// The norm and what becomes of it.
@@ -67,6 +76,10 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
     }
     let factors = sum_factors(launch.scales);
     let (partials, exchange_words) = (of_ranks(launch.partials), exchange.words());
+    let everywhere = launch.two_shot.map(|two_shot| {
+        assert!(exchange.n_ranks > 1, "rows have owners where ranks meet");
+        [two_shot.outs, two_shot.scales].map(|places| of_ranks(from_own(places, exchange)))
+    });
     let mut params = Params::new(&[
         by_value(&partials),
         factors.columns.into(),
@@ -78,27 +91,43 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
         count(hidden).into(),
         by_value(&exchange_words),
     ]);
-    let name = match launch.norm {
-        None => "reduce_residual",
-        Some(Norm { weight, eps, out, output }) => {
-            params.extend(&[weight.into(), eps.into(), out.into()]);
-            match output {
-                Output::Bf16 => "reduce_norm_bf16",
-                Output::E4m3(scale) => {
-                    params.extend(&[scale.into()]);
-                    "reduce_norm_e4m3"
-                }
-                Output::E4m3PerToken(scales) => {
-                    params.extend(&[scales.into()]);
-                    "reduce_norm_e4m3_token"
-                }
-            }
+    if let Some(Norm { weight, eps, out, output }) = launch.norm {
+        params.extend(&[weight.into(), eps.into()]);
+        params.extend(&[everywhere.as_ref().map_or(out.into(), |[outs, _]| by_value(outs))]);
+        match output {
+            Output::Bf16 => {}
+            Output::E4m3(scale) => params.extend(&[scale.into()]),
+            Output::E4m3PerToken(scales) => params
+                .extend(&[everywhere.as_ref().map_or(scales.into(), |[_, all]| by_value(all))]),
         }
-    };
+    }
     let config = config(exec.info().n_multiprocessors, launch);
-    // SAFETY: these are the parameters of `reduce_norm.cu`'s kernels, and the caller's arrays have
-    // the shapes that `Launch` states.
-    unsafe { exec.launch(Kernel { family: "reduce_norm", name }, config, params.as_slice()) }
+    // SAFETY: these are the parameters of the kernels of `reduce_norm.cuh`, and the caller's arrays
+    // have the shapes that `Launch` states.
+    unsafe { exec.launch(kernel(launch), config, params.as_slice()) }
+}
+
+fn kernel(launch: &Launch) -> Kernel {
+    let output = launch.norm.map(|norm| norm.output);
+    let name = match (launch.two_shot.is_some(), output) {
+        (false, None) => "reduce_residual",
+        (false, Some(Output::Bf16)) => "reduce_norm_bf16",
+        (false, Some(Output::E4m3(_))) => "reduce_norm_e4m3",
+        (false, Some(Output::E4m3PerToken(_))) => "reduce_norm_e4m3_token",
+        (true, None) => panic!("rows that nobody wants have no way to go"),
+        (true, Some(Output::Bf16)) => "reduce_norm_two_shot_bf16",
+        (true, Some(Output::E4m3(_))) => "reduce_norm_two_shot_e4m3",
+        (true, Some(Output::E4m3PerToken(_))) => "reduce_norm_two_shot_e4m3_token",
+    };
+    let family = if launch.two_shot.is_some() { "reduce_norm_two_shot" } else { "reduce_norm" };
+    Kernel { family, name }
+}
+
+/// A rank writes to itself first, then to the one after it: at no time do all write to the same.
+fn from_own(of_ranks: [DevicePtr; N_RANKS_MAX], exchange: Exchange) -> [DevicePtr; N_RANKS_MAX] {
+    let mut turned = of_ranks;
+    turned[..exchange.n_ranks].rotate_left(exchange.rank);
+    turned
 }
 
 /// A partial result is one product's: static scales are in it already, and rows have their own.
@@ -113,12 +142,13 @@ fn sum_factors(scales: Deferred) -> Factors {
 /// Where ranks meet, all blocks must be resident, and clusters take several rows.
 fn config(n_multiprocessors: usize, launch: &Launch) -> LaunchConfig {
     let cluster = cluster_of(launch.hidden, N_THREADS * CHUNK);
+    let n_rows = match launch.two_shot {
+        None => launch.n_rows,
+        Some(_) => launch.n_rows.div_ceil(launch.exchange.n_ranks),
+    };
     let n_clusters = match launch.exchange.n_ranks {
-        1 => launch.n_rows,
-        _ => {
-            let n_resident = n_multiprocessors * N_BLOCKS_RESIDENT / cluster as usize;
-            launch.n_rows.clamp(1, n_resident)
-        }
+        1 => n_rows,
+        _ => n_rows.clamp(1, n_multiprocessors * N_BLOCKS_RESIDENT / cluster as usize),
     };
     LaunchConfig {
         grid: [cluster * n_clusters as u32, 1, 1],

@@ -9,8 +9,11 @@ pub use cuda::HIDDEN_MAX;
 use parallel::{Communicator, DeviceElement, DeviceSlice};
 use weights::InputScale;
 
-use crate::device::{Array, ArrayMut, Deferred, DevicePtr, Exec, Gpu, ViewMut};
+use crate::device::{
+    Array, ArrayMut, Deferred, DevicePtr, DeviceView, Element, Exec, Gpu, ViewMut,
+};
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
+use crate::peers::Carrier;
 use crate::rank::StepError;
 
 /// `residual[t] += Σ_rank partial[t] · scales`, in rank order, then with `t = rows[i]`
@@ -25,7 +28,8 @@ pub struct Args<'a> {
     pub partial: ViewMut<'a>,
     /// What else is to be known of it.
     pub pending: Pending,
-    /// `[T, K]`: the residual stream, the same on every rank.
+    /// `[T, K]`: the residual stream, the same on every rank. Devices that sum in two shots have
+    /// the tokens that they own, which serves because a step's sums are all carried alike.
     pub residual: ViewMut<'a>,
     /// `[K]`
     pub weight: Array<'a, f32>,
@@ -63,28 +67,11 @@ pub fn reduce_norm(exec: &mut Exec, args: Args<'_>) -> Result<(), StepError> {
 }
 
 impl Args<'_> {
-    /// A partial result in memory that all ranks reach is summed by the kernel itself; a larger one
-    /// by NCCL before it.
     fn launch(self, gpu: &Gpu) -> Result<(), StepError> {
-        let (partial, residual, out) =
-            (self.partial.device(), self.residual.device().first, self.out.device());
-        let shared = gpu.shared.and_then(|shared| {
-            shared.everywhere(partial.first).map(|partials| (partials, shared.exchange))
-        });
-        let (partials, exchange) = shared.unwrap_or_else(|| {
-            let mut own = [DevicePtr::NULL; N_RANKS_MAX];
-            own[0] = partial.first;
-            (own, Exchange::ALONE)
-        });
-        if shared.is_none() {
-            let slice = DeviceSlice {
-                address: partial.first.0,
-                n_elements: partial.n_rows * partial.n_cols,
-                element: DeviceElement::Bf16,
-            };
-            self.communicator
-                .all_reduce_sum_on_device(slice, gpu.exec.stream().for_collectives())?;
-        }
+        let (residual, out) = (self.residual.device().first, self.out.device());
+        let out_scales = self.out_scales.device();
+        let places = [out.first, out_scales];
+        let way = Way::of_sum(self.communicator, gpu, self.partial.device(), places)?;
         let norm = cuda::Norm {
             weight: self.weight.device(),
             eps: self.eps,
@@ -92,12 +79,13 @@ impl Args<'_> {
             output: match self.input {
                 InputScale::None => cuda::Output::Bf16,
                 InputScale::Static(scale) => cuda::Output::E4m3(scale),
-                InputScale::PerToken => cuda::Output::E4m3PerToken(self.out_scales.device()),
+                InputScale::PerToken => cuda::Output::E4m3PerToken(out_scales),
             },
         };
         let launch = cuda::Launch {
-            partials,
-            exchange,
+            partials: way.partials,
+            exchange: way.exchange,
+            two_shot: way.two_shot,
             scales: self.pending.scales,
             residual_in: if self.pending.starts { DevicePtr::NULL } else { residual },
             residual_out: residual,
@@ -117,6 +105,46 @@ impl Args<'_> {
         assert_eq!((self.out.n_rows(), self.out.n_cols()), (n_rows, shape.1), "out is [n, K]");
         assert_eq!(self.weight.len(), shape.1, "weight is [K]");
         assert_eq!(self.out_scales.len(), n_rows, "out_scales is [n]");
+    }
+}
+
+/// How a sum comes about on a device: what the kernel does for it.
+struct Way {
+    partials: [DevicePtr; N_RANKS_MAX],
+    exchange: Exchange,
+    two_shot: Option<cuda::TwoShot>,
+}
+
+impl Way {
+    /// A partial result in memory that all ranks reach is summed by the kernel itself, if it is not
+    /// too large; another by NCCL before it. `places` are where the output and its scales go.
+    fn of_sum(
+        communicator: &mut Communicator,
+        gpu: &Gpu,
+        partial: DeviceView,
+        places: [DevicePtr; 2],
+    ) -> Result<Way, StepError> {
+        let n_elements = partial.n_rows * partial.n_cols;
+        let shared = gpu.shared.and_then(|all| Some((all, all.everywhere(partial.first)?)));
+        if let Some((shared, partials)) = shared {
+            let exchange = shared.exchange;
+            match shared.carrier(n_elements * Element::Bf16.n_bytes()) {
+                Carrier::OneShot => return Ok(Way { partials, exchange, two_shot: None }),
+                Carrier::TwoShot => {
+                    let [outs, scales] = places
+                        .map(|mine| shared.everywhere(mine).expect("what steps write is shared"));
+                    let two_shot = Some(cuda::TwoShot { outs, scales });
+                    return Ok(Way { partials, exchange, two_shot });
+                }
+                Carrier::Nccl => {}
+            }
+        }
+        let (address, element) = (partial.first.0, DeviceElement::Bf16);
+        let slice = DeviceSlice { address, n_elements, element };
+        communicator.all_reduce_sum_on_device(slice, gpu.exec.stream().for_collectives())?;
+        let mut partials = [DevicePtr::NULL; N_RANKS_MAX];
+        partials[0] = partial.first;
+        Ok(Way { partials, exchange: Exchange::ALONE, two_shot: None })
     }
 }
 

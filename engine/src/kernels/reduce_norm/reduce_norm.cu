@@ -1,28 +1,5 @@
-// What stands between two sub-blocks: the ranks' partial results are summed, the sum is added to
-// the residual stream, and the stream is normalised and rounded for the projection that comes next.
-//
-//   partials       bf16 [n_tokens, hidden] in the memory of each rank; only the first where one
-//                  rank is alone or somebody else has summed already (then exchange.n_ranks is 1)
-//   column_scales  f32 [hidden] or null, token_scales f32 [n_tokens] or null: multiply the sum;
-//                  the same on all ranks, so that it does not matter that they come after it
-//   residual_in    f32 [n_tokens, hidden], or null for zeroes; residual_out may be the same, or
-//                  null where the stream ends
-//   rows           i32 [n_rows] or null: row i of the output is of token rows[i], none where that
-//                  is negative; null means token i
-//   weight         f32 [hidden] of the norm
-//   out            bf16 or e4m3 [n_rows, hidden]
-//   out_scales     f32 [n_rows], written by `reduce_norm_e4m3_token`
-//
-//   sum      = partial of rank 0 + rank 1 + ..., in that order, in f32
-//   residual = residual + sum * column_scale * token_scale
-//   out      = quantize(residual / sqrt(mean(residual²) + eps) * weight)
-//
-// Who owns what: a row belongs to a cluster, cut into runs of N_THREADS chunks, a block each and a
-// thread a chunk. Clusters stride over the rows. The mean is summed within a thread in order, then
-// over the lanes, the warps and the blocks: an order that only `hidden` decides, never the batch.
-//
-// f32 rows are moved by pairs of lanes, so that every access of 16 bytes has its neighbour beside
-// it and whole sectors are used: a lane reads half of its own chunk and half of its neighbour's.
+// `reduce_norm.cuh` in one shot: every rank reads all partial results and finishes all rows. Also
+// for a rank alone, and where somebody else has summed.
 //
 // Bound: n_ranks * 2 * hidden bytes read of partials, 4 * hidden read and written of the residual,
 // hidden (e4m3) or 2 * hidden (bf16) written a row, and once 4 * hidden of weights.
@@ -31,216 +8,43 @@
 // sass reduce_norm_e4m3: LDG.128 12, STG.128 2, STG.64 1
 // sass reduce_norm_e4m3_token: LDG.128 12, STG.128 2, STG.64 1
 // sass reduce_residual: LDG.128 10, STG.128 2
-#include "common.cuh"
+#include "reduce_norm/reduce_norm.cuh"
 
-constexpr int N_THREADS = 256;
-using Room = ClusterRoom<N_THREADS>;
+// Rows in this rank's memory.
+template <typename T> struct Out {
+    static constexpr bool OWNED = false;
+    T* rows;
 
-// Sixteen bytes that nobody reads again here. `volatile` keeps these loads together.
-__device__ __forceinline__ uint4 load_once(const bf16* p) {
-    uint4 raw;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(raw.x), "=r"(raw.y), "=r"(raw.z), "=r"(raw.w)
-                 : "l"(p)
-                 : "memory");
-    return raw;
-}
-
-struct Args {
-    OfRanks<const bf16> partials;
-    const float* column_scales;
-    const float* token_scales;
-    const float* residual_in;
-    float* residual_out;
-    const i32* rows;
-    i32 n_rows;
-    i32 hidden;
-    Exchange exchange;
+    template <typename Raw> __device__ __forceinline__ void store(i64 at, const Raw& raw) const {
+        store_chunk(rows + at, raw, CHUNK, true);
+    }
 };
 
-#define PARAMS                                                                              \
-    const OfRanks<const bf16> partials, const float *__restrict__ column_scales,            \
-        const float *__restrict__ token_scales, const float *residual_in,                   \
-        float *residual_out, const i32 *__restrict__ rows, i32 n_rows, i32 hidden,          \
-        const Exchange exchange
-#define ARGS                                                                                \
-    Args {                                                                                  \
-        partials, column_scales, token_scales, residual_in, residual_out, rows, n_rows,     \
-            hidden, exchange                                                                \
-    }
+struct Scales {
+    float* rows;
 
-// The half of a pair's 16 columns that this lane moves: four columns of each chunk.
-__device__ __forceinline__ i32 pair_col(i32 col) {
-    return threadIdx.x % 2 ? col - CHUNK + 4 : col;
-}
-
-__device__ __forceinline__ float4 swapped(float4 x) {
-    return make_float4(
-        __shfl_xor_sync(FULL_WARP, x.x, 1), __shfl_xor_sync(FULL_WARP, x.y, 1),
-        __shfl_xor_sync(FULL_WARP, x.z, 1), __shfl_xor_sync(FULL_WARP, x.w, 1));
-}
-
-// The chunk at `col` of a row of `hidden`; zeroes beyond it. All lanes of a warp call it.
-__device__ __forceinline__ F32x8 load_paired(const float* row, i32 col, i32 hidden) {
-    const i32 first = pair_col(col);
-    float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    float4 b = a;
-    if (first < hidden) a = *reinterpret_cast<const float4*>(row + first);
-    if (first + CHUNK < hidden) b = *reinterpret_cast<const float4*>(row + first + CHUNK);
-    const bool is_odd = threadIdx.x % 2;
-    const float4 got = swapped(is_odd ? a : b);
-    const float4 low = is_odd ? got : a;
-    const float4 high = is_odd ? b : got;
-    return {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-}
-
-__device__ __forceinline__ void store_paired(float* row, i32 col, i32 hidden, const F32x8& v) {
-    const float4 low = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
-    const float4 high = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
-    const bool is_odd = threadIdx.x % 2;
-    const float4 got = swapped(is_odd ? low : high);
-    const i32 first = pair_col(col);
-    const float4 a = is_odd ? got : low;
-    const float4 b = is_odd ? high : got;
-    if (first < hidden) *reinterpret_cast<float4*>(row + first) = a;
-    if (first + CHUNK < hidden) *reinterpret_cast<float4*>(row + first + CHUNK) = b;
-}
-
-// The token of output row `row`; negative where there is none.
-__device__ __forceinline__ i32 token_of(const Args& args, i32 row) {
-    if (row >= args.n_rows) return -1;
-    return args.rows ? args.rows[row] : row;
-}
-
-// The residual stream of a token's chunk as it was. All lanes of a warp call it.
-__device__ __forceinline__ F32x8 residual_of(const Args& args, i32 token, i32 col) {
-    if (token < 0 || !args.residual_in) return {};
-    return load_paired(args.residual_in + i64(token) * args.hidden, col, args.hidden);
-}
-
-// The ranks' sum of a token's chunk. All loads are under way before the first is waited for: most
-// of them come from other devices.
-__device__ __forceinline__ F32x8 sum_of(const Args& args, i32 token, i32 col) {
-    const i64 at = i64(token) * args.hidden + col;
-    uint4 raw[N_RANKS_MAX];
-#pragma unroll
-    for (int r = 0; r < N_RANKS_MAX; r++) {
-        // Minus zero, which added to any number leaves that number: ranks that are not there need
-        // no branch.
-        raw[r] = make_uint4(0x80008000u, 0x80008000u, 0x80008000u, 0x80008000u);
-        if (r < args.exchange.n_ranks && col < args.hidden) {
-            raw[r] = load_once(args.partials.of[r] + at);
-        }
-    }
-    F32x8 sum = widened(raw[0]);
-#pragma unroll
-    for (int r = 1; r < N_RANKS_MAX; r++) {
-        const F32x8 partial = widened(raw[r]);
-#pragma unroll
-        for (int i = 0; i < CHUNK; i++) sum.x[i] += partial.x[i];
-    }
-    return sum;
-}
-
-// Calls `finish(row, residual chunk, weights, parity)` for each row of this cluster, after the
-// ranks have met, then stores the residual: a barrier between the blocks would wait for it. The
-// parity alternates from row to row, for rooms that take turns.
-template <typename Finish>
-__device__ __forceinline__ void for_each_row(const Args& args, const float* weight, i32 col,
-                                             Finish finish) {
-    u32 epoch = 0;
-    if (args.exchange.n_ranks > 1) epoch = announce(args.exchange);
-    const u32 n_blocks = cluster_size();
-    if (n_blocks > 1) cluster_arrive_relaxed();
-    // This rank's own numbers are on their way while the ranks meet.
-    const i32 n_clusters = gridDim.x / n_blocks;
-    i32 row = blockIdx.x / n_blocks;
-    i32 token = token_of(args, row);
-    F32x8 v = residual_of(args, token, col);
-    F32x8 w = {};
-    if (weight) w = load_paired(weight, col, args.hidden);
-    F32x8 column_scales = {};
-    if (args.column_scales) column_scales = load_paired(args.column_scales, col, args.hidden);
-    if (args.exchange.n_ranks > 1) await(args.exchange, epoch);
-    if (n_blocks > 1) cluster_wait();
-    for (int parity = 0; row < args.n_rows; parity ^= 1) {
-        if (token >= 0) {
-            F32x8 sum = sum_of(args, token, col);
-            if (args.column_scales) {
-#pragma unroll
-                for (int i = 0; i < CHUNK; i++) sum.x[i] *= column_scales.x[i];
-            }
-            const float token_scale = args.token_scales ? args.token_scales[token] : 1.0f;
-#pragma unroll
-            for (int i = 0; i < CHUNK; i++) v.x[i] = __fadd_rn(v.x[i], sum.x[i] * token_scale);
-            finish(row, v, w, parity);
-            float* out = args.residual_out + i64(token) * args.hidden;
-            if (args.residual_out) store_paired(out, col, args.hidden, v);
-        }
-        row += n_clusters;
-        token = token_of(args, row);
-        v = residual_of(args, token, col);
-    }
-    if (args.exchange.n_ranks > 1) leave(args.exchange, epoch);
-}
-
-// This thread's column.
-__device__ __forceinline__ i32 own_col() {
-    return i32(cluster_rank() * N_THREADS + threadIdx.x) * CHUNK;
-}
-
-// The norm of a residual chunk, whose weights are `w`.
-__device__ __forceinline__ F32x8 normed(F32x8 v, const F32x8& w, i32 hidden, float eps,
-                                        Room& room) {
-    float squares = 0.0f;
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) squares += v.x[i] * v.x[i];
-    const float mean = cluster_reduce<Sum>(squares, room) / float(hidden);
-    const float factor = 1.0f / sqrtf(mean + eps);
-#pragma unroll
-    for (int i = 0; i < CHUNK; i++) v.x[i] = v.x[i] * factor * w.x[i];
-    return v;
-}
+    __device__ __forceinline__ void store(i32 row, float scale) const { rows[row] = scale; }
+};
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_norm_bf16(PARAMS, const float* __restrict__ weight, float eps, bf16* __restrict__ out) {
-    __shared__ Room rooms[2];
-    const i32 col = own_col();
-    for_each_row(ARGS, weight, col, [&](i32 row, const F32x8& x, const F32x8& w, int parity) {
-        const F32x8 v = normed(x, w, hidden, eps, rooms[parity]);
-        if (col < hidden) store_chunk(out + i64(row) * hidden + col, v, CHUNK, true);
-    });
+    norm_bf16(ARGS, weight, eps, Out<bf16>{out});
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_norm_e4m3(PARAMS, const float* __restrict__ weight, float eps, e4m3* __restrict__ out,
                  float out_scale) {
-    __shared__ Room rooms[2];
-    const i32 col = own_col();
-    for_each_row(ARGS, weight, col, [&](i32 row, const F32x8& x, const F32x8& w, int parity) {
-        const uint2 codes = quantized(normed(x, w, hidden, eps, rooms[parity]), out_scale);
-        if (col < hidden) store_chunk(out + i64(row) * hidden + col, codes, CHUNK, true);
-    });
+    norm_e4m3(ARGS, weight, eps, Out<e4m3>{out}, out_scale);
 }
 
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_norm_e4m3_token(PARAMS, const float* __restrict__ weight, float eps,
                        e4m3* __restrict__ out, float* __restrict__ out_scales) {
-    __shared__ Room rooms[2];
-    __shared__ Room max_rooms[2];
-    const i32 col = own_col();
-    for_each_row(ARGS, weight, col, [&](i32 row, const F32x8& x, const F32x8& w, int parity) {
-        const F32x8 v = normed(x, w, hidden, eps, rooms[parity]);
-        const float scale = scale_of(cluster_reduce<Max>(greatest_magnitude(v), max_rooms[parity]));
-        if (col < hidden) {
-            store_chunk(out + i64(row) * hidden + col, quantized(v, scale), CHUNK, true);
-        }
-        if (col == 0) out_scales[row] = scale;
-    });
+    norm_e4m3_token(ARGS, weight, eps, Out<e4m3>{out}, Scales{out_scales});
 }
 
 // The end of a chain: only the residual.
 extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_residual(PARAMS) {
-    for_each_row(ARGS, nullptr, own_col(), [](i32, const F32x8&, const F32x8&, int) {});
+    for_each_row<false>(ARGS, nullptr, own_col(), [](i32, const F32x8&, const F32x8&, int) {});
 }

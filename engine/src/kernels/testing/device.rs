@@ -58,8 +58,9 @@ pub(crate) fn assert_rounded(got: f64, rounding: Rounding, (value, loss): (f64, 
 
 /// Tokens of a step to look at closely: the first, the last and some between.
 pub(crate) fn sampled(n_tokens: usize) -> Vec<usize> {
-    let mut tokens = vec![0, n_tokens / 3, n_tokens / 2, n_tokens - 1];
+    let mut tokens = vec![0, n_tokens / 3, n_tokens / 2, n_tokens.saturating_sub(1)];
     tokens.dedup();
+    tokens.retain(|&token| token < n_tokens);
     tokens
 }
 

@@ -4,6 +4,7 @@ use virtual_node::ptx::Module;
 
 use crate::attention;
 use crate::scenarios::{self, Outcome};
+use crate::two_shot;
 
 /// A mistake in one kernel.
 pub(crate) struct Fault {
@@ -50,6 +51,7 @@ pub(crate) enum Noticed {
 use Change::{Remove, Replace, Swap};
 
 const NORM: &str = "reduce_norm_e4m3_token";
+const TWO_SHOT: &str = "reduce_norm_two_shot_e4m3_token";
 const DECODE: &str = "attention_decode_d32_bf16";
 const PREFILL: &str = "attention_prefill_d32_bf16";
 
@@ -176,6 +178,32 @@ pub(crate) const FAULTS: &[Fault] = &[
         "an exchange is never counted", "reduce_norm" NORM,
         Remove { after: "atom.global.add", line: "st.global.u32", nth: 1 },
         scenarios::reduce_norm_left_alone, Noticed::Result
+    ),
+    fault!(
+        "ranks are summed in another order in two shots", "reduce_norm_two_shot" TWO_SHOT,
+        Swap("_param_0+8]", "_param_0+16]"),
+        two_shot::reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "nobody waits for the others' partial results", "reduce_norm_two_shot" TWO_SHOT,
+        Replace { after: "ld.acquire", line: "setp.lt.s32", from: ", 0;", to: ", -9;" },
+        two_shot::reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "nobody waits for the others' rows", "reduce_norm_two_shot" TWO_SHOT,
+        Replace { after: "atom.global.add", line: "setp.lt.s32", from: ", 0;", to: ", -9;" },
+        two_shot::reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "rows do not reach the last rank", "reduce_norm_two_shot" TWO_SHOT,
+        Replace { after: "st.global.v2.u32", line: "setp.lt.s32", from: ", 3;", to: ", 9;" },
+        two_shot::reduce_norm, Noticed::Result
+    ),
+    fault!(
+        "another block than the last says that all is written",
+        "reduce_norm_two_shot" TWO_SHOT,
+        Replace { after: "atom.global.add", line: "setp.eq.s32", from: "eq", to: "ne" },
+        two_shot::reduce_norm, Noticed::Either
     ),
     fault!(
         "no barrier before other threads' queries", "attention" DECODE,

@@ -12,6 +12,7 @@ mod faults;
 mod node;
 mod plant;
 mod scenarios;
+mod two_shot;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -6,7 +6,8 @@ use crate::faults::{Change, Fault};
 
 /// The PTX that lies beside a unit's source.
 pub(crate) fn committed(unit: &str) -> String {
-    let folder = unit.strip_suffix("_prefill").unwrap_or(unit);
+    // Units of a family that are compiled apart.
+    let folder = unit.strip_suffix("_prefill").or(unit.strip_suffix("_two_shot")).unwrap_or(unit);
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../engine/src/kernels");
     let path = kernels.join(folder).join(format!("{unit}.ptx"));
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

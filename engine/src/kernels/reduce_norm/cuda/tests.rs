@@ -1,11 +1,12 @@
-//! `reduce_norm.cu`. Sums over ranks are in a fixed order, so the residual is known to the last
-//! bit. The norm is held against float64: its bound is [`N_ROUNDINGS`] roundings before the one to
-//! the output's type. A sum of 2,048 squares in a block loses under 8 + 5 + 8, the blocks' sum 8,
-//! all of which the root halves; mean, eps, root, quotient and two products add their own.
+//! `reduce_norm.cu` and `reduce_norm_two_shot.cu`. Sums over ranks are in a fixed order, so the
+//! residual is known to the last bit. The norm is held against float64: its bound is
+//! [`N_ROUNDINGS`] roundings before the one to the output's type. A sum of 2,048 squares in a block
+//! loses under 8 + 5 + 8, the blocks' sum 8, all of which the root halves; mean, eps, root,
+//! quotient and two products add their own.
 
 use half::bf16;
 
-use super::{Launch, Norm, Output, config, launch};
+use super::{Launch, Norm, Output, TwoShot, config, from_own, launch};
 use crate::device::cuda::testing::TestDevice;
 use crate::device::{Deferred, DevicePtr, WeightFactors};
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
@@ -27,6 +28,23 @@ enum Kind {
 }
 
 const KINDS: [Kind; 4] = [Kind::Bf16, Kind::Static, Kind::PerToken, Kind::ResidualOnly];
+
+/// Where the partial results lie, and how their ranks meet.
+#[derive(Clone, Copy)]
+struct Meeting<'a> {
+    partials: [DevicePtr; N_RANKS_MAX],
+    exchange: Exchange,
+    /// Where every rank has what this one has at an address; none to sum in one shot.
+    everywhere: Option<&'a dyn Fn(DevicePtr) -> [DevicePtr; N_RANKS_MAX]>,
+}
+
+impl Meeting<'_> {
+    /// Whether this rank finishes the rows of a token.
+    fn finishes(&self, token: usize) -> bool {
+        let Exchange { n_ranks, rank, .. } = self.exchange;
+        self.everywhere.is_none() || token % n_ranks == rank
+    }
+}
 
 /// What goes in, the same numbers on every rank.
 struct Inputs {
@@ -94,14 +112,8 @@ impl Inputs {
         self.rows.clone().unwrap_or_else(|| (0..self.n_tokens as i32).collect())
     }
 
-    /// `partials` are in the ranks' memory already. Every array is new.
-    fn run(
-        &self,
-        device: &TestDevice,
-        kind: Kind,
-        partials: [DevicePtr; N_RANKS_MAX],
-        exchange: Exchange,
-    ) -> Outcome {
+    /// Partial results are in the ranks' memory already. Every other array is new.
+    fn run(&self, device: &TestDevice, kind: Kind, meeting: Meeting<'_>) -> Outcome {
         let (n, hidden) = (self.n_tokens * self.hidden, self.hidden);
         let n_rows = self.rows().len();
         let scales = device.poisoned::<f32>(n_rows);
@@ -123,9 +135,13 @@ impl Inputs {
             weights: WeightFactors::PerRow(device.upload(rows)),
             tokens: Some(device.upload(tokens)),
         };
+        let two_shot = meeting
+            .everywhere
+            .map(|everywhere| TwoShot { outs: everywhere(out), scales: everywhere(scales) });
         let args = Launch {
-            partials,
-            exchange,
+            partials: meeting.partials,
+            exchange: meeting.exchange,
+            two_shot,
             scales: self.factors.as_ref().map_or(Deferred::Nothing, scales_of),
             residual_in: if self.residual.is_some() { residual } else { DevicePtr::NULL },
             residual_out: if self.rows.is_some() { DevicePtr::NULL } else { residual },
@@ -151,7 +167,8 @@ impl Inputs {
     fn run_alone(&self, device: &TestDevice, kind: Kind) -> Outcome {
         let mut partials = [DevicePtr::NULL; N_RANKS_MAX];
         partials[0] = device.upload(&self.partials[0]);
-        self.run(device, kind, partials, Exchange::ALONE)
+        let exchange = Exchange::ALONE;
+        self.run(device, kind, Meeting { partials, exchange, everywhere: None })
     }
 
     /// The stream of a token after the sum, bit for bit.
@@ -170,6 +187,18 @@ impl Inputs {
     }
 
     fn check(&self, outcome: &Outcome, kind: Kind, what: &str) {
+        self.check_owned(outcome, kind, |_| true, what);
+    }
+
+    /// The same where only some tokens' residual is to be as it should: that of the others must not
+    /// be touched.
+    fn check_owned(
+        &self,
+        outcome: &Outcome,
+        kind: Kind,
+        is_owned: impl Fn(usize) -> bool,
+        what: &str,
+    ) {
         for row in sampled(self.rows().len()) {
             let what = format!("{what} {kind:?} row {row} of {}", self.hidden);
             let token = self.rows()[row];
@@ -180,8 +209,13 @@ impl Inputs {
             }
             let summed = self.summed(token as usize);
             if self.rows.is_none() {
-                let got = &outcome.residual[row * self.hidden..][..self.hidden];
-                let is_same = got.iter().zip(&summed).all(|(a, b)| a.to_bits() == b.to_bits());
+                let at = row * self.hidden..(row + 1) * self.hidden;
+                let expected = match (&self.residual, is_owned(row)) {
+                    (_, true) => summed.clone(),
+                    (Some(before), false) => before[at.clone()].to_vec(),
+                    (None, false) => vec![f32::from_bits(u32::MAX); self.hidden],
+                };
+                let is_same = bits(&outcome.residual[at]) == bits(&expected);
                 assert!(is_same, "{what}: the residual differs");
             }
             match kind {
@@ -216,6 +250,10 @@ impl Inputs {
             assert_rounded(got * scale, rounding, expected, &format!("{what} column {col}"));
         }
     }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
@@ -284,19 +322,47 @@ fn a_token_alone_has_the_same_bits() {
     }
 }
 
+/// What a rank of a test has for its launches.
+struct Member<'a> {
+    rank: &'a TestRank<'a>,
+    exchange: Exchange,
+    /// Two places of every rank for partial results.
+    partials: [DevicePtr; N_RANKS_MAX],
+    n: usize,
+}
+
+impl Member<'_> {
+    /// For partial results of up to `n` elements.
+    fn new<'a>(rank: &'a TestRank<'a>, n: usize) -> Member<'a> {
+        let partials = rank.share(rank.device.poisoned::<bf16>(2 * n));
+        Member { rank, exchange: rank.exchange(), partials, n }
+    }
+
+    /// Makes the sum number `round` of all, as every rank does.
+    fn run(&self, inputs: &Inputs, kind: Kind, round: usize, is_two_shot: bool) -> Outcome {
+        let TestRank { rank, ref device, .. } = *self.rank;
+        let partials = self.partials.map(|ptr| ptr.elements::<bf16>(round % 2 * self.n));
+        device.exec.upload(partials[rank], &inputs.partials[rank]).expect("it is copied");
+        let everywhere = |own: DevicePtr| self.rank.share(own);
+        let meeting = Meeting {
+            partials,
+            exchange: self.exchange,
+            everywhere: if is_two_shot { Some(&everywhere) } else { None },
+        };
+        let outcome = inputs.run(device, kind, meeting);
+        let what = format!("rank {rank} of {}", self.rank.n_ranks);
+        inputs.check_owned(&outcome, kind, |token| meeting.finishes(token), &what);
+        outcome
+    }
+}
+
 /// Several exchanges, with partial results in two arrays that take turns.
 fn exchanges(rank: &TestRank<'_>, n_tokens: usize, hidden: usize) {
-    let (device, n) = (&rank.device, n_tokens * hidden);
-    let exchange = rank.exchange();
-    let partials = rank.share(device.poisoned::<bf16>(2 * n));
+    let member = Member::new(rank, n_tokens * hidden);
     for (round, kind) in KINDS.into_iter().enumerate() {
         let inputs = Inputs::new(160 + round as u64, rank.n_ranks, n_tokens, hidden);
         let inputs = if round == 2 { inputs.with_factors() } else { inputs };
-        let partials = partials.map(|ptr| ptr.elements::<bf16>(round % 2 * n));
-        let own = &inputs.partials[rank.rank];
-        device.exec.upload(partials[rank.rank], own).expect("it is copied");
-        let outcome = inputs.run(device, kind, partials, exchange);
-        inputs.check(&outcome, kind, &format!("rank {} of {}", rank.rank, rank.n_ranks));
+        member.run(&inputs, kind, round, false);
     }
 }
 
@@ -312,46 +378,122 @@ fn two_and_three_ranks_meet() {
     on_ranks(3, |rank| exchanges(rank, 2, 264));
 }
 
+/// Sums in one shot and in two, in turn, of the same numbers: bit by bit the same.
+fn both_ways(rank: &TestRank<'_>, n_tokens: usize, hidden: usize) {
+    let member = Member::new(rank, n_tokens * hidden);
+    for (i, kind) in KINDS[..3].iter().copied().enumerate() {
+        let inputs = Inputs::new(180 + i as u64, rank.n_ranks, n_tokens, hidden);
+        let inputs = if i == 2 { inputs.with_factors() } else { inputs };
+        let one = member.run(&inputs, kind, 2 * i, false);
+        let two = member.run(&inputs, kind, 2 * i + 1, true);
+        let what = format!("{kind:?}, rank {} of {}", rank.rank, rank.n_ranks);
+        assert!(one.out == two.out, "{what}: {n_tokens} rows of {hidden} differ");
+        // Poison where there are none.
+        assert_eq!(bits(&one.scales), bits(&two.scales), "{what}");
+        assert!(one.out.iter().all(|x| !x.is_nan()), "{what}: all rows are written");
+    }
+}
+
 #[test]
-fn a_graph_meets_again_at_every_replay() {
-    on_ranks(4, |rank| {
-        let (device, hidden) = (&rank.device, 512);
-        let exchange = rank.exchange();
-        let inputs = Inputs::new(171, rank.n_ranks, 1, hidden);
-        let mut stream = vec![0.0f32; hidden];
-        let residual = device.upload(&stream);
-        let weight = device.upload(&inputs.weight);
-        let out = device.poisoned::<bf16>(hidden);
-        // Twice in a graph, each with its own partial results.
-        let twice = [0, 1].map(|_| rank.share(device.upload(&inputs.partials[rank.rank])));
-        let streams = device.exec.stream();
-        streams.begin_capture().expect("capture begins");
-        for partials in twice {
-            let norm = Norm { weight, eps: EPS, out, output: Output::Bf16 };
-            let args = Launch {
-                partials,
-                exchange,
-                scales: Deferred::Nothing,
-                residual_in: residual,
-                residual_out: residual,
-                rows: DevicePtr::NULL,
-                n_rows: 1,
-                hidden,
-                norm: Some(norm),
-            };
-            launch(&device.exec, &args).expect("it is captured");
-        }
-        let graph = streams.end_capture().expect("capture ends");
-        for replay in 0..3 {
-            streams.launch(&graph).expect("it is replayed");
-            for _ in 0..2 {
-                let inputs = Inputs { residual: Some(stream), ..inputs.alone(0) };
-                stream = inputs.summed(0);
+fn two_shots_give_the_bits_of_one() {
+    on_ranks(8, |rank| both_ways(rank, 11, 16_384));
+    // Fewer rows than ranks, or none.
+    on_ranks(8, |rank| both_ways(rank, 3, 16_384));
+    on_ranks(8, |rank| both_ways(rank, 0, 16_384));
+    on_ranks(4, |rank| both_ways(rank, 7, 8192));
+    on_ranks(2, |rank| both_ways(rank, 5, 5120));
+    on_ranks(3, |rank| both_ways(rank, 300, 264));
+}
+
+#[test]
+fn a_token_alone_has_the_same_bits_in_two_shots() {
+    on_ranks(8, |rank| {
+        let member = Member::new(rank, 64 * 16_384);
+        let inputs = Inputs::new(190, 8, 64, 16_384).with_factors();
+        let batch = member.run(&inputs, Kind::PerToken, 0, true);
+        for (i, token) in sampled(64).into_iter().enumerate() {
+            let row = token * 16_384..(token + 1) * 16_384;
+            let alone = member.run(&inputs.alone(token), Kind::PerToken, i + 1, true);
+            assert!(alone.out == batch.out[row.clone()], "token {token}");
+            assert_eq!(alone.scales[0].to_bits(), batch.scales[token].to_bits(), "token {token}");
+            // Alone it is the first rank's.
+            if rank.rank == 0 && token % 8 == 0 {
+                assert_eq!(bits(&alone.residual), bits(&batch.residual[row]), "token {token}");
             }
-            let got = device.download::<f32>(residual, hidden);
-            assert_eq!(got, stream, "rank {} replay {replay}", rank.rank);
         }
     });
+}
+
+#[test]
+fn rows_are_picked_in_two_shots() {
+    on_ranks(4, |rank| {
+        let member = Member::new(rank, 90 * 128);
+        let mut inputs = Inputs::new(191, 4, 90, 128);
+        // All of one owner's in a row, padding between them, and a stream that begins.
+        let rows = (0..70).map(|i| if i % 5 == 3 { -1 } else { (89 - i) / 4 * 4 % 90 });
+        inputs.rows = Some(rows.chain([3, 1, 2, 0]).collect());
+        let outcome = member.run(&inputs, Kind::Bf16, 0, true);
+        assert_eq!(Some(outcome.residual), inputs.residual, "the stream is left alone");
+        inputs.residual = None;
+        member.run(&inputs, Kind::Bf16, 1, true);
+    });
+}
+
+/// Meets twice in a graph, each time with partial results of its own, and replays that.
+fn replays(rank: &TestRank<'_>, is_two_shot: bool) {
+    let (device, hidden) = (&rank.device, 512);
+    let exchange = rank.exchange();
+    let inputs = Inputs::new(171, rank.n_ranks, 1, hidden);
+    let mut stream = vec![0.0f32; hidden];
+    let residual = device.upload(&stream);
+    let weight = device.upload(&inputs.weight);
+    let out = device.poisoned::<bf16>(hidden);
+    let outs = rank.share(out);
+    let twice = [0, 1].map(|_| rank.share(device.upload(&inputs.partials[rank.rank])));
+    let streams = device.exec.stream();
+    streams.begin_capture().expect("capture begins");
+    for partials in twice {
+        let norm = Norm { weight, eps: EPS, out, output: Output::Bf16 };
+        let args = Launch {
+            partials,
+            exchange,
+            two_shot: is_two_shot.then_some(TwoShot { outs, scales: outs }),
+            scales: Deferred::Nothing,
+            residual_in: residual,
+            residual_out: residual,
+            rows: DevicePtr::NULL,
+            n_rows: 1,
+            hidden,
+            norm: Some(norm),
+        };
+        launch(&device.exec, &args).expect("it is captured");
+    }
+    let graph = streams.end_capture().expect("capture ends");
+    for replay in 0..3 {
+        device.exec.upload(out, &vec![bf16::NAN; hidden]).expect("it is copied");
+        // Nobody writes here before that has happened.
+        rank.meet();
+        streams.launch(&graph).expect("it is replayed");
+        for _ in 0..2 {
+            let inputs = Inputs { residual: Some(stream), ..inputs.alone(0) };
+            stream = inputs.summed(0);
+        }
+        let what = format!("rank {} replay {replay}", rank.rank);
+        let got = device.download::<f32>(residual, hidden);
+        if !is_two_shot || rank.rank == 0 {
+            assert_eq!(got, stream, "{what}");
+        }
+        let out =
+            device.download::<bf16>(out, hidden).iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+        inputs.check_norm(&stream, &out, (Kind::Bf16, 1.0), &what);
+        rank.meet();
+    }
+}
+
+#[test]
+fn a_graph_meets_again_at_every_replay() {
+    on_ranks(4, |rank| replays(rank, false));
+    on_ranks(4, |rank| replays(rank, true));
 }
 
 #[test]
@@ -370,7 +512,8 @@ fn hardly_more_is_moved_than_must_be() {
         let fewest_bytes = fewest_bytes + 7 * 2 * hidden;
         assert_frugal(kernel, fewest_bytes, |device| {
             let partials = [(); N_RANKS_MAX].map(|()| device.upload(&inputs.partials[0]));
-            drop(inputs.run(device, kind, partials, alone_as(device, N_RANKS_MAX)));
+            let exchange = alone_as(device, N_RANKS_MAX);
+            drop(inputs.run(device, kind, Meeting { partials, exchange, everywhere: None }));
         });
     }
     // No weights and no output.
@@ -380,10 +523,50 @@ fn hardly_more_is_moved_than_must_be() {
 }
 
 #[test]
+fn hardly_more_is_moved_in_two_shots_than_must_be() {
+    let hidden = 16_384;
+    // A row of which each rank has one.
+    let inputs = Inputs::new(156, 8, 8, hidden);
+    for (kind, kernel, of_output) in [
+        (Kind::Bf16, "reduce_norm_two_shot_bf16", 2),
+        (Kind::Static, "reduce_norm_two_shot_e4m3", 1),
+        (Kind::PerToken, "reduce_norm_two_shot_e4m3_token", 1),
+    ] {
+        // Partial results, the residual twice, weights and the output on all ranks.
+        let fewest_bytes = (8 * 2 + 4 + 4 + 4 + 8 * of_output) * hidden;
+        assert_frugal(kernel, fewest_bytes, |device| {
+            let partials: Vec<DevicePtr> =
+                inputs.partials.iter().map(|partial| device.upload(partial)).collect();
+            let everywhere = |own: DevicePtr| {
+                let others = [(); N_RANKS_MAX - 1].map(|()| device.poisoned::<bf16>(8 * hidden));
+                std::array::from_fn(|rank| if rank == 0 { own } else { others[rank - 1] })
+            };
+            let meeting = Meeting {
+                partials: partials.try_into().expect("one of each rank"),
+                exchange: alone_as(device, N_RANKS_MAX),
+                everywhere: Some(&everywhere),
+            };
+            let outcome = inputs.run(device, kind, meeting);
+            let n_written = outcome.out.iter().filter(|x| !x.is_nan()).count();
+            assert_eq!(n_written, hidden, "one row is this rank's");
+            assert_eq!(device.download::<u32>(meeting.exchange.state, 2), [2, 0], "it met twice");
+        });
+    }
+}
+
+#[test]
+fn a_rank_writes_to_itself_first() {
+    let own = Exchange { n_ranks: 3, rank: 2, ..Exchange::ALONE };
+    let places = [1, 2, 3, 0, 0, 0, 0, 0].map(DevicePtr);
+    assert_eq!(from_own(places, own), [3, 1, 2, 0, 0, 0, 0, 0].map(DevicePtr));
+}
+
+#[test]
 fn the_width_alone_decides_the_order_of_summation() {
     let launch = |n_ranks: usize, n_rows: usize, hidden: usize| Launch {
         partials: [DevicePtr::NULL; N_RANKS_MAX],
         exchange: Exchange { n_ranks, ..Exchange::ALONE },
+        two_shot: None,
         scales: Deferred::Nothing,
         residual_in: DevicePtr::NULL,
         residual_out: DevicePtr::NULL,
@@ -392,11 +575,12 @@ fn the_width_alone_decides_the_order_of_summation() {
         hidden,
         norm: None,
     };
+    let config_of = |launch: &Launch| config(132, launch);
     for hidden in [128, 2048, 2056, 5120, 16_384] {
-        let cluster = config(132, &launch(1, 1, hidden)).cluster;
+        let cluster = config_of(&launch(1, 1, hidden)).cluster;
         assert!(cluster as usize * 2048 >= hidden, "{hidden}: every column has a thread");
         for (n_ranks, n_rows) in [(1, 7), (8, 1), (8, 256), (8, 0)] {
-            let config = config(132, &launch(n_ranks, n_rows, hidden));
+            let config = config_of(&launch(n_ranks, n_rows, hidden));
             assert_eq!(config.cluster, cluster);
             assert!(
                 config.grid[0] >= cluster && config.grid[0].is_multiple_of(cluster),
@@ -404,6 +588,13 @@ fn the_width_alone_decides_the_order_of_summation() {
             );
             let is_resident = n_ranks == 1 || config.grid[0] <= 264;
             assert!(is_resident, "{config:?}: all blocks must run at once");
+            if n_ranks > 1 {
+                let none = [DevicePtr::NULL; N_RANKS_MAX];
+                let two_shot = Some(TwoShot { outs: none, scales: none });
+                let owned = config_of(&Launch { two_shot, ..launch(n_ranks, n_rows, hidden) });
+                let n_owned = n_rows.div_ceil(n_ranks);
+                assert_eq!(owned, config_of(&launch(n_ranks, n_owned, hidden)), "{n_rows} rows");
+            }
         }
     }
 }
