@@ -37,6 +37,8 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     };
     let rss_before = resident_bytes("RssAnon:")?;
     let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;

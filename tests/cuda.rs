@@ -87,6 +87,8 @@ fn config(device: DeviceKind, n_ranks: usize, kv_dtype: KvDtype, n_slots: usize)
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     }
 }
 

@@ -75,11 +75,14 @@ impl RankWorker for Counting {
     }
 }
 
-fn engine(fault: Fault) -> Engine {
-    gated(fault, Gate::default())
+/// One step after the other, and overlapped: every rule holds for both.
+const OVERLAPS: [bool; 2] = [false, true];
+
+fn engine(fault: Fault, overlaps_steps: bool) -> Engine {
+    gated(fault, overlaps_steps, Gate::default())
 }
 
-fn gated(fault: Fault, gate: Gate) -> Engine {
+fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
     let config = PoolConfig {
         world: World::new(2),
         n_floats_max: 1,
@@ -98,6 +101,7 @@ fn gated(fault: Fault, gate: Gate) -> Engine {
         n_tokens_per_step: 16,
         n_context_tokens: 64,
         page_tokens: 16,
+        prefix_cache: None,
         groups: vec![GroupLimits { n_pages: 8, window: None }],
     };
     let info = EngineInfo {
@@ -108,6 +112,7 @@ fn gated(fault: Fault, gate: Gate) -> Engine {
         n_tokens_per_step: 16,
         page_tokens: 16,
         n_ranks: 2,
+        overlaps_steps,
     };
     Engine::start(pool, limits, info)
 }
@@ -120,6 +125,7 @@ fn request(first: u32, n_new_max: usize) -> Request {
         sampling: SamplingParams::greedy(),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        cache_salt: None,
     }
 }
 
@@ -147,100 +153,131 @@ fn drain(receiver: &Receiver<Output>) -> (Vec<u32>, EndReason) {
 
 #[test]
 fn a_failing_rank_ends_every_request_once_and_names_itself() {
-    for (fault, who, what) in [
-        (Fault::Panic, "rank 1, command 4", "the planted panic"),
-        (Fault::Fail, "rank 1, command 4", "the planted failure"),
-        (Fault::Hang, "rank 0, command 0", "50ms"),
-    ] {
-        let gate = Gate::default();
-        let engine = gated(fault, Arc::clone(&gate));
-        let held = gate.write().expect("nobody panicked");
-        let submitted: Vec<_> =
-            (0..5).map_while(|idx| submit(&engine, request(idx * 10, 50)).ok()).collect();
-        drop(held);
-        // A rank that hangs may be noticed before all are submitted; the gate keeps off the others.
-        let is_hang = matches!(fault, Fault::Hang);
-        assert!(submitted.len() == 5 || is_hang && !submitted.is_empty(), "{fault:?}");
-        for (_ticket, receiver) in &submitted {
-            assert_eq!(drain(receiver).1, EndReason::EngineFailed, "{fault:?}");
+    for overlaps_steps in OVERLAPS {
+        for (fault, who, what) in [
+            (Fault::Panic, "rank 1, command 4", "the planted panic"),
+            (Fault::Fail, "rank 1, command 4", "the planted failure"),
+            (Fault::Hang, "rank 0, command 0", "50ms"),
+        ] {
+            let gate = Gate::default();
+            let engine = gated(fault, overlaps_steps, Arc::clone(&gate));
+            let held = gate.write().expect("nobody panicked");
+            let submitted: Vec<_> =
+                (0..5).map_while(|idx| submit(&engine, request(idx * 10, 50)).ok()).collect();
+            drop(held);
+            // A rank that hangs may be noticed before all are submitted; the gate keeps off the
+            // others.
+            let is_hang = matches!(fault, Fault::Hang);
+            assert!(submitted.len() == 5 || is_hang && !submitted.is_empty(), "{fault:?}");
+            for (_ticket, receiver) in &submitted {
+                assert_eq!(drain(receiver).1, EndReason::EngineFailed, "{fault:?}");
+            }
+            let Err(SubmitError::EngineFailed { cause }) = submit(&engine, request(1, 1)) else {
+                panic!("{fault:?}: a failed engine took a request");
+            };
+            assert!(cause.contains(who) && cause.contains(what), "{fault:?}: {cause}");
+            assert_eq!(engine.handle().n_live(), 0);
         }
-        let Err(SubmitError::EngineFailed { cause }) = submit(&engine, request(1, 1)) else {
-            panic!("{fault:?}: a failed engine took a request");
-        };
-        assert!(cause.contains(who) && cause.contains(what), "{fault:?}: {cause}");
-        assert_eq!(engine.handle().n_live(), 0);
     }
 }
 
 #[test]
 fn a_full_queue_refuses_and_then_recovers() {
-    let gate = Gate::default();
-    let engine = gated(Fault::None, Arc::clone(&gate));
-    let held = gate.write().expect("nobody panicked");
-    // Two slots and four places to wait, and nobody ends.
-    let submitted: Vec<_> =
-        (0..6).map(|_| submit(&engine, request(0, 60)).expect("there is room for six")).collect();
-    let refused = submit(&engine, request(0, 1)).map(|_| ()).err();
-    assert_eq!(refused, Some(SubmitError::QueueFull { n_max: 6 }));
-    drop(held);
-    for (_ticket, receiver) in &submitted {
-        let (tokens, reason) = drain(receiver);
-        assert_eq!((tokens, reason), ((1..=60).collect(), EndReason::Length));
+    for overlaps_steps in OVERLAPS {
+        let gate = Gate::default();
+        let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+        let held = gate.write().expect("nobody panicked");
+        // Two slots and four places to wait, and nobody ends.
+        let submitted: Vec<_> = (0..6)
+            .map(|_| submit(&engine, request(0, 60)).expect("there is room for six"))
+            .collect();
+        let refused = submit(&engine, request(0, 1)).map(|_| ()).err();
+        assert_eq!(refused, Some(SubmitError::QueueFull { n_max: 6 }));
+        drop(held);
+        for (_ticket, receiver) in &submitted {
+            let (tokens, reason) = drain(receiver);
+            assert_eq!((tokens, reason), ((1..=60).collect(), EndReason::Length));
+        }
+        let (_ticket, receiver) = submit(&engine, request(7, 3)).expect("there is room again");
+        assert_eq!(drain(&receiver).0, [8, 9, 10]);
     }
-    let (_ticket, receiver) = submit(&engine, request(7, 3)).expect("there is room again");
-    assert_eq!(drain(&receiver).0, [8, 9, 10]);
 }
 
 #[test]
 fn a_dropped_ticket_cancels() {
-    let gate = Gate::default();
-    let engine = gated(Fault::None, Arc::clone(&gate));
-    let held = gate.write().expect("nobody panicked");
-    let (ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
-    drop(ticket);
-    drop(held);
-    let (tokens, reason) = drain(&receiver);
-    assert_eq!(reason, EndReason::Cancelled);
-    // The step that was under way may have said one.
-    assert!(tokens.len() <= 1, "{tokens:?}");
-    assert_eq!(engine.handle().stats().n_pages_used, 0);
+    for overlaps_steps in OVERLAPS {
+        let gate = Gate::default();
+        let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+        let held = gate.write().expect("nobody panicked");
+        let (ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
+        drop(ticket);
+        drop(held);
+        let (tokens, reason) = drain(&receiver);
+        assert_eq!(reason, EndReason::Cancelled);
+        // The step that was under way may have said one.
+        assert!(tokens.len() <= 1, "{tokens:?}");
+        assert_eq!(engine.handle().stats().n_pages_used, 0);
+    }
 }
 
 #[test]
 fn a_dropped_reader_cancels() {
-    let gate = Gate::default();
-    let engine = gated(Fault::None, Arc::clone(&gate));
-    let held = gate.write().expect("nobody panicked");
-    let (_ticket, gone) = submit(&engine, request(0, 60)).expect("it is taken");
-    let (_kept, receiver) = submit(&engine, request(0, 2)).expect("it is taken");
-    drop(gone);
-    drop(held);
-    assert_eq!(drain(&receiver).0, [1, 2]);
-    let deadline = Instant::now() + PATIENCE;
-    while engine.handle().n_live() > 0 {
-        assert!(Instant::now() < deadline, "a request without a reader goes on");
-        std::thread::yield_now();
+    for overlaps_steps in OVERLAPS {
+        let gate = Gate::default();
+        let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+        let held = gate.write().expect("nobody panicked");
+        let (_ticket, gone) = submit(&engine, request(0, 60)).expect("it is taken");
+        let (_kept, receiver) = submit(&engine, request(0, 2)).expect("it is taken");
+        drop(gone);
+        drop(held);
+        assert_eq!(drain(&receiver).0, [1, 2]);
+        let deadline = Instant::now() + PATIENCE;
+        while engine.handle().n_live() > 0 {
+            assert!(Instant::now() < deadline, "a request without a reader goes on");
+            std::thread::yield_now();
+        }
+        let stats = engine.handle().stats();
+        assert_eq!(stats.n_pages_used, 0);
+        // Two for the reader that stayed, one that nobody took.
+        assert_eq!(stats.n_generated_tokens, 3);
     }
-    let stats = engine.handle().stats();
-    assert_eq!(stats.n_pages_used, 0);
-    // Two for the reader that stayed, one that nobody took.
-    assert_eq!(stats.n_generated_tokens, 3);
+}
+
+/// What a row in flight is for is told once: a stop token ends its request although the ranks
+/// already run a row after it.
+#[test]
+fn a_stop_token_ends_an_answer_although_the_next_row_runs() {
+    for overlaps_steps in OVERLAPS {
+        let engine = engine(Fault::None, overlaps_steps);
+        let stopping = Request { stop_tokens: vec![TokenId(8)].into(), ..request(5, 60) };
+        let (_ticket, stops) = submit(&engine, stopping).expect("it is taken");
+        let (_kept, goes_on) = submit(&engine, request(20, 30)).expect("it is taken");
+        assert_eq!(drain(&stops), (vec![6, 7, 8], EndReason::Stop(TokenId(8))));
+        assert_eq!(drain(&goes_on), ((21..=50).collect(), EndReason::Length));
+        let stats = engine.handle().stats();
+        assert_eq!((stats.n_generated_tokens, stats.n_pages_used), (33, 0));
+    }
 }
 
 #[test]
 fn shutting_down_ends_what_runs_and_draining_refuses_what_comes() {
-    let engine = engine(Fault::None);
-    let (_ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
-    engine.handle().drain();
-    assert_eq!(submit(&engine, request(1, 1)).map(|_| ()).err(), Some(SubmitError::ShuttingDown));
-    let (tokens, reason) = drain(&receiver);
-    assert_eq!((tokens.len(), reason), (60, EndReason::Length));
-    engine.shutdown();
+    for overlaps_steps in OVERLAPS {
+        let engine = engine(Fault::None, overlaps_steps);
+        let (_ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
+        engine.handle().drain();
+        assert_eq!(
+            submit(&engine, request(1, 1)).map(|_| ()).err(),
+            Some(SubmitError::ShuttingDown)
+        );
+        let (tokens, reason) = drain(&receiver);
+        assert_eq!((tokens.len(), reason), (60, EndReason::Length));
+        engine.shutdown();
+    }
 }
 
 #[test]
 fn what_a_request_breaks_is_named() {
-    let engine = engine(Fault::None);
+    let engine = engine(Fault::None, false);
     let long = Request { prompt: vec![TokenId(1); 64].into(), ..request(0, 1) };
     let foreign = request(100, 1);
     let hot = Request {

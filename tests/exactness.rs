@@ -1,7 +1,8 @@
 //! The same request gives the same bits, whatever shares its batch: alone or together, whole or in
-//! chunks, after preemption. On the processor always, on devices where they are told to be
-//! deterministic. No tolerance anywhere in this file. That threads change no bit is for the
-//! kernels' own tests to show: this model is mostly too small to be split.
+//! chunks, after preemption; on the processor also with steps overlapped, and found in the cache.
+//! On the processor always, on devices where they are told to be deterministic. No tolerance
+//! anywhere in this file. That threads change no bit is for the kernels' own tests to show: this
+//! model is mostly too small to be split.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     }
 }
 
@@ -244,6 +247,7 @@ fn differing_answers(
 ) -> Vec<usize> {
     let mut random = Random::new(seed);
     let vocab_size = checkpoint.spec().vocab_size;
+    let beginning = random_tokens(&mut random, vocab_size, crowd.n_prompt_max);
     let requests: Vec<Request> = (0..crowd.n_requests)
         .map(|idx| {
             let n_more = random.below(crowd.n_prompt_max - crowd.n_prompt_min);
@@ -255,17 +259,23 @@ fn differing_answers(
                 sampling.repetition_penalty = 1.1;
                 sampling.seed = idx as u64;
             }
+            // Two in three begin alike.
+            let n_alike = if idx % 3 == 0 { 0 } else { random.below(n_prompt + 1) };
+            let mut prompt = beginning[..n_alike].to_vec();
+            prompt.extend(random_tokens(&mut random, vocab_size, n_prompt - n_alike));
             Request {
-                prompt: random_tokens(&mut random, vocab_size, n_prompt).into(),
+                prompt: prompt.into(),
                 n_new_max: crowd.n_new,
                 stop_tokens: Vec::new().into(),
                 sampling,
                 n_logprobs: Some(0),
                 n_prompt_logprobs: None,
+                cache_salt: None,
             }
         })
         .collect();
-    let engine = engine::boot(Arc::clone(checkpoint), roomy).expect("it boots");
+    let plain = EngineConfig { overlaps_steps: false, caches_prefixes: false, ..roomy.clone() };
+    let engine = engine::boot(Arc::clone(checkpoint), &plain).expect("it boots");
     let alone: Vec<Answer> = requests
         .iter()
         .map(|request| answer(&engine, std::slice::from_ref(request)).remove(0))
@@ -277,23 +287,36 @@ fn differing_answers(
     let kv_bytes = Some(all_kv_bytes * crowd.tenths_of_kv / 10);
     let cramped = EngineConfig { kv_bytes, n_tokens_per_step: 24, ..roomy.clone() };
     let engine = engine::boot(Arc::clone(checkpoint), &cramped).expect("it boots");
-    let together = answer(&engine, &requests);
+    // The second time, what prompts begin with may be there.
+    let n_rounds = if roomy.caches_prefixes { 2 } else { 1 };
+    let rounds: Vec<Vec<Answer>> = (0..n_rounds).map(|_| answer(&engine, &requests)).collect();
     let stats = engine.handle().stats();
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
     assert_eq!(stats.n_pages_used, 0, "every page came back");
-    (0..requests.len()).filter(|&idx| alone[idx] != together[idx]).collect()
+    assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "prompts begin alike");
+    let differs = |&idx: &usize| rounds.iter().any(|together| alone[idx] != together[idx]);
+    (0..requests.len()).filter(differs).collect()
 }
 
 #[test]
-fn answers_are_bit_equal_alone_and_under_preemption() {
+fn answers_are_bit_equal_alone_preempted_overlapped_and_cached() {
     // Room for little more than one sequence.
     let crowd =
         Crowd { n_requests: 12, n_prompt_min: 1, n_prompt_max: 61, n_new: 40, tenths_of_kv: 3 };
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("preemption", format);
         let seed = harness::seed();
-        let differing = differing_answers(&checkpoint, &config(1, 2, kv_dtype), &crowd, seed);
-        assert!(differing.is_empty(), "{format:?}: requests {differing:?} differ (SEED={seed})");
+        for (overlaps_steps, caches_prefixes) in
+            [(false, false), (true, false), (false, true), (true, true)]
+        {
+            let roomy = EngineConfig { overlaps_steps, caches_prefixes, ..config(1, 2, kv_dtype) };
+            let differing = differing_answers(&checkpoint, &roomy, &crowd, seed);
+            assert!(
+                differing.is_empty(),
+                "{format:?}, overlapped: {overlaps_steps}, cached: {caches_prefixes}: requests \
+                 {differing:?} differ (SEED={seed})"
+            );
+        }
     }
 }
 

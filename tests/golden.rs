@@ -116,6 +116,8 @@ fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     }
 }
 

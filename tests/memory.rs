@@ -28,6 +28,8 @@ fn config(n_ranks: usize) -> EngineConfig {
         kv_dtype: Some(KvDtype::Bf16),
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     }
 }
 

@@ -2,11 +2,13 @@
 
 mod device;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parallel::{PoolConfig, RankPool, Seat, SpawnError, World};
+use scheduler::PrefixCache;
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
 
@@ -78,7 +80,8 @@ pub fn boot_watched(
 ) -> Result<Engine, BootError> {
     let vocab_size = checkpoint.spec().vocab_size;
     let (pool, plan) = spawn_ranks(checkpoint, config, progress)?;
-    let limits = plan.limits(config.n_waiting_max);
+    let mut limits = plan.limits(config.n_waiting_max);
+    limits.prefix_cache = config.caches_prefixes.then(|| PrefixCache { seed: random_seed() });
     let info = EngineInfo {
         n_context_tokens: plan.n_context_tokens,
         vocab_size,
@@ -87,8 +90,14 @@ pub fn boot_watched(
         n_tokens_per_step: plan.n_tokens_per_step,
         page_tokens: limits.page_tokens,
         n_ranks: plan.n_ranks,
+        overlaps_steps: config.overlaps_steps,
     };
     Ok(Engine::start(pool, limits, info))
+}
+
+/// Another one in every process, from where the standard library's maps have theirs.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(())
 }
 
 /// Ranks with their weights loaded, and the plan that they were built by.

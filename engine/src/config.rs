@@ -57,4 +57,12 @@ pub struct EngineConfig {
     /// its prompt is cut, and whether it was preempted. It costs time. On the processor it is so
     /// anyway.
     pub is_deterministic: bool,
+    /// Whether a step is planned while the one before it runs. It keeps the scheduler off a
+    /// device's time. What arrives waits for up to a step more, and a request that stops by itself
+    /// costs a row for nothing: on the processor, where a step takes a thousand times what planning
+    /// does, that is the worse bargain.
+    pub overlaps_steps: bool,
+    /// Whether KV that a prompt begins with is taken from an earlier request, where one began
+    /// alike.
+    pub caches_prefixes: bool,
 }

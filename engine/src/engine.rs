@@ -1,4 +1,8 @@
 //! The loop: plan, run, apply. One thread drives the scheduler and all ranks.
+//!
+//! Where steps overlap, the next one is planned while one runs. When that one is done, its tokens
+//! are written into the plan that waits for them and the ranks start on it; only then are the
+//! results looked at and delivered. Between two steps there is no scheduling.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,13 +12,12 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use parallel::{RankError, RankPool, RankWorker};
-use scheduler::{
-    Effect, Event, FinishReason, Limits, RequestId, Scheduler, StepPlan, StepResult, TokenId,
-};
+use scheduler::{Effect, Event, Limits, RequestId, Scheduler, StepPlan, StepResult, TokenId};
 
-use crate::handle::{Arrival, Deliver, EngineHandle, EngineInfo, RunState, Shared};
+use crate::handle::{Arrival, EngineHandle, EngineInfo, RunState, Shared};
+use crate::live::Live;
 use crate::rank::{Entering, RankCommand, RankReply, RowOutput, StepInput, StepOutput};
-use crate::request::{EndReason, Finish, Output, Request, Timing};
+use crate::request::{EndReason, Output};
 
 /// A running engine. Dropping it stops its threads; requests that still run end as cancelled.
 pub struct Engine {
@@ -65,39 +68,28 @@ impl Drop for Engine {
     }
 }
 
-/// A request between its submission and its end.
-struct Live {
-    request: Arc<Request>,
-    deliver: Deliver,
-    arrived: Instant,
-    admitted: Option<Instant>,
-    first_token: Option<Instant>,
-    n_generated: usize,
-    /// How it ends, where that is not what the scheduler will say.
-    end: Option<EndReason>,
-}
-
-impl Live {
-    fn new(arrival: Arrival) -> (RequestId, Live) {
-        let live = Live {
-            request: Arc::new(arrival.request),
-            deliver: arrival.deliver,
-            arrived: arrival.arrived,
-            admitted: None,
-            first_token: None,
-            n_generated: 0,
-            end: None,
-        };
-        (arrival.id, live)
-    }
-}
-
 struct EngineLoop<W: RankWorker> {
     pool: RankPool<W>,
     scheduler: Scheduler,
     shared: Arc<Shared>,
     live: HashMap<RequestId, Live>,
     effects: Vec<Effect>,
+    /// The step that runs, between two turns of the loop only where steps overlap.
+    running: Option<Running>,
+}
+
+/// A step that the ranks were told to run.
+struct Running {
+    input: Arc<StepInput>,
+    began: Instant,
+}
+
+/// A step that has run.
+struct Ran {
+    plan: StepPlan,
+    output: StepOutput,
+    /// One entry a row.
+    tokens: Vec<Option<TokenId>>,
 }
 
 impl<W> EngineLoop<W>
@@ -111,6 +103,7 @@ where
             shared,
             live: HashMap::new(),
             effects: Vec::new(),
+            running: None,
         }
     }
 
@@ -127,34 +120,56 @@ where
 
     fn serve(&mut self) -> Result<(), RankError> {
         while self.take_inbox() {
-            self.step()?;
+            self.turn()?;
+        }
+        // Ranks are not stopped in the middle of a step.
+        self.receive().map(drop)
+    }
+
+    /// A turn of the loop: plan, run, apply. What is planned here, while a step runs, runs next.
+    fn turn(&mut self) -> Result<(), RankError> {
+        let next = self.plan();
+        let ran = self.receive()?;
+        if let Some(mut next) = next {
+            if let Some(ran) = &ran {
+                next.plan.settle(&ran.tokens);
+            }
+            self.start(next)?;
+        }
+        if let Some(ran) = ran {
+            self.apply_results(ran);
+        }
+        if !self.shared.info.overlaps_steps
+            && let Some(ran) = self.receive()?
+        {
+            self.apply_results(ran);
         }
         Ok(())
     }
 
-    /// One step: plan, run, apply. Does nothing where there is nothing to run.
-    fn step(&mut self) -> Result<(), RankError> {
-        let Some(plan) = self.scheduler.plan() else { return Ok(()) };
-        let began = Instant::now();
-        let (plan, output) = self.run_plan(plan, began)?;
+    /// The next step, if there is something to run.
+    fn plan(&mut self) -> Option<StepInput> {
+        let plan = self.scheduler.plan()?;
+        let entering = self.entering(&plan, Instant::now());
+        Some(StepInput { plan, entering })
+    }
+
+    fn start(&mut self, input: StepInput) -> Result<(), RankError> {
+        let input = Arc::new(input);
+        self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
+        self.running = Some(Running { input, began: Instant::now() });
+        Ok(())
+    }
+
+    /// Waits for the step that runs, if one does.
+    fn receive(&mut self) -> Result<Option<Ran>, RankError> {
+        let Some(Running { input, began }) = self.running.take() else { return Ok(None) };
+        let replies = self.pool.receive()?;
         {
             let mut stats = self.shared.stats.lock();
             stats.n_steps += 1;
             stats.step_time += began.elapsed();
         }
-        self.apply_output(&plan, output);
-        self.scheduler.recycle(plan);
-        Ok(())
-    }
-
-    fn run_plan(
-        &mut self,
-        plan: StepPlan,
-        now: Instant,
-    ) -> Result<(StepPlan, StepOutput), RankError> {
-        let entering = self.entering(&plan, now);
-        let input = Arc::new(StepInput { plan, entering });
-        let replies = self.pool.broadcast(RankCommand::Step(Arc::clone(&input)))?;
         let output = replies
             .into_iter()
             .find_map(|reply| match reply {
@@ -162,15 +177,20 @@ where
                 RankReply::Probed(_) => unreachable!("nothing was probed"),
             })
             .expect("rank 0 says what came out");
-        let input = Arc::into_inner(input).expect("ranks drop the plan before they answer");
-        Ok((input.plan, output))
+        let StepInput { plan, .. } =
+            Arc::into_inner(input).expect("ranks drop the plan before they answer");
+        assert_eq!(output.rows.len(), plan.rows.len(), "one output a row");
+        let tokens = output.rows.iter().map(|row| row.token).collect();
+        Ok(Some(Ran { plan, output, tokens }))
     }
 
     fn entering(&mut self, plan: &StepPlan, now: Instant) -> Vec<Entering> {
         let mut entering = Vec::with_capacity(plan.admitted.len());
         for admission in &plan.admitted {
             let live = self.live.get_mut(&admission.request).expect("who is admitted is live");
-            live.admitted.get_or_insert(now);
+            if live.admitted.is_none() {
+                (live.admitted, live.n_cached) = (Some(now), admission.n_cached);
+            }
             let (_, generated) = self
                 .scheduler
                 .request_tokens(admission.request)
@@ -184,9 +204,8 @@ where
         entering
     }
 
-    fn apply_output(&mut self, plan: &StepPlan, mut output: StepOutput) {
-        assert_eq!(output.rows.len(), plan.rows.len(), "one output a row");
-        let tokens: Vec<Option<TokenId>> = output.rows.iter().map(|row| row.token).collect();
+    fn apply_results(&mut self, ran: Ran) {
+        let Ran { plan, mut output, tokens } = ran;
         let mut gone = Vec::new();
         for (row, output) in plan.rows.iter().zip(&mut output.rows) {
             let Some(live) = self.live.get_mut(&row.request) else { continue };
@@ -205,6 +224,7 @@ where
         for request in gone {
             self.apply(Event::Cancel(request), &mut []);
         }
+        self.scheduler.recycle(plan);
     }
 
     /// Applies an event and carries out its effects; `rows` belong to a completed plan.
@@ -221,7 +241,7 @@ where
                         gone.push(request);
                     }
                 }
-                Effect::Finish { request, reason } => self.finish(request, end_reason(reason)),
+                Effect::Finish { request, reason } => self.finish(request, reason.into()),
                 Effect::Refuse { request, refusal } => {
                     // The handle keeps out what the scheduler would refuse.
                     tracing::error!(request = request.0, ?refusal, "refused after admission");
@@ -251,23 +271,11 @@ where
     }
 
     fn finish(&mut self, request: RequestId, reason: EndReason) {
-        let Some(mut live) = self.live.remove(&request) else { return };
-        let timing = Timing {
-            arrived: live.arrived,
-            admitted: live.admitted,
-            first_token: live.first_token,
-            finished: Instant::now(),
-        };
-        let finish = Finish {
-            reason: live.end.unwrap_or(reason),
-            n_prompt: live.request.prompt.len(),
-            n_generated: live.n_generated,
-            timing,
-        };
+        let Some(live) = self.live.remove(&request) else { return };
         // First, so that whoever has read the end finds room for one more.
         self.shared.n_live.fetch_sub(1, Ordering::Relaxed);
         // A reader that is gone needs no end.
-        let _ = (live.deliver)(Output::Finish(finish));
+        let _ = live.finish(reason);
     }
 
     /// Takes what has arrived; sleeps while there is nothing to do. False when it is time to stop.
@@ -277,6 +285,7 @@ where
         while inbox.arrivals.is_empty()
             && inbox.cancels.is_empty()
             && self.live.is_empty()
+            && self.running.is_none()
             && inbox.state != RunState::Stopped
         {
             shared.wake.wait(&mut inbox);
@@ -305,6 +314,7 @@ where
             n_new_max: request.n_new_max,
             stop_tokens: Arc::clone(&request.stop_tokens),
             scores_prompt: request.n_prompt_logprobs.is_some(),
+            cache_salt: request.cache_salt.clone(),
         });
         self.live.insert(id, live);
         self.apply(event, &mut []);
@@ -317,6 +327,8 @@ where
         stats.n_waiting = from.n_waiting;
         stats.n_pages = from.n_pages();
         stats.n_pages_used = from.n_pages_used();
+        stats.n_pages_cached = from.n_pages_cached();
+        stats.n_cached_tokens = from.counters.n_cached_tokens;
         stats.n_prompt_tokens = from.counters.n_prompt_tokens;
         stats.n_generated_tokens = from.counters.n_generated_tokens;
         stats.n_preemptions = from.counters.n_preemptions;
@@ -342,14 +354,6 @@ where
         for request in requests {
             self.finish(request, reason);
         }
-    }
-}
-
-fn end_reason(reason: FinishReason) -> EndReason {
-    match reason {
-        FinishReason::Stop(token) => EndReason::Stop(token),
-        FinishReason::Length => EndReason::Length,
-        FinishReason::Cancelled => EndReason::Cancelled,
     }
 }
 

@@ -40,6 +40,8 @@ pub struct EngineInfo {
     pub page_tokens: usize,
     /// Ranks.
     pub n_ranks: usize,
+    /// Whether a step is planned while the one before it runs.
+    pub overlaps_steps: bool,
 }
 
 /// A way to reach a running engine.

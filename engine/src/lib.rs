@@ -15,6 +15,7 @@ mod error;
 mod handle;
 #[doc(hidden)]
 pub mod kernels;
+mod live;
 mod loading;
 mod memory_plan;
 mod model;

@@ -257,6 +257,7 @@ impl MemoryPlan {
             n_tokens_per_step: self.n_tokens_per_step,
             n_context_tokens: self.n_context_tokens,
             page_tokens: PAGE_TOKENS,
+            prefix_cache: None,
             groups: groups.map(|(&n_pages, &window)| GroupLimits { n_pages, window }).collect(),
         }
     }

@@ -23,6 +23,9 @@ pub struct Request {
     pub n_logprobs: Option<usize>,
     /// The same for the prompt's tokens.
     pub n_prompt_logprobs: Option<usize>,
+    /// What is computed for this request is shared with requests of the same salt, and with no
+    /// others.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 /// How a token is drawn from its logits. Order: logit bias, penalties, `n_tokens_min`, temperature,
@@ -124,6 +127,8 @@ pub struct Finish {
     pub reason: EndReason,
     /// Tokens of the prompt.
     pub n_prompt: usize,
+    /// Of these, tokens whose KV was there already when it first got a slot.
+    pub n_cached: usize,
     /// Tokens generated.
     pub n_generated: usize,
     /// When what happened.

@@ -11,12 +11,16 @@ pub struct EngineStats {
     pub n_waiting: usize,
     /// Pages in use, over all groups.
     pub n_pages_used: usize,
+    /// Pages that nobody holds and whose content may be wanted again, over all groups.
+    pub n_pages_cached: usize,
     /// Pages, over all groups.
     pub n_pages: usize,
     /// Steps run.
     pub n_steps: u64,
     /// Prompt tokens computed (again, after a preemption).
     pub n_prompt_tokens: u64,
+    /// Tokens of sequences that entered a slot whose KV was found in the cache.
+    pub n_cached_tokens: u64,
     /// Tokens generated.
     pub n_generated_tokens: u64,
     /// Sequences sent back to the queue for want of pages.

@@ -62,6 +62,8 @@ pub struct RankPool<W: RankWorker> {
     threads: Vec<JoinHandle<()>>,
     deadline: Duration,
     n_commands: u64,
+    /// When the command was sent whose replies were not received.
+    sent: Option<Instant>,
     /// Workers live and die on their threads, so the pool may move whatever `W` is.
     worker: PhantomData<fn() -> W>,
 }
@@ -96,6 +98,7 @@ impl<W: RankWorker + 'static> RankPool<W> {
             threads: Vec::with_capacity(world.n_ranks()),
             deadline,
             n_commands: 0,
+            sent: None,
             worker: PhantomData,
         };
         let buffers = Arc::new(Buffers::new(world, n_floats_max));
@@ -124,32 +127,49 @@ impl<W: RankWorker> RankPool<W> {
     /// Has every rank serve `command`; their replies in rank order.
     ///
     /// # Errors
-    /// The rank that failed, panicked or did not answer in time. The pool has then failed for
-    /// good: every later broadcast returns the same error.
+    /// As [`RankPool::receive`].
     pub fn broadcast(&mut self, command: W::Command) -> Result<Vec<W::Reply>, RankError> {
+        self.send(command)?;
+        self.receive()
+    }
+
+    /// Has every rank begin to serve `command`, and does not wait for it. The deadline runs from
+    /// here.
+    ///
+    /// # Errors
+    /// The failure of the pool, if it has failed before.
+    ///
+    /// # Panics
+    /// If the replies to the last command were not received.
+    pub fn send(&mut self, command: W::Command) -> Result<(), RankError> {
+        assert!(self.sent.is_none(), "ranks serve one command at a time");
         if let Some(error) = self.shared.replies.failure() {
             return Err(error);
         }
-        let command_idx = self.send(&command);
-        self.await_replies(command_idx)
-    }
-
-    /// Gives every rank the command. Which one it is.
-    fn send(&mut self, command: &W::Command) -> u64 {
         let command_idx = self.n_commands;
         self.n_commands += 1;
+        self.sent = Some(Instant::now());
         for inbox in &self.shared.inboxes {
             inbox.put(Order { command_idx, command: command.clone() });
         }
-        command_idx
+        Ok(())
     }
 
-    fn await_replies(&self, command_idx: u64) -> Result<Vec<W::Reply>, RankError> {
+    /// Waits for the replies to the command that was sent; in rank order.
+    ///
+    /// # Errors
+    /// The rank that failed, panicked or did not answer in time. The pool has then failed for
+    /// good: every later command gets the same error.
+    ///
+    /// # Panics
+    /// If no command was sent.
+    pub fn receive(&mut self) -> Result<Vec<W::Reply>, RankError> {
+        let sent = self.sent.take().expect("a command was sent");
         let replies = &self.shared.replies;
-        if replies.wait_until(Instant::now() + self.deadline) == Waited::TimedOut {
+        if replies.wait_until(sent + self.deadline) == Waited::TimedOut {
             let rank = self.last_of(replies.missing());
             let cause = RankCause::Hung { waited: self.deadline };
-            replies.fail(RankError { rank, command_idx, cause });
+            replies.fail(RankError { rank, command_idx: self.n_commands - 1, cause });
             self.shared.group.abort();
         }
         match replies.failure() {

@@ -1,9 +1,9 @@
 //! Who may hold memory: which requests are taken at all, and when one leaves the queue.
 //!
-//! It does not know how many tokens a step has; that is `budget`. Prefix caching and a host tier
-//! would lower what a newcomer needs, in [`has_room`].
+//! It does not know how many tokens a step has; that is `budget`. A host tier would lower what a
+//! newcomer needs, in [`has_room`].
 
-use crate::pages::Pools;
+use crate::pages::{Found, Pools};
 use crate::roster::Roster;
 use crate::sequence::Sequence;
 use crate::{GroupIdx, Limits, Refusal, Request};
@@ -36,15 +36,19 @@ pub(crate) fn refusal(request: &Request, limits: &Limits, roster: &Roster) -> Op
 /// running will not fit is soon preempted, and its work lost. So it must find free what all of them
 /// lack: the pages of their known tokens, and one page more each, if they may grow so far. Nobody
 /// runs: the newcomer has room, as every sequence fits the pools alone.
-pub(crate) fn has_room(newcomer: &Sequence, roster: &Roster, pools: &Pools) -> bool {
+///
+/// Of what it was `found` to begin with, it lacks only the pages that nobody holds.
+pub(crate) fn has_room(newcomer: &Sequence, found: Found, roster: &Roster, pools: &Pools) -> bool {
     let page_tokens = pools.page_tokens();
     let n_expected = |sequence: &Sequence| {
-        sequence.n_tokens().saturating_add(page_tokens).min(sequence.n_tokens_end())
+        sequence.n_tokens_planned().saturating_add(page_tokens).min(sequence.n_tokens_end())
     };
     let has_room_in = |group: GroupIdx| {
         let lacks = |&slot| pools.n_lacking(group, slot, n_expected(roster.sequence(slot)));
         let n_promised: usize = roster.running().iter().map(lacks).sum();
-        n_promised + pools.n_needed(group, n_expected(newcomer)) <= pools.n_free(group)
+        let n_needed = pools.n_needed(group, n_expected(newcomer));
+        let n_lacking = n_needed.saturating_sub(pools.n_shared(group, found));
+        n_promised + n_lacking <= pools.n_free(group)
     };
     pools.groups().all(has_room_in)
 }
@@ -61,6 +65,7 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 24,
             page_tokens: 4,
+            prefix_cache: None,
             groups: vec![
                 GroupLimits { n_pages: 6, window: None },
                 GroupLimits { n_pages: 4, window: Some(5) },
@@ -75,6 +80,7 @@ mod tests {
             n_new_max,
             stop_tokens: [].into(),
             scores_prompt: false,
+            cache_salt: None,
         }
     }
 
@@ -104,7 +110,7 @@ mod tests {
         let mut roster = Roster::new(&limits());
         roster.arrive(request(24, 0), &limits());
         let newcomer = roster.next_waiting().expect("it waits");
-        assert!(has_room(newcomer, &roster, &Pools::new(&limits())));
+        assert!(has_room(newcomer, Found::default(), &roster, &Pools::new(&limits())));
     }
 
     #[test]
@@ -115,7 +121,7 @@ mod tests {
         {
             let roster = first_runs(&[request(8, 9), request(n_prompt, n_new_max)]);
             let newcomer = roster.next_waiting().expect("the second waits");
-            let has_room = has_room(newcomer, &roster, &Pools::new(&limits()));
+            let has_room = has_room(newcomer, Found::default(), &roster, &Pools::new(&limits()));
             assert_eq!(has_room, expected, "prompt of {n_prompt}, {n_new_max} to generate");
         }
     }
@@ -126,6 +132,6 @@ mod tests {
         let mut pools = Pools::new(&limits());
         pools.reserve(roster.running()[0], 8, &mut Vec::new());
         let newcomer = roster.next_waiting().expect("the second waits");
-        assert!(has_room(newcomer, &roster, &pools));
+        assert!(has_room(newcomer, Found::default(), &roster, &pools));
     }
 }

@@ -33,6 +33,17 @@ impl Budget {
         sequence.n_row_tokens_max().min(self.n_prefill_left)
     }
 
+    /// Tokens that a sequence may have that enters a slot in this step: nothing was set aside for
+    /// it, however short it is or however much of it is cached.
+    pub(crate) fn offer_newcomer(&self, sequence: &Sequence) -> usize {
+        sequence.n_row_tokens_max().min(self.n_prefill_left)
+    }
+
+    /// It takes what it was offered, or a part of it.
+    pub(crate) fn take_newcomer(&mut self, n_tokens: usize) {
+        self.n_prefill_left -= n_tokens;
+    }
+
     /// A sequence takes what it was offered, or a part of it.
     pub(crate) fn take(&mut self, sequence: &Sequence, n_tokens: usize) {
         assert!(n_tokens <= self.offer(sequence), "{n_tokens} > {}", self.offer(sequence));
@@ -47,8 +58,8 @@ impl Budget {
     }
 }
 
-/// Whether a sequence has computed all but its last token: from its prompt's end on, always. A
-/// newcomer never does, however short its prompt: nothing was set aside for it.
+/// Whether a sequence that runs has computed all but its last token: from its prompt's end on,
+/// always.
 pub(crate) fn decodes(sequence: &Sequence) -> bool {
     sequence.n_planned() > 0 && sequence.n_remaining() == 1
 }
@@ -66,6 +77,7 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 64,
             page_tokens: 4,
+            prefix_cache: None,
             groups: Vec::new(),
         };
         let request = Request {
@@ -74,6 +86,7 @@ mod tests {
             n_new_max: 1,
             stop_tokens: [].into(),
             scores_prompt: false,
+            cache_salt: None,
         };
         Sequence::new(request, Arrival(0), &limits)
     }
@@ -81,7 +94,7 @@ mod tests {
     /// A sequence with `n_remaining` of `n_prompt` tokens to compute.
     fn running(n_prompt: usize, n_remaining: usize) -> Sequence {
         let mut sequence = newcomer(n_prompt);
-        sequence.plan(n_prompt - n_remaining, &mut Vec::new());
+        sequence.plan(n_prompt - n_remaining, 0, &mut Vec::new());
         sequence
     }
 
@@ -91,11 +104,13 @@ mod tests {
         let mut budget = Budget::new(8, all.iter());
         assert_eq!(budget.offer(&all[1]), 6);
         budget.take(&all[1], 5);
-        assert_eq!(budget.offer(&newcomer(7)), 1);
-        budget.take(&newcomer(7), 1);
+        assert_eq!(budget.offer_newcomer(&newcomer(7)), 1);
+        budget.take_newcomer(1);
         assert!(budget.is_spent());
         assert_eq!(budget.offer(&all[0]), 1, "its token was set aside");
-        assert_eq!(budget.offer(&newcomer(1)), 0, "a newcomer's was not");
+        assert_eq!(budget.offer_newcomer(&newcomer(1)), 0, "a newcomer's was not");
+        let cached = running(9, 1);
+        assert_eq!(budget.offer_newcomer(&cached), 0, "nor that of one that finds the rest");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use crate::{Request, RequestId, StepId, TokenId};
 pub enum Event {
     /// A request wants to run.
     Arrive(Request),
-    /// A request's reader is gone. It ends at once, also while a row of it is in flight; that row's
-    /// result is dropped when it comes. Unknown and ended requests are fine.
+    /// A request's reader is gone. It ends at once, also while rows of it are in flight; their
+    /// results are dropped when they come. Unknown and ended requests are fine.
     Cancel(RequestId),
     /// A planned step has run.
     Complete(StepResult),

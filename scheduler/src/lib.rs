@@ -13,6 +13,7 @@
 //!     n_tokens_per_step: 256,
 //!     n_context_tokens: 1024,
 //!     page_tokens: 16,
+//!     prefix_cache: None,
 //!     groups: vec![GroupLimits { n_pages: 256, window: None }],
 //! });
 //! let request = Request {
@@ -21,6 +22,7 @@
 //!     n_new_max: 1,
 //!     stop_tokens: [].into(),
 //!     scores_prompt: false,
+//!     cache_salt: None,
 //! };
 //! let mut effects = Vec::new();
 //! scheduler.apply(Event::Arrive(request), &mut effects);
@@ -40,8 +42,11 @@ mod machine;
 
 mod admission;
 mod budget;
+mod lru;
 mod pages;
+mod pool;
 mod preempt;
+mod prefix;
 mod roster;
 mod sequence;
 mod stats;
@@ -54,7 +59,7 @@ mod request;
 
 pub use event::{Effect, Event, FinishReason, Refusal, StepResult};
 pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TokenId};
-pub use limits::{GroupLimits, Limits};
+pub use limits::{GroupLimits, Limits, PrefixCache};
 pub use machine::Scheduler;
 pub use plan::{Admission, Emit, PageUpdate, Row, StepPlan};
 pub use request::Request;

@@ -9,6 +9,14 @@ pub struct GroupLimits {
     pub window: Option<usize>,
 }
 
+/// How beginnings that several requests have in common are computed once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixCache {
+    /// Decides which contents share a bucket, and no result: a number that no client knows, so that
+    /// none can fill one bucket on purpose.
+    pub seed: u64,
+}
+
 /// Bounds of queues, steps and pools. All counts are at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -23,6 +31,8 @@ pub struct Limits {
     pub n_context_tokens: usize,
     /// Tokens in a page, the same for every group.
     pub page_tokens: usize,
+    /// Whether and how full pages are kept for requests that begin alike; `None` keeps nothing.
+    pub prefix_cache: Option<PrefixCache>,
     /// Cache groups; empty for a model without attention.
     pub groups: Vec<GroupLimits>,
 }
@@ -106,6 +116,7 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 64,
             page_tokens: 4,
+            prefix_cache: None,
             groups: vec![GroupLimits { n_pages: 8, window: None }],
         }
     }

@@ -1,24 +1,31 @@
 //! The state machine itself: events to effects, state to plans. Policy lives in the modules that it
 //! calls; this one only keeps their order.
 //!
-//! **Results arrive later than plans.** A sequence whose row is in flight keeps its slot and its
-//! pages until the row lands, whatever happened to it meanwhile: its end is told at once, and it is
-//! retired when the result arrives. Today one step is in flight at most ([`Scheduler::plan`]
-//! asserts it); everything below counts rows in flight all the same.
-//!
-//! Overlapped steps would lift that assertion, let a decode row name an earlier row instead of its
-//! token, and keep `preempt` from victims in flight.
+//! **Results arrive later than plans**: a step may be planned while the one before it runs, and
+//! nothing that is planned waits for a token's value.
+//! - A row whose token is in flight names the row that samples it ([`Row::follows`]); whoever
+//!   starts the step has the token by then.
+//! - An end by length is known ahead, and no row is planned beyond it. A stop token is seen when it
+//!   lands: if a further row of its sequence is in flight, that row runs for nothing, and its
+//!   result is dropped.
+//! - Ranks run plans in order. So whatever ends, finished or cancelled, gives its slot and pages
+//!   back at once, and so does whoever is preempted: the next plan's writes come after all that is
+//!   in flight. A preempted sequence is not admitted before its rows have landed.
 
 use std::collections::VecDeque;
 
 use crate::budget::{Budget, decodes};
 use crate::pages::Pools;
 use crate::roster::{Place, Roster};
+use crate::sequence::Arrival;
 use crate::stats::{Counters, Stats};
 use crate::{
     Admission, Effect, Event, FinishReason, Limits, Request, RequestId, Row, SlotIdx, StepId,
     StepPlan, StepResult, TokenId, admission, preempt,
 };
+
+/// Steps planned and not completed at most: one that runs, one that runs next.
+const N_FLIGHTS_MAX: usize = 2;
 
 /// Decides what runs next. See the crate's page for the protocol.
 #[derive(Debug)]
@@ -29,6 +36,9 @@ pub struct Scheduler {
     /// Planned, not completed; in order.
     flights: VecDeque<Flight>,
     counters: Counters,
+    /// Who found no room last, and how often pages had been given back by then: nobody asks again
+    /// before that changes, so whoever waits costs a step nothing.
+    last_attempt: Option<(Arrival, u64)>,
     scratch: Scratch,
 }
 
@@ -51,8 +61,8 @@ struct Grant {
 #[derive(Debug, Default)]
 struct Scratch {
     grants: Vec<Grant>,
-    flight_rows: Vec<Row>,
-    plan: Option<StepPlan>,
+    flight_rows: Vec<Vec<Row>>,
+    plans: Vec<StepPlan>,
 }
 
 impl Scheduler {
@@ -68,6 +78,7 @@ impl Scheduler {
             limits,
             flights: VecDeque::new(),
             counters: Counters::default(),
+            last_attempt: None,
             scratch: Scratch::default(),
         }
     }
@@ -75,7 +86,7 @@ impl Scheduler {
     /// Takes note of an event; appends what follows from it to `effects`.
     ///
     /// Each request that arrives ends in exactly one `Finish` or `Refuse`. A cancelled request
-    /// ends at once, also when its row is in flight; that row's result is dropped when it comes.
+    /// ends at once, also when rows of it are in flight; their results are dropped when they come.
     ///
     /// # Panics
     /// If a request arrives twice, or a result is not that of the oldest planned step.
@@ -87,32 +98,45 @@ impl Scheduler {
         }
     }
 
-    /// The next step; `None` if there is nothing to run, until something arrives.
+    /// The next step, also while the last one runs; `None` if there is nothing to run, until
+    /// something arrives or lands. A plan that is made while a step runs is to be
+    /// [settled](StepPlan::settle) with that step's tokens before it starts.
     ///
     /// # Panics
-    /// If the last plan is not completed.
+    /// If two plans are not completed.
     pub fn plan(&mut self) -> Option<StepPlan> {
-        assert!(self.flights.is_empty(), "{:?} is not completed", self.flights[0].step);
+        assert!(self.flights.len() < N_FLIGHTS_MAX, "{:?} is not completed", self.flights[0].step);
         if self.roster.n_live() == 0 {
             return None;
         }
-        let mut plan = self.scratch.plan.take().unwrap_or_else(StepPlan::empty);
+        let mut plan = self.scratch.plans.pop().unwrap_or_else(StepPlan::empty);
         plan.step = StepId(self.counters.n_steps);
         let running = self.roster.running().iter().map(|&slot| self.roster.sequence(slot));
         let mut budget = Budget::new(self.limits.n_tokens_per_step, running);
+        let n_preemptions = self.counters.n_preemptions;
         self.grant_running(&mut budget, &mut plan);
-        self.admit_waiting(&mut budget, &mut plan);
+        // Where somebody had to give way, nobody comes.
+        if self.counters.n_preemptions == n_preemptions {
+            self.admit_waiting(&mut budget, &mut plan);
+        }
+        if self.scratch.grants.is_empty() {
+            assert!(!self.flights.is_empty(), "the oldest sequence can always go on");
+            self.recycle(plan);
+            return None;
+        }
         self.write_rows(&mut plan);
         Some(plan)
     }
 
-    /// Takes a plan's vectors back once no rank reads it, for the next plan to use.
+    /// Takes a plan's vectors back once no rank reads it, for a later plan to use.
     pub fn recycle(&mut self, mut plan: StepPlan) {
         plan.admitted.clear();
         plan.pages.clear();
         plan.rows.clear();
         plan.tokens.clear();
-        self.scratch.plan = Some(plan);
+        if self.scratch.plans.len() < N_FLIGHTS_MAX {
+            self.scratch.plans.push(plan);
+        }
     }
 
     /// A snapshot of gauges and counters.
@@ -148,11 +172,8 @@ impl Scheduler {
     }
 
     fn cancel(&mut self, request: RequestId, effects: &mut Vec<Effect>) {
-        match self.roster.find(request) {
-            None => return,
-            Some(Place::Waiting(queue_idx)) => self.roster.withdraw(queue_idx),
-            Some(Place::Running(slot)) => self.end(slot),
-        }
+        let Some(place) = self.roster.find(request) else { return };
+        self.end(place);
         self.counters.n_cancelled += 1;
         effects.push(Effect::Finish { request, reason: FinishReason::Cancelled });
     }
@@ -169,18 +190,18 @@ impl Scheduler {
             self.land(row, token.map(|token| (token, row_idx)), effects);
         }
         rows.clear();
-        self.scratch.flight_rows = rows;
+        self.scratch.flight_rows.push(rows);
     }
 
     /// A row has run, and its sequence may have ended before or end by it.
     fn land(&mut self, row: &Row, sampled: Option<(TokenId, usize)>, effects: &mut Vec<Effect>) {
-        let sequence = self.roster.sequence_mut(row.slot);
+        let Some(place) = self.roster.landing(row) else { return };
+        let sequence = self.roster.at_mut(place);
         sequence.land(row);
-        if sequence.has_ended() {
-            self.retire(row.slot);
-            return;
+        if let Place::Running(slot) = place {
+            let read = |range, tokens: &mut Vec<TokenId>| sequence.read(range, tokens);
+            self.pools.commit(slot, sequence.n_computed(), &read);
         }
-        self.pools.commit(row.slot, sequence.n_computed());
         if let Some((token, row_idx)) = sampled {
             sequence.push(token);
             self.counters.n_generated_tokens += 1;
@@ -188,24 +209,17 @@ impl Scheduler {
         }
         if let Some(reason) = sequence.finish_reason() {
             self.counters.n_finished += 1;
-            self.end(row.slot);
+            self.end(place);
             effects.push(Effect::Finish { request: row.request, reason });
         }
     }
 
-    /// A running sequence ends: for its reader now, for its slot and pages when nothing flies.
-    fn end(&mut self, slot: SlotIdx) {
-        self.roster.end(slot);
-        self.retire(slot);
-    }
-
-    /// Frees what an ended sequence holds, unless a row in flight still uses it.
-    fn retire(&mut self, slot: SlotIdx) {
-        if self.roster.sequence(slot).n_rows_in_flight() > 0 {
-            return;
+    /// A request ends, and gives back what it holds.
+    fn end(&mut self, place: Place) {
+        self.roster.end(place);
+        if let Place::Running(slot) = place {
+            self.pools.forfeit(slot);
         }
-        self.pools.forfeit(slot);
-        self.roster.vacate(slot);
     }
 
     /// Grants tokens to those that run, oldest first, and reserves their pages. Whoever is
@@ -217,42 +231,57 @@ impl Scheduler {
             let n_offered = budget.offer(self.roster.sequence(slot));
             let Scheduler { roster, pools, counters, .. } = self;
             let n_tokens = preempt::make_room(slot, n_offered, roster, pools, counters);
-            self.grant(slot, n_tokens, budget, plan);
+            if n_tokens > 0 {
+                let sequence = self.roster.sequence(slot);
+                budget.take(sequence, n_tokens);
+                let decodes = decodes(sequence);
+                self.grant(Grant { slot, n_tokens, decodes }, plan);
+            }
         }
     }
 
-    /// Admits from the head of the queue while there are slots, pages and tokens. Nobody, where
-    /// somebody was preempted: the last victim is at the head, it needs no less than it gave, and a
-    /// page of that is taken.
+    /// Admits from the head of the queue while there are slots, pages and tokens.
     fn admit_waiting(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
         while let Some(newcomer) = self.roster.next_waiting() {
-            if budget.is_spent() || !admission::has_room(newcomer, &self.roster, &self.pools) {
+            if budget.is_spent() || !self.roster.has_free_slot() || newcomer.n_rows_in_flight() > 0
+            {
                 return;
             }
-            let Some(slot) = self.roster.admit() else { return };
-            let sequence = self.roster.sequence(slot);
-            plan.admitted.push(Admission { request: sequence.id(), slot });
-            let n_tokens = self.pools.n_affordable(slot, 0, budget.offer(sequence));
+            let attempt = Some((newcomer.arrival(), self.pools.n_returns()));
+            if self.last_attempt == attempt {
+                return;
+            }
+            let read = |range, tokens: &mut Vec<TokenId>| newcomer.read(range, tokens);
+            let salt = newcomer.cache_salt().clone();
+            let found = self.pools.find(&salt, newcomer.n_cacheable(), &read);
+            if !admission::has_room(newcomer, found, &self.roster, &self.pools) {
+                self.last_attempt = attempt;
+                return;
+            }
+            let slot = self.roster.admit().expect("a slot is free and somebody waits");
+            let n_cached = self.pools.adopt(slot, &salt, found, &mut plan.pages);
+            self.counters.n_cached_tokens += n_cached as u64;
+            let sequence = self.roster.sequence_mut(slot);
+            sequence.adopt(n_cached);
+            plan.admitted.push(Admission { request: sequence.id(), slot, n_cached });
+            let n_offered = budget.offer_newcomer(sequence);
+            let n_tokens = self.pools.n_affordable(slot, n_cached, n_offered);
             assert!(n_tokens > 0, "{:?} was admitted for nothing", sequence.id());
-            self.grant(slot, n_tokens, budget, plan);
+            budget.take_newcomer(n_tokens);
+            self.grant(Grant { slot, n_tokens, decodes: false }, plan);
         }
     }
 
-    fn grant(&mut self, slot: SlotIdx, n_tokens: usize, budget: &mut Budget, plan: &mut StepPlan) {
-        if n_tokens == 0 {
-            return;
-        }
-        let sequence = self.roster.sequence(slot);
-        budget.take(sequence, n_tokens);
-        self.pools.reserve(slot, sequence.n_planned() + n_tokens, &mut plan.pages);
-        let decodes = decodes(sequence);
-        self.scratch.grants.push(Grant { slot, n_tokens, decodes });
+    /// Reserves what a grant's row writes.
+    fn grant(&mut self, grant: Grant, plan: &mut StepPlan) {
+        let end = self.roster.sequence(grant.slot).n_planned() + grant.n_tokens;
+        self.pools.reserve(grant.slot, end, &mut plan.pages);
+        self.scratch.grants.push(grant);
     }
 
     /// Turns the grants into rows, decode rows first, and remembers the step.
     fn write_rows(&mut self, plan: &mut StepPlan) {
         let mut grants = std::mem::take(&mut self.scratch.grants);
-        assert!(!grants.is_empty(), "the oldest sequence can always go on");
         let decode = grants.iter().filter(|grant| grant.decodes);
         let prefill = grants.iter().filter(|grant| !grant.decodes);
         for &Grant { slot, n_tokens, .. } in decode.chain(prefill) {
@@ -261,14 +290,14 @@ impl Scheduler {
             let n_prompt_left = sequence.prompt().len().saturating_sub(start);
             self.counters.n_prompt_tokens += n_prompt_left.min(n_tokens) as u64;
             let token_idx = plan.tokens.len();
-            let emit = sequence.plan(n_tokens, &mut plan.tokens);
-            plan.rows.push(Row { request, slot, start, n_tokens, token_idx, emit });
+            let (follows, emit) = sequence.plan(n_tokens, plan.rows.len(), &mut plan.tokens);
+            plan.rows.push(Row { request, slot, start, n_tokens, token_idx, follows, emit });
         }
         grants.clear();
         self.scratch.grants = grants;
         self.counters.n_steps += 1;
         self.counters.n_rows += plan.rows.len() as u64;
-        let mut rows = std::mem::take(&mut self.scratch.flight_rows);
+        let mut rows = self.scratch.flight_rows.pop().unwrap_or_default();
         rows.extend_from_slice(&plan.rows);
         self.flights.push_back(Flight { step: plan.step, rows });
     }

@@ -1,71 +1,158 @@
-//! Who holds which page of KV: one pool and one page table a slot for each group.
+//! Who holds which page of KV: one pool and one page table a slot for each group, and what full
+//! pages hold, so that a prompt that begins like another needs not be computed again.
 //!
-//! Pages move in three explicit steps. A plan *reserves* the pages that its rows will write, the
-//! rows' result *commits* them (and gives back those that left the window), a sequence's end or its
-//! preemption *forfeits* what it holds. It does not know requests, queues or budgets; whoever calls
-//! it sees to it that no step in flight still uses a page that is given back.
+//! Pages move in explicit steps. A sequence that takes a slot *adopts* the pages that already hold
+//! what it begins with; a plan *reserves* the pages that its rows will write; the rows' result
+//! *commits* them: full ones are filed under what they hold, those that left the window are given
+//! back. A sequence's end or its preemption *forfeits* what it holds. A step in flight may still
+//! write a page that is given back: ranks run plans in order, so the page's next owner writes it
+//! later; and no page that is filed is ever written again before it is taken. It does not know
+//! requests, queues or budgets.
 //!
-//! Prefix caching would add a third state between free and held (cached), here and in `check`;
-//! a host tier would be a second pool that `forfeit` moves pages to.
+//! A host tier would be a second pool that pages move to where `Pool::take` forgets them.
 
-use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
 
 use crate::limits::n_window_pages;
-use crate::{GroupIdx, Limits, PageId, PageUpdate, SlotIdx};
+use crate::pool::Pool;
+use crate::prefix::{NodeIdx, Prefixes};
+use crate::{GroupIdx, Limits, PageId, PageUpdate, SlotIdx, TokenId};
 
 /// Every group's pages.
 #[derive(Debug)]
 pub(crate) struct Pools {
     page_tokens: usize,
     pools: Vec<Pool>,
-}
-
-/// One group's pages.
-#[derive(Debug)]
-struct Pool {
-    n_pages: usize,
-    window: Option<usize>,
-    /// Used as a stack: the page that was freed last is the one most likely still in a cache.
-    free: Vec<PageId>,
+    /// What full pages hold; `None` where prefixes are not cached.
+    prefixes: Option<Prefixes>,
     /// By slot.
-    tables: Vec<Table>,
+    paths: Vec<Path>,
+    /// One page's tokens.
+    scratch: Vec<TokenId>,
+    /// How often pages were given back.
+    n_returns: u64,
 }
 
-/// A slot's pages in one group: entries `first_idx ..` of its page table, without holes.
-#[derive(Debug, Default)]
-struct Table {
-    /// Entries before this one have left the window and are given back.
-    first_idx: usize,
-    pages: VecDeque<PageId>,
+/// How much of what a slot has computed is filed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Path {
+    /// The last full page, or the root; `None` for a free slot.
+    tip: Option<NodeIdx>,
+    n_pages: usize,
 }
+
+/// What a sequence may begin with, found in the cache. Good until pages are taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Found {
+    tip: Option<NodeIdx>,
+    n_pages: usize,
+}
+
+/// A sequence's tokens, as the cache reads them: appends those of the range.
+pub(crate) type ReadTokens<'a> = &'a dyn Fn(Range<usize>, &mut Vec<TokenId>);
 
 impl Pools {
-    /// All pages free. Room for every table's longest state is taken now, so that a step does not
-    /// allocate.
+    /// All pages free. Room for everything is taken now, so that a step does not allocate.
     pub(crate) fn new(limits: &Limits) -> Pools {
-        let n_table_pages = limits.n_context_tokens.div_ceil(limits.page_tokens);
-        let pools = limits.groups.iter().map(|group| {
-            let held = group.window.map_or(n_table_pages, |window| {
-                let in_step = limits.n_tokens_per_step.div_ceil(limits.page_tokens);
-                n_window_pages(window, limits.page_tokens).saturating_add(in_step)
-            });
-            let n_held_max = held.min(n_table_pages).min(group.n_pages);
-            let table = || Table { first_idx: 0, pages: VecDeque::with_capacity(n_held_max) };
-            Pool {
-                n_pages: group.n_pages,
-                window: group.window,
-                free: (0..group.n_pages as u32).rev().map(PageId).collect(),
-                tables: (0..limits.n_slots).map(|_| table()).collect(),
-            }
+        let groups = limits.groups.iter().enumerate();
+        let pools = groups.map(|(idx, group)| Pool::new(GroupIdx(idx as u16), group, limits));
+        let n_pages: usize = limits.groups.iter().map(|group| group.n_pages).sum();
+        // Without pages there is nothing to find.
+        let caching = limits.prefix_cache.as_ref().filter(|_| !limits.groups.is_empty());
+        let prefixes = caching.map(|caching| {
+            let (n_groups, n_nodes) = (limits.groups.len(), n_pages + 2 * limits.n_slots);
+            Prefixes::new(limits.page_tokens, n_groups, n_nodes, caching.seed)
         });
-        Pools { page_tokens: limits.page_tokens, pools: pools.collect() }
+        Pools {
+            page_tokens: limits.page_tokens,
+            pools: pools.collect(),
+            prefixes,
+            paths: vec![Path::default(); limits.n_slots],
+            scratch: Vec::with_capacity(limits.page_tokens),
+            n_returns: 0,
+        }
+    }
+
+    /// The longest beginning of a sequence, in whole pages and at most `n_tokens_max` tokens, that
+    /// the cache has: in every group all pages that a query behind it sees.
+    pub(crate) fn find(
+        &self,
+        salt: &Option<Arc<str>>,
+        n_tokens_max: usize,
+        read: ReadTokens<'_>,
+    ) -> Found {
+        let mut found = Found::default();
+        let Some(prefixes) = &self.prefixes else { return found };
+        let Some(mut node) = prefixes.root(salt) else { return found };
+        let mut tokens = Vec::with_capacity(self.page_tokens);
+        // First pages of what each group has without a gap up to here.
+        let mut firsts = vec![0; self.pools.len()];
+        for page_idx in 0..n_tokens_max / self.page_tokens {
+            tokens.clear();
+            read(page_idx * self.page_tokens..(page_idx + 1) * self.page_tokens, &mut tokens);
+            let Some(child) = prefixes.child(node, &tokens) else { break };
+            node = child;
+            let n_pages = page_idx + 1;
+            let mut is_whole = true;
+            for ((pool, group), first) in self.pools.iter().zip(self.groups()).zip(&mut firsts) {
+                if prefixes.page(node, group).is_none() {
+                    *first = n_pages;
+                }
+                let n_tokens = n_pages * self.page_tokens;
+                is_whole &= *first <= first_seen_idx(pool.window, n_tokens, self.page_tokens);
+            }
+            if is_whole {
+                found = Found { tip: Some(node), n_pages };
+            }
+        }
+        found
+    }
+
+    /// A sequence takes a slot and begins with what was found: how many tokens that are. Appends
+    /// the pages to `updates`.
+    pub(crate) fn adopt(
+        &mut self,
+        slot: SlotIdx,
+        salt: &Option<Arc<str>>,
+        found: Found,
+        updates: &mut Vec<PageUpdate>,
+    ) -> usize {
+        let page_tokens = self.page_tokens;
+        let n_tokens = found.n_pages * page_tokens;
+        let Some(prefixes) = &mut self.prefixes else { return 0 };
+        let tip = found.tip.unwrap_or_else(|| prefixes.root_or_insert(salt));
+        prefixes.retain(tip);
+        self.paths[slot.idx()] = Path { tip: Some(tip), n_pages: found.n_pages };
+        for (pool, group) in self.pools.iter_mut().zip((0..).map(GroupIdx)) {
+            let first_idx = first_seen_idx(pool.window, n_tokens, page_tokens);
+            let n_updates = updates.len();
+            for (page, page_idx) in pages_before(prefixes, found, group, first_idx) {
+                pool.share(page);
+                pool.tables[slot.idx()].pages.push_front(page);
+                updates.push(PageUpdate { slot, group, page_idx: page_idx as u32, page });
+            }
+            updates[n_updates..].reverse();
+            pool.tables[slot.idx()].first_idx = first_idx;
+        }
+        n_tokens
+    }
+
+    /// Pages of a group that a sequence would share with others if it began with what was found.
+    pub(crate) fn n_shared(&self, group: GroupIdx, found: Found) -> usize {
+        let Some(prefixes) = &self.prefixes else { return 0 };
+        let pool = &self.pools[group.idx()];
+        let n_tokens = found.n_pages * self.page_tokens;
+        let first_idx = first_seen_idx(pool.window, n_tokens, self.page_tokens);
+        let pages = pages_before(prefixes, found, group, first_idx);
+        pages.filter(|&(page, _)| pool.is_held(page)).count()
     }
 
     /// How many of `n_wanted` tokens from position `start` on have pages, held or free, in every
     /// group.
     pub(crate) fn n_affordable(&self, slot: SlotIdx, start: usize, n_wanted: usize) -> usize {
         let reach = |pool: &Pool| {
-            let n_pages = pool.tables[slot.idx()].end_idx() + pool.free.len();
+            let n_pages = pool.tables[slot.idx()].end_idx() + pool.n_free();
             n_pages.saturating_mul(self.page_tokens)
         };
         let end = self.pools.iter().map(reach).fold(start + n_wanted, usize::min);
@@ -76,41 +163,66 @@ impl Pools {
     /// must be affordable.
     pub(crate) fn reserve(&mut self, slot: SlotIdx, end: usize, updates: &mut Vec<PageUpdate>) {
         let end_idx = end.div_ceil(self.page_tokens);
-        for (group_idx, pool) in self.pools.iter_mut().enumerate() {
-            let table = &mut pool.tables[slot.idx()];
-            for page_idx in table.end_idx()..end_idx {
-                let page = pool.free.pop().expect("only affordable pages are reserved");
-                table.pages.push_back(page);
-                let (group, page_idx) = (GroupIdx(group_idx as u16), page_idx as u32);
-                updates.push(PageUpdate { slot, group, page_idx, page });
+        for (pool, group) in self.pools.iter_mut().zip((0..).map(GroupIdx)) {
+            for page_idx in pool.tables[slot.idx()].end_idx()..end_idx {
+                let page = pool.take(&mut self.prefixes).expect("only affordable pages are taken");
+                pool.tables[slot.idx()].pages.push_back(page);
+                updates.push(PageUpdate { slot, group, page_idx: page_idx as u32, page });
             }
         }
     }
 
-    /// Positions before `n_computed` are written, and no row before it is planned: pages that no
-    /// query from there on sees are given back.
-    pub(crate) fn commit(&mut self, slot: SlotIdx, n_computed: usize) {
+    /// Positions before `n_computed` are written, and no row before it is planned: full pages are
+    /// filed, and pages that no query from there on sees are given back.
+    pub(crate) fn commit(&mut self, slot: SlotIdx, n_computed: usize, read: ReadTokens<'_>) {
+        self.file(slot, n_computed, read);
         for pool in &mut self.pools {
-            let Some(window) = pool.window else { continue };
-            let first_seen_idx = (n_computed + 1).saturating_sub(window) / self.page_tokens;
-            let table = &mut pool.tables[slot.idx()];
-            while table.first_idx < first_seen_idx {
+            if pool.window.is_none() {
+                continue;
+            }
+            let first_idx = first_seen_idx(pool.window, n_computed, self.page_tokens);
+            while pool.tables[slot.idx()].first_idx < first_idx {
+                let table = &mut pool.tables[slot.idx()];
                 let page = table.pages.pop_front().expect("what left the window was written");
                 table.first_idx += 1;
-                pool.free.push(page);
+                pool.give_back(page);
+                self.n_returns += 1;
             }
+        }
+    }
+
+    fn file(&mut self, slot: SlotIdx, n_computed: usize, read: ReadTokens<'_>) {
+        let Pools { page_tokens, pools, prefixes, paths, scratch, .. } = self;
+        let Some(prefixes) = prefixes else { return };
+        let path = &mut paths[slot.idx()];
+        while (path.n_pages + 1) * *page_tokens <= n_computed {
+            scratch.clear();
+            read(path.n_pages * *page_tokens..(path.n_pages + 1) * *page_tokens, scratch);
+            let before = path.tip.expect("a slot that computes has a path");
+            let node = prefixes.child_or_insert(before, scratch);
+            prefixes.retain(node);
+            prefixes.release(before);
+            for pool in pools.iter_mut() {
+                pool.file(slot.idx(), path.n_pages, node, prefixes);
+            }
+            *path = Path { tip: Some(node), n_pages: path.n_pages + 1 };
         }
     }
 
     /// Gives back all that a slot holds.
     pub(crate) fn forfeit(&mut self, slot: SlotIdx) {
+        self.n_returns += 1;
         for pool in &mut self.pools {
-            let table = &mut pool.tables[slot.idx()];
-            // In reverse, so that a sequence alone gets the same pages again in the same order.
-            while let Some(page) = table.pages.pop_back() {
-                pool.free.push(page);
+            // In reverse: a sequence alone gets the same pages again in the same order, and of what
+            // is cached the end is forgotten before the beginning.
+            while let Some(page) = pool.tables[slot.idx()].pages.pop_back() {
+                pool.give_back(page);
             }
-            table.first_idx = 0;
+            pool.tables[slot.idx()].first_idx = 0;
+        }
+        let path = std::mem::take(&mut self.paths[slot.idx()]);
+        if let (Some(tip), Some(prefixes)) = (path.tip, &mut self.prefixes) {
+            prefixes.release(tip);
         }
     }
 
@@ -135,12 +247,22 @@ impl Pools {
 
     /// Pages that nobody holds.
     pub(crate) fn n_free(&self, group: GroupIdx) -> usize {
-        self.pools[group.idx()].free.len()
+        self.pools[group.idx()].n_free()
+    }
+
+    /// Pages that nobody holds and whose content may be wanted again.
+    pub(crate) fn n_cached(&self, group: GroupIdx) -> usize {
+        self.pools[group.idx()].n_cached()
     }
 
     /// Pages of a group.
     pub(crate) fn n_pages(&self, group: GroupIdx) -> usize {
-        self.pools[group.idx()].n_pages
+        self.pools[group.idx()].n_pages()
+    }
+
+    /// How often pages were given back: until it changes, there is no more room than there was.
+    pub(crate) fn n_returns(&self) -> u64 {
+        self.n_returns
     }
 
     /// The groups, in order.
@@ -148,38 +270,51 @@ impl Pools {
         (0..self.pools.len() as u16).map(GroupIdx)
     }
 
-    /// Asserts that every page is free or held, once, and that every slot's tables hold exactly
+    /// Asserts that every page is free, held or cached, and that every slot's tables hold exactly
     /// what `spans` says of it: positions seen from the first (`n_computed`) on and reserved before
     /// the second; `None` for a free slot.
     pub(crate) fn check(&self, spans: impl Fn(SlotIdx) -> Option<(usize, usize)>) {
         for (group_idx, pool) in self.pools.iter().enumerate() {
-            let mut n_owners = vec![0usize; pool.n_pages];
-            let held = pool.tables.iter().flat_map(|table| &table.pages);
-            for page in held.chain(&pool.free) {
-                n_owners[page.idx()] += 1;
-            }
-            for (page_idx, n_owners) in n_owners.into_iter().enumerate() {
-                assert_eq!(n_owners, 1, "owners of page {page_idx} of group {group_idx}");
-            }
+            pool.check(self.prefixes.as_ref());
             for (slot_idx, table) in pool.tables.iter().enumerate() {
                 let span = spans(SlotIdx(slot_idx as u32));
                 let expected = span.map_or(0..0, |(n_computed, end)| {
-                    let window = pool.window.unwrap_or(usize::MAX);
-                    let first_seen = (n_computed + 1).saturating_sub(window);
-                    first_seen / self.page_tokens..end.div_ceil(self.page_tokens)
+                    let first_idx = first_seen_idx(pool.window, n_computed, self.page_tokens);
+                    first_idx..end.div_ceil(self.page_tokens)
                 });
                 let actual = table.first_idx..table.end_idx();
                 assert_eq!(actual, expected, "pages of slot {slot_idx} in group {group_idx}");
             }
         }
+        let Some(prefixes) = &self.prefixes else { return };
+        prefixes.check(self.paths.iter().filter_map(|path| path.tip));
+        for (slot_idx, path) in self.paths.iter().enumerate() {
+            let span = spans(SlotIdx(slot_idx as u32));
+            assert_eq!(path.tip.is_some(), span.is_some(), "the path of slot {slot_idx}");
+            let n_full = span.map_or(0, |(n_computed, _)| n_computed / self.page_tokens);
+            assert_eq!(path.n_pages, n_full, "full pages of slot {slot_idx}");
+        }
     }
 }
 
-impl Table {
-    /// The first entry that is not set.
-    fn end_idx(&self) -> usize {
-        self.first_idx + self.pages.len()
-    }
+/// The first table entry that a query at position `n_computed` sees.
+fn first_seen_idx(window: Option<usize>, n_computed: usize, page_tokens: usize) -> usize {
+    (n_computed + 1).saturating_sub(window.unwrap_or(usize::MAX)) / page_tokens
+}
+
+/// Pages of what was found and their table entries, from the last one back to `first_idx`.
+fn pages_before(
+    prefixes: &Prefixes,
+    found: Found,
+    group: GroupIdx,
+    first_idx: usize,
+) -> impl Iterator<Item = (PageId, usize)> {
+    let nodes = std::iter::successors(found.tip, |&node| prefixes.parent(node));
+    let entries = (first_idx..found.n_pages).rev();
+    nodes.zip(entries).map(move |(node, page_idx)| {
+        let page = prefixes.page(node, group);
+        (page.expect("what was found has its pages"), page_idx)
+    })
 }
 
 #[cfg(test)]
@@ -198,11 +333,17 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 64,
             page_tokens: 4,
+            prefix_cache: None,
             groups: vec![
                 GroupLimits { n_pages: 6, window: None },
                 GroupLimits { n_pages: 3, window: Some(window) },
             ],
         })
+    }
+
+    /// Nothing is cached: nobody reads tokens.
+    fn nothing(_: Range<usize>, _: &mut Vec<TokenId>) {
+        panic!("tokens are read");
     }
 
     #[test]
@@ -237,7 +378,7 @@ mod tests {
         for (window, n_free) in [(5, 1), (6, 0)] {
             let mut pools = pools(window);
             pools.reserve(SLOT, 9, &mut Vec::new());
-            pools.commit(SLOT, 8);
+            pools.commit(SLOT, 8, &nothing);
             assert_eq!(pools.n_free(WINDOWED), n_free, "window of {window}");
             assert_eq!(pools.n_free(FULL), 3, "a full group gives nothing back");
             pools.check(|slot| (slot == SLOT).then_some((8, 9)));
@@ -248,7 +389,7 @@ mod tests {
     fn a_window_of_one_may_hold_nothing() {
         let mut pools = pools(1);
         pools.reserve(SLOT, 4, &mut Vec::new());
-        pools.commit(SLOT, 4);
+        pools.commit(SLOT, 4, &nothing);
         assert_eq!(pools.n_free(WINDOWED), 3);
         pools.reserve(SLOT, 5, &mut Vec::new());
         pools.check(|slot| (slot == SLOT).then_some((4, 5)));
@@ -258,7 +399,7 @@ mod tests {
     fn forfeit_gives_everything_back() {
         let mut pools = pools(5);
         pools.reserve(SLOT, 9, &mut Vec::new());
-        pools.commit(SLOT, 9);
+        pools.commit(SLOT, 9, &nothing);
         pools.forfeit(SLOT);
         assert_eq!((pools.n_free(FULL), pools.n_free(WINDOWED)), (6, 3));
         pools.check(|_| None);

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TokenId};
 
-/// One forward pass. The same plan goes to every rank.
+/// One forward pass. The same plan goes to every rank, and ranks run plans in their order: what one
+/// plan takes from a sequence (a page, a slot), the plan before it may still use.
 ///
 /// Ranks keep a page table per slot and group; a plan carries only what changed in it, so its size
 /// does not grow with the context.
@@ -18,7 +19,8 @@ pub struct StepPlan {
     pub pages: Vec<PageUpdate>,
     /// Rows, at most one a slot; those that decode come first, each group by age.
     pub rows: Vec<Row>,
-    /// Input tokens of all rows, back to back in row order.
+    /// Input tokens of all rows, back to back in row order. Those of rows that follow others are
+    /// not known yet.
     pub tokens: Vec<TokenId>,
 }
 
@@ -29,6 +31,9 @@ pub struct Admission {
     pub request: RequestId,
     /// Where.
     pub slot: SlotIdx,
+    /// Tokens whose KV was found in pages that the plan puts into the tables: its first row begins
+    /// behind them.
+    pub n_cached: usize,
 }
 
 /// Entry `page_idx` of a slot's page table in `group` becomes `page`:
@@ -58,6 +63,9 @@ pub struct Row {
     pub n_tokens: usize,
     /// Where the row's tokens begin in [`StepPlan::tokens`].
     pub token_idx: usize,
+    /// The row's one token is what this row of the step before samples, which had not landed when
+    /// this was planned. [`StepPlan::settle`] writes it where `token_idx` says.
+    pub follows: Option<usize>,
     /// What the row yields besides KV.
     pub emit: Emit,
 }
@@ -96,6 +104,19 @@ impl StepPlan {
             pages: Vec::new(),
             rows: Vec::new(),
             tokens: Vec::new(),
+        }
+    }
+
+    /// Writes the tokens that were not known when this was planned. `sampled` is what the step
+    /// before it sampled, one entry a row.
+    ///
+    /// # Panics
+    /// If a row follows one that sampled nothing.
+    pub fn settle(&mut self, sampled: &[Option<TokenId>]) {
+        for row in &self.rows {
+            let Some(row_idx) = row.follows else { continue };
+            let token = sampled[row_idx];
+            self.tokens[row.token_idx] = token.expect("a row follows one that samples");
         }
     }
 

@@ -1,13 +1,17 @@
 //! Who gives way when pages run out: always the youngest that runs.
 //!
 //! A preempted sequence keeps its tokens, loses its pages and goes back to the head of the queue;
-//! admitted again, it computes prompt and generated tokens anew, as one prefill.
+//! admitted again, it computes prompt and generated tokens anew, as one prefill. A row of it may be
+//! in flight: the KV that it writes is lost, what it samples holds. It is not admitted before that
+//! row has landed.
 //!
 //! **Nobody starves.** A sequence takes pages only from younger ones, so the oldest is never
 //! preempted, and alone it fits the pools (`admission`): it computes at least one token in every
-//! step. Whoever is taken therefore ends after no more steps than it and the sequences older than
-//! it may hold tokens, together. The youngest has nobody to take pages from: it keeps its slot and
-//! what it has computed, and sits the step out.
+//! step, until all that it will ever compute is in flight. While its last row is, or one too many
+//! of a sequence whose stop token was seen late, one step more may be planned for others. Whoever
+//! is taken therefore ends after no more steps than it and the sequences older than it may hold
+//! tokens, together, and one more for each of them. The youngest has nobody to take pages from: it
+//! keeps its slot and what it has computed, and sits the step out.
 //!
 //! A host tier would copy pages out instead of forfeiting them, here.
 
@@ -52,6 +56,7 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 36,
             page_tokens: 4,
+            prefix_cache: None,
             groups: vec![GroupLimits { n_pages: 9, window: None }],
         };
         let (mut roster, mut pools) = (Roster::new(&limits), Pools::new(&limits));
@@ -62,6 +67,7 @@ mod tests {
                 n_new_max: 0,
                 stop_tokens: [].into(),
                 scores_prompt: true,
+                cache_salt: None,
             };
             roster.arrive(request, &limits);
         }
@@ -75,9 +81,10 @@ mod tests {
         let sequence = roster.sequence_mut(slot);
         let start = sequence.n_planned();
         pools.reserve(slot, start + n_tokens, &mut Vec::new());
-        let emit = sequence.plan(n_tokens, &mut Vec::new());
+        let (follows, emit) = sequence.plan(n_tokens, 0, &mut Vec::new());
         let request = sequence.id();
-        sequence.land(&crate::Row { request, slot, start, n_tokens, token_idx: 0, emit });
+        let row = crate::Row { request, slot, start, n_tokens, token_idx: 0, follows, emit };
+        sequence.land(&row);
     }
 
     #[test]

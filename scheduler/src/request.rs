@@ -18,4 +18,6 @@ pub struct Request {
     /// Whether the prompt's own log-probabilities are wanted: its rows then carry
     /// [`Emit::Score`](crate::Emit::Score).
     pub scores_prompt: bool,
+    /// What it computes is shared with requests of the same salt, and with no others.
+    pub cache_salt: Option<Arc<str>>,
 }

@@ -10,9 +10,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::sequence::{Arrival, Sequence};
-use crate::{Limits, Request, RequestId, SlotIdx};
+use crate::{Limits, Request, RequestId, Row, SlotIdx};
 
-/// Every sequence that has not ended, and those that ended with a row in flight.
+/// Every sequence that has not ended.
 #[derive(Debug)]
 pub(crate) struct Roster {
     slots: Vec<Option<Sequence>>,
@@ -24,6 +24,8 @@ pub(crate) struct Roster {
     /// Requests that have not ended. Not touched by a step in which nobody arrives or ends.
     arrivals: BTreeMap<RequestId, Arrival>,
     n_arrivals: u64,
+    /// Rows in flight of sequences that have ended.
+    n_orphan_rows: usize,
 }
 
 /// Where a request that has not ended is.
@@ -44,6 +46,7 @@ impl Roster {
             waiting: VecDeque::new(),
             arrivals: BTreeMap::new(),
             n_arrivals: 0,
+            n_orphan_rows: 0,
         }
     }
 
@@ -69,8 +72,9 @@ impl Roster {
         Some(slot)
     }
 
-    /// Sends the youngest running sequence back to the head of the queue. Returns its slot and how
-    /// many of its tokens are to be computed again. Its pages must be forfeited.
+    /// Sends the youngest running sequence back to the head of the queue, also while rows of it are
+    /// in flight. Returns its slot and how many of its tokens are to be computed again. Its pages
+    /// must be forfeited.
     pub(crate) fn preempt_youngest(&mut self) -> (SlotIdx, usize) {
         let slot = self.running.pop().expect("somebody runs");
         let mut sequence = self.slots[slot.idx()].take().expect("a running slot is taken");
@@ -80,29 +84,34 @@ impl Roster {
         (slot, n_lost)
     }
 
-    /// Takes a waiting request out of the queue for good.
-    pub(crate) fn withdraw(&mut self, queue_idx: usize) {
-        let sequence = self.waiting.remove(queue_idx).expect("found in the queue");
+    /// A request has ended: it is unknown from now on, and rows of it in flight are nobody's. The
+    /// slot that it had is free; its pages must be forfeited.
+    pub(crate) fn end(&mut self, place: Place) {
+        let sequence = match place {
+            Place::Waiting(queue_idx) => self.waiting.remove(queue_idx),
+            Place::Running(slot) => {
+                let order_idx = self.order_idx(self.sequence(slot).arrival());
+                self.running.remove(order_idx.expect("it runs"));
+                self.free_slots.push(slot);
+                self.slots[slot.idx()].take()
+            }
+        };
+        let sequence = sequence.expect("it was found there");
         self.arrivals.remove(&sequence.id());
+        self.n_orphan_rows += sequence.n_rows_in_flight();
     }
 
-    /// A running request has ended: it is unknown from now on, but keeps its slot until
-    /// [`Roster::vacate`].
-    pub(crate) fn end(&mut self, slot: SlotIdx) {
-        let sequence = self.slots[slot.idx()].as_mut().expect("a running slot is taken");
-        sequence.set_ended();
-        self.arrivals.remove(&sequence.id());
-        let arrival = sequence.arrival();
-        let order_idx = self.order_idx(arrival).expect("it runs");
-        self.running.remove(order_idx);
-    }
-
-    /// Frees the slot of a sequence that has ended and that no step in flight uses.
-    pub(crate) fn vacate(&mut self, slot: SlotIdx) {
-        let sequence = self.slots[slot.idx()].take().expect("an ended slot is taken");
-        assert!(sequence.has_ended(), "{:?} loses its slot alive", sequence.id());
-        assert_eq!(sequence.n_rows_in_flight(), 0, "{:?} is in flight", sequence.id());
-        self.free_slots.push(slot);
+    /// Where the sequence is whose row has run; `None` if it ended meanwhile. Asked once a row.
+    pub(crate) fn landing(&mut self, row: &Row) -> Option<Place> {
+        let in_slot = self.slots[row.slot.idx()].as_ref();
+        if in_slot.is_some_and(|sequence| sequence.id() == row.request) {
+            return Some(Place::Running(row.slot));
+        }
+        let place = self.find(row.request);
+        if place.is_none() {
+            self.n_orphan_rows -= 1;
+        }
+        place
     }
 
     /// The sequence in a taken slot.
@@ -123,6 +132,10 @@ impl Roster {
     /// The oldest waiting sequence.
     pub(crate) fn next_waiting(&self) -> Option<&Sequence> {
         self.waiting.front()
+    }
+
+    pub(crate) fn has_free_slot(&self) -> bool {
+        !self.free_slots.is_empty()
     }
 
     pub(crate) fn n_waiting(&self) -> usize {
@@ -152,6 +165,14 @@ impl Roster {
         }
     }
 
+    /// The sequence at a place that was found.
+    pub(crate) fn at_mut(&mut self, place: Place) -> &mut Sequence {
+        match place {
+            Place::Running(slot) => self.sequence_mut(slot),
+            Place::Waiting(queue_idx) => &mut self.waiting[queue_idx],
+        }
+    }
+
     fn order_idx(&self, arrival: Arrival) -> Option<usize> {
         self.running.binary_search_by_key(&arrival, |&slot| self.sequence(slot).arrival()).ok()
     }
@@ -165,8 +186,7 @@ impl Roster {
             assert!(self.slots[slot.idx()].is_none(), "{slot:?} is free and taken");
             assert!(!self.free_slots[..n_before].contains(slot), "{slot:?} is free twice");
         }
-        let n_ended = taken.clone().filter(|sequence| sequence.has_ended()).count();
-        assert_eq!(self.running.len() + n_ended, n_taken, "running + ended = taken");
+        assert_eq!(self.running.len(), n_taken, "whoever has a slot runs");
         assert!(self.n_live() <= limits.n_live_max(), "{} live", self.n_live());
         assert_eq!(self.n_live(), self.arrivals.len(), "live requests are those in the map");
 
@@ -177,13 +197,8 @@ impl Roster {
             assert!(last < arrival, "{:?} is out of order", sequence.id());
             last = arrival;
             assert_eq!(self.arrivals.get(&sequence.id()).copied(), arrival);
-            assert!(!sequence.has_ended(), "{:?} ended and lives", sequence.id());
         }
-        for sequence in taken {
-            sequence.check();
-            let lands = !sequence.has_ended() || sequence.n_rows_in_flight() > 0;
-            assert!(lands, "{:?} ended, nothing in flight, and keeps its slot", sequence.id());
-        }
+        taken.for_each(Sequence::check);
         for sequence in &self.waiting {
             sequence.check();
             assert_eq!(sequence.n_planned(), 0, "{:?} waits with tokens computed", sequence.id());
@@ -196,9 +211,10 @@ impl Roster {
         Some((sequence.n_computed(), sequence.n_planned()))
     }
 
-    /// Rows in flight, over all slots.
+    /// Rows in flight: of those that run, of those that were preempted, and nobody's.
     pub(crate) fn n_rows_in_flight(&self) -> usize {
-        self.slots.iter().flatten().map(Sequence::n_rows_in_flight).sum()
+        let alive = self.slots.iter().flatten().chain(&self.waiting);
+        self.n_orphan_rows + alive.map(Sequence::n_rows_in_flight).sum::<usize>()
     }
 }
 
@@ -213,6 +229,7 @@ mod tests {
             n_tokens_per_step: 4,
             n_context_tokens: 16,
             page_tokens: 4,
+            prefix_cache: None,
             groups: Vec::new(),
         }
     }
@@ -226,6 +243,7 @@ mod tests {
                 n_new_max: 1,
                 stop_tokens: [].into(),
                 scores_prompt: false,
+                cache_salt: None,
             };
             roster.arrive(request, &limits());
         }
@@ -253,12 +271,10 @@ mod tests {
     fn the_ended_are_unknown() {
         let mut roster = roster(3);
         roster.admit();
-        roster.withdraw(0);
+        roster.end(Place::Waiting(0));
         assert_eq!(place(&roster, 1), None);
         assert_eq!(place(&roster, 2), Some(Place::Waiting(0)));
-        roster.end(SlotIdx(0));
-        assert_eq!(roster.find(RequestId(0)), None);
-        roster.vacate(SlotIdx(0));
+        roster.end(Place::Running(SlotIdx(0)));
         assert_eq!(place(&roster, 0), None);
         assert_eq!(roster.n_live(), 1);
     }

@@ -3,6 +3,7 @@
 //! It does not know pages, queues or other sequences.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::{Emit, FinishReason, Limits, Request, RequestId, Row, TokenId};
 
@@ -10,11 +11,16 @@ use crate::{Emit, FinishReason, Limits, Request, RequestId, Row, TokenId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrival(pub(crate) u64);
 
+/// A token that the next row computes before anybody knows it: it is a placeholder until the plan
+/// is settled.
+const UNKNOWN: TokenId = TokenId(0);
+
 /// A request that has been taken.
 ///
 /// Positions `.. n_computed` have their KV in pages; `n_in_flight` more are being computed by
-/// planned steps. Tokens `.. n_tokens()` are known. A sequence with one token to compute decodes;
-/// one with more prefills, be it its prompt or what a preemption threw away.
+/// planned steps. Tokens `.. n_tokens()` are known; `n_late` more will be, when those steps land. A
+/// sequence with one token to compute decodes; one with more prefills, be it its prompt or what a
+/// preemption threw away.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     request: Request,
@@ -25,10 +31,15 @@ pub(crate) struct Sequence {
     n_computed: usize,
     n_in_flight: usize,
     n_rows_in_flight: usize,
+    /// Tokens that rows in flight sample.
+    n_late: usize,
+    /// Row of the last planned step that samples the last of them.
+    late_row_idx: usize,
+    /// Rows in flight, the first to land, whose KV was lost to a preemption. What they sample
+    /// holds.
+    n_void_rows: usize,
     /// Prompt positions whose scores were delivered; a preemption does not undo that.
     n_scored: usize,
-    /// Its end was told while rows were in flight; it holds its slot and pages until they land.
-    has_ended: bool,
 }
 
 impl Sequence {
@@ -42,8 +53,10 @@ impl Sequence {
             n_computed: 0,
             n_in_flight: 0,
             n_rows_in_flight: 0,
+            n_late: 0,
+            late_row_idx: 0,
+            n_void_rows: 0,
             n_scored: 0,
-            has_ended: false,
         }
     }
 
@@ -87,13 +100,17 @@ impl Sequence {
         self.n_rows_in_flight
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.has_ended
+    /// Tokens known once all planned rows have landed.
+    pub(crate) fn n_tokens_planned(&self) -> usize {
+        self.n_tokens() + self.n_late
     }
 
-    /// Known tokens that no row computes yet.
+    /// Tokens that no row computes yet, of those known and of those that rows in flight sample.
     pub(crate) fn n_remaining(&self) -> usize {
-        self.n_tokens() - self.n_planned()
+        let n_tokens = self.n_tokens_planned();
+        // The last token that it generates needs no KV.
+        let is_last = self.n_late > 0 && n_tokens == self.n_tokens_end;
+        if is_last { 0 } else { n_tokens - self.n_planned() }
     }
 
     /// Tokens that the next row may have: all that remain, but a row does not mix positions that
@@ -106,39 +123,83 @@ impl Sequence {
         self.n_remaining()
     }
 
+    pub(crate) fn cache_salt(&self) -> &Option<Arc<str>> {
+        &self.request.cache_salt
+    }
+
+    /// Tokens whose KV it may take from others: all but the last, whose logits it needs, and none
+    /// while the prompt's own are wanted.
+    pub(crate) fn n_cacheable(&self) -> usize {
+        let scores = self.request.scores_prompt && self.n_scored < self.request.prompt.len();
+        if scores { 0 } else { self.n_tokens() - 1 }
+    }
+
+    /// Its first `n_tokens` have their KV in pages that others wrote.
+    pub(crate) fn adopt(&mut self, n_tokens: usize) {
+        assert_eq!(self.n_planned(), 0, "{:?} has pages of its own", self.id());
+        assert!(n_tokens <= self.n_cacheable(), "{:?}: {n_tokens} tokens adopted", self.id());
+        self.n_computed = n_tokens;
+    }
+
+    /// Appends the tokens of a range to `tokens`.
+    pub(crate) fn read(&self, range: Range<usize>, tokens: &mut Vec<TokenId>) {
+        let Range { start, end } = range;
+        let n_prompt = self.request.prompt.len();
+        tokens.extend_from_slice(&self.request.prompt[start.min(n_prompt)..end.min(n_prompt)]);
+        let generated = start.saturating_sub(n_prompt)..end.saturating_sub(n_prompt);
+        tokens.extend_from_slice(&self.generated[generated]);
+    }
+
     /// It takes a slot: room for all that it may generate, so that no step allocates for it.
     pub(crate) fn enter(&mut self) {
         let n_new = self.n_tokens_end - self.request.prompt.len();
         self.generated.reserve_exact(n_new - self.generated.len());
     }
 
-    /// It loses its pages: everything is to be computed again. Returns how many positions that is.
+    /// It loses its pages: everything is to be computed again, also what is in flight. Returns how
+    /// many positions that is.
     pub(crate) fn rewind(&mut self) -> usize {
-        assert_eq!(self.n_rows_in_flight, 0, "{:?} loses pages that a step uses", self.id());
-        std::mem::take(&mut self.n_computed)
+        let n_lost = self.n_planned();
+        self.n_void_rows = self.n_rows_in_flight;
+        (self.n_computed, self.n_in_flight) = (0, 0);
+        n_lost
     }
 
-    /// Plans a row of the next `n_tokens`: what it yields. Appends its tokens to `tokens`.
-    pub(crate) fn plan(&mut self, n_tokens: usize, tokens: &mut Vec<TokenId>) -> Emit {
+    /// Plans the next `n_tokens` as row `row_idx` of a step: which row of the step before it
+    /// follows, if any, and what it yields. Appends its tokens to `tokens`.
+    pub(crate) fn plan(
+        &mut self,
+        n_tokens: usize,
+        row_idx: usize,
+        tokens: &mut Vec<TokenId>,
+    ) -> (Option<usize>, Emit) {
         let start = self.n_planned();
         let end = start + n_tokens;
         let n_row_max = self.n_row_tokens_max();
         assert!((1..=n_row_max).contains(&n_tokens), "{n_tokens} tokens of {n_row_max}");
         let emit = self.emit(start..end);
-        let n_prompt = self.request.prompt.len();
-        tokens.extend_from_slice(&self.request.prompt[start.min(n_prompt)..end.min(n_prompt)]);
-        let generated = start.saturating_sub(n_prompt)..end.saturating_sub(n_prompt);
-        tokens.extend_from_slice(&self.generated[generated]);
+        let follows = (start == self.n_tokens()).then_some(self.late_row_idx);
+        if follows.is_some() {
+            assert_eq!(n_tokens, 1, "{:?}: one token follows a row in flight", self.id());
+            tokens.push(UNKNOWN);
+        } else {
+            self.read(start..end, tokens);
+        }
         self.n_in_flight += n_tokens;
         self.n_rows_in_flight += 1;
-        emit
+        if emit.samples() {
+            self.n_late += 1;
+            self.late_row_idx = row_idx;
+        }
+        (follows, emit)
     }
 
     fn emit(&self, positions: Range<usize>) -> Emit {
         let scores = self.request.scores_prompt
             && positions.start >= self.n_scored
             && positions.start < self.request.prompt.len();
-        let samples = positions.end == self.n_tokens() && self.n_tokens() < self.n_tokens_end;
+        let n_tokens = self.n_tokens_planned();
+        let samples = positions.end == n_tokens && n_tokens < self.n_tokens_end;
         match (scores, samples) {
             (false, false) => Emit::Nothing,
             (false, true) => Emit::Sample,
@@ -149,13 +210,20 @@ impl Sequence {
 
     /// A row of it has run.
     pub(crate) fn land(&mut self, row: &Row) {
+        self.n_rows_in_flight -= 1;
+        if row.emit.samples() {
+            self.n_late -= 1;
+        }
+        if row.emit.scores() {
+            self.n_scored = self.n_scored.max(row.start + row.n_tokens);
+        }
+        if self.n_void_rows > 0 {
+            self.n_void_rows -= 1;
+            return;
+        }
         assert_eq!(row.start, self.n_computed, "rows of {:?} land in order", self.id());
         self.n_computed += row.n_tokens;
         self.n_in_flight -= row.n_tokens;
-        self.n_rows_in_flight -= 1;
-        if row.emit.scores() {
-            self.n_scored = self.n_computed;
-        }
     }
 
     /// It generated a token.
@@ -171,17 +239,12 @@ impl Sequence {
         {
             return Some(FinishReason::Stop(token));
         }
-        // Its last token needs no KV; a prompt alone is computed to its end.
+        // Its last token needs no KV; a prompt alone is computed to its end, or scored to its end
+        // where that KV was lost meanwhile.
         let is_full = self.n_tokens() == self.n_tokens_end;
-        let is_done =
-            is_full && (!self.generated.is_empty() || self.n_computed == self.n_tokens_end);
+        let is_computed = self.n_computed.max(self.n_scored) == self.n_tokens_end;
+        let is_done = is_full && (!self.generated.is_empty() || is_computed);
         is_done.then_some(FinishReason::Length)
-    }
-
-    /// Its end was told.
-    pub(crate) fn set_ended(&mut self) {
-        assert!(!self.has_ended, "{:?} ends twice", self.id());
-        self.has_ended = true;
     }
 
     /// Asserts what holds in every state.
@@ -189,9 +252,15 @@ impl Sequence {
         let id = self.id();
         let n_tokens = self.n_tokens();
         assert!(!self.request.prompt.is_empty(), "{id:?}: empty prompt");
+        let n_planned = self.n_planned();
         assert!(n_tokens <= self.n_tokens_end, "{id:?}: {n_tokens} > {}", self.n_tokens_end);
-        assert!(self.n_planned() <= n_tokens, "{id:?}: {} > {n_tokens}", self.n_planned());
-        assert_eq!(self.n_in_flight == 0, self.n_rows_in_flight == 0, "{id:?}: in flight");
+        let n_tokens = self.n_tokens_planned();
+        assert!(n_tokens <= self.n_tokens_end, "{id:?}: {n_tokens} > {}", self.n_tokens_end);
+        assert!(n_planned <= n_tokens, "{id:?}: {n_planned} > {n_tokens}");
+        assert!(self.n_void_rows <= self.n_rows_in_flight, "{id:?}: void rows have landed");
+        assert!(self.n_late <= self.n_rows_in_flight, "{id:?}: a row samples two tokens");
+        let n_rows = self.n_rows_in_flight - self.n_void_rows;
+        assert_eq!(self.n_in_flight == 0, n_rows == 0, "{id:?}: in flight");
         assert!(self.n_scored <= self.request.prompt.len(), "{id:?}: scores past its prompt");
         assert!(self.request.scores_prompt || self.n_scored == 0, "{id:?}: scored unasked");
     }
@@ -209,6 +278,7 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 12,
             page_tokens: 4,
+            prefix_cache: None,
             groups: Vec::new(),
         };
         let request = Request {
@@ -217,6 +287,7 @@ mod tests {
             n_new_max,
             stop_tokens: [TokenId(99)].into(),
             scores_prompt,
+            cache_salt: None,
         };
         let mut sequence = Sequence::new(request, Arrival(0), &limits);
         sequence.enter();
@@ -227,9 +298,9 @@ mod tests {
     fn step(sequence: &mut Sequence, n_tokens: usize, sampled: u32) -> (Emit, Vec<u32>) {
         let mut tokens = Vec::new();
         let start = sequence.n_planned();
-        let emit = sequence.plan(n_tokens, &mut tokens);
+        let (follows, emit) = sequence.plan(n_tokens, 0, &mut tokens);
         let (request, slot) = (sequence.id(), SlotIdx(0));
-        sequence.land(&Row { request, slot, start, n_tokens, token_idx: 0, emit });
+        sequence.land(&Row { request, slot, start, n_tokens, token_idx: 0, follows, emit });
         if emit.samples() {
             sequence.push(TokenId(sampled));
         }

@@ -21,8 +21,10 @@ pub struct Stats {
 pub struct GroupStats {
     /// Pages in the pool.
     pub n_pages: usize,
-    /// Pages that a sequence holds.
+    /// Pages that sequences hold.
     pub n_pages_used: usize,
+    /// Pages that nobody holds and whose content is known: they are had for the asking.
+    pub n_pages_cached: usize,
 }
 
 /// Counts that only grow.
@@ -42,6 +44,8 @@ pub struct Counters {
     pub n_rows: u64,
     /// Prompt tokens in planned rows, those computed again after a preemption among them.
     pub n_prompt_tokens: u64,
+    /// Tokens of sequences that entered a slot whose KV was found in the cache.
+    pub n_cached_tokens: u64,
     /// Tokens generated for requests that still wanted them.
     pub n_generated_tokens: u64,
     /// Sequences sent back to the queue for want of pages.
@@ -56,6 +60,11 @@ impl Stats {
         self.groups.iter().map(|group| group.n_pages_used).sum()
     }
 
+    /// Pages that nobody holds and whose content is known, over all groups.
+    pub fn n_pages_cached(&self) -> usize {
+        self.groups.iter().map(|group| group.n_pages_cached).sum()
+    }
+
     /// Pages, over all groups.
     pub fn n_pages(&self) -> usize {
         self.groups.iter().map(|group| group.n_pages).sum()
@@ -64,7 +73,8 @@ impl Stats {
     pub(crate) fn new(roster: &Roster, pools: &Pools, counters: &Counters) -> Stats {
         let group_stats = |group| {
             let n_pages = pools.n_pages(group);
-            GroupStats { n_pages, n_pages_used: n_pages - pools.n_free(group) }
+            let n_pages_used = n_pages - pools.n_free(group);
+            GroupStats { n_pages, n_pages_used, n_pages_cached: pools.n_cached(group) }
         };
         Stats {
             n_running: roster.running().len(),

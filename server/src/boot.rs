@@ -132,6 +132,8 @@ mod tests {
             kv_dtype: None,
             kv_bytes: None,
             is_deterministic: false,
+            overlaps_steps: false,
+            caches_prefixes: false,
         }
     }
 

@@ -68,7 +68,7 @@ impl Planner {
         for span in spans {
             let (request, slot) = (RequestId(span.slot as u64), SlotIdx(span.slot as u32));
             if span.start == 0 {
-                plan.admitted.push(Admission { request, slot });
+                plan.admitted.push(Admission { request, slot, n_cached: 0 });
             }
             self.grow(span, &mut plan);
             plan.rows.push(Row {
@@ -77,6 +77,7 @@ impl Planner {
                 start: span.start,
                 n_tokens: span.tokens.len(),
                 token_idx: plan.tokens.len(),
+                follows: None,
                 emit: Emit::ScoreAndSample,
             });
             plan.tokens.extend_from_slice(span.tokens);

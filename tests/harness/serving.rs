@@ -129,6 +129,9 @@ impl TestServer {
             kv_dtype: settings.kv_dtype,
             kv_bytes: settings.kv_bytes,
             is_deterministic: false,
+            // As the program does.
+            overlaps_steps: settings.device == DeviceKind::Cuda,
+            caches_prefixes: true,
         };
         let Booted { engine, text } =
             boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");

@@ -5,9 +5,12 @@
 //!
 //! ```text
 //! limits slots=2 waiting=4 step=8 context=64 page=4 pages=6,3/5   two groups; 3 pages, window of 5
+//!                                                                 `cache`: prefixes are cached
 //! arrive 0 prompt=5 new=3 stop=7,8 score                          prompt of five tokens
+//! arrive 1 prompt=5 new=3 as=0:4 salt=x                           its first four are request 0's
 //! plan                                                            what a step holds
 //! complete 7 -                                                    a sampled token, or none, a row
+//!                                                                 of the oldest plan
 //! cancel 0
 //! stats                                                           gauges
 //! ```
@@ -15,20 +18,21 @@
 //! When a transcript differs, the failure prints it as it is now: read it, and if it is right, it
 //! is the new file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
 use scheduler::{
-    Effect, Emit, Event, FinishReason, GroupLimits, Limits, PageUpdate, Refusal, Request,
-    RequestId, Scheduler, StepPlan, StepResult, TokenId,
+    Admission, Effect, Emit, Event, FinishReason, GroupLimits, Limits, PageUpdate, PrefixCache,
+    Refusal, Request, RequestId, Row, Scheduler, StepPlan, StepResult, TokenId,
 };
 
 /// A transcript that is being written.
 struct Transcript {
     scheduler: Option<Scheduler>,
-    plan: Option<StepPlan>,
+    /// Not completed, oldest first.
+    plans: VecDeque<StepPlan>,
     text: String,
 }
 
@@ -68,7 +72,8 @@ fn a_wrong_expectation_is_noticed() {
 
 /// Runs a transcript's commands and writes what follows from each.
 fn replay(script: &str) -> String {
-    let mut transcript = Transcript { scheduler: None, plan: None, text: String::new() };
+    let mut transcript =
+        Transcript { scheduler: None, plans: VecDeque::new(), text: String::new() };
     for line in script.lines() {
         if line.starts_with("  ") {
             continue;
@@ -92,10 +97,9 @@ impl Transcript {
             "arrive" => self.apply(Event::Arrive(request(arguments))),
             "cancel" => self.apply(Event::Cancel(RequestId(number(arguments[0]) as u64))),
             "complete" => {
-                let plan = self.plan.take().expect("complete follows plan");
+                let plan = self.plans.pop_front().expect("complete follows plan");
                 let tokens = arguments.iter().map(|&word| token(word)).collect();
-                self.apply(Event::Complete(StepResult { step: plan.step, tokens }));
-                self.scheduler().recycle(plan);
+                self.complete(plan, tokens);
             }
             "plan" => self.plan(),
             "stats" => self.stats(),
@@ -141,12 +145,29 @@ impl Transcript {
         }
     }
 
+    fn complete(&mut self, plan: StepPlan, tokens: Vec<Option<TokenId>>) {
+        let next = self.plans.front_mut();
+        if let Some(next) = next {
+            next.settle(&tokens);
+        }
+        self.apply(Event::Complete(StepResult { step: plan.step, tokens }));
+        self.scheduler().recycle(plan);
+        if let Some(next) = self.plans.pop_front() {
+            for row in &next.rows {
+                self.check_tokens(&next, row);
+            }
+            self.plans.push_front(next);
+        }
+    }
+
     fn plan(&mut self) {
         let Some(plan) = self.scheduler().plan() else {
             return self.say(format_args!("nothing"));
         };
         for admission in &plan.admitted {
-            self.say(format_args!("admit {} s{}", admission.request.0, admission.slot.0));
+            let Admission { request, slot, n_cached } = *admission;
+            let cached = if n_cached > 0 { format!(" cached={n_cached}") } else { String::new() };
+            self.say(format_args!("admit {} s{}{cached}", request.0, slot.0));
         }
         for row in &plan.rows {
             let (request, slot, end) = (row.request.0, row.slot.0, row.start + row.n_tokens);
@@ -156,20 +177,23 @@ impl Transcript {
                 Emit::Score => " score",
                 Emit::ScoreAndSample => " score sample",
             };
-            self.say(format_args!("row {request} s{slot} {}..{end}{emit}", row.start));
-            self.check_tokens(&plan, request);
+            let follows = row.follows.map(|row_idx| format!(" follows {row_idx}"));
+            let follows = follows.unwrap_or_default();
+            self.say(format_args!("row {request} s{slot} {}..{end}{emit}{follows}", row.start));
+            if row.follows.is_none() {
+                self.check_tokens(&plan, row);
+            }
         }
         for (table, entries) in tables(&plan.pages) {
             self.say(format_args!("pages s{} g{}:{entries}", table.0, table.1));
         }
-        self.plan = Some(plan);
+        self.plans.push_back(plan);
     }
 
-    /// A row's tokens are those of its request, generated ones included.
-    fn check_tokens(&mut self, plan: &StepPlan, request: u64) {
-        let row = plan.rows.iter().find(|row| row.request.0 == request).expect("it has a row");
+    /// A row's tokens are those of its request, generated ones included, if it has not ended.
+    fn check_tokens(&mut self, plan: &StepPlan, row: &Row) {
         let tokens = self.scheduler().request_tokens(row.request);
-        let (prompt, generated) = tokens.expect("a planned request lives");
+        let Some((prompt, generated)) = tokens else { return };
         let tokens = [prompt, generated].concat();
         assert_eq!(plan.row_tokens(row), &tokens[row.start..row.start + row.n_tokens]);
     }
@@ -179,6 +203,9 @@ impl Transcript {
         let mut pages = String::new();
         for group in &stats.groups {
             write!(pages, " pages={}/{}", group.n_pages_used, group.n_pages).expect("it takes all");
+            if group.n_pages_cached > 0 {
+                write!(pages, " cached={}", group.n_pages_cached).expect("it takes all");
+            }
         }
         let (n_running, n_waiting) = (stats.n_running, stats.n_waiting);
         let (n_preemptions, n_lost) = (stats.counters.n_preemptions, stats.counters.n_lost_tokens);
@@ -223,6 +250,7 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
         n_tokens_per_step: number(fields["step"]),
         n_context_tokens: number(fields["context"]),
         page_tokens: number(fields["page"]),
+        prefix_cache: fields.contains_key("cache").then_some(PrefixCache { seed: 0 }),
         groups: fields.get("pages").map_or(Vec::new(), |all| all.split(',').map(group).collect()),
     }
 }
@@ -230,8 +258,14 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
 fn request(words: &[&str]) -> Request {
     let fields = fields(&words[1..]);
     let id = number(words[0]);
-    // Tokens that tell request and position.
-    let prompt = (0..number(fields["prompt"])).map(|at| TokenId((1000 * (id + 1) + at) as u32));
+    // Tokens that tell request and position; as another request's, where they begin alike.
+    let (as_id, n_alike) = match fields.get("as").and_then(|word| word.split_once(':')) {
+        Some((as_id, n_alike)) => (number(as_id), number(n_alike)),
+        None => (id, 0),
+    };
+    let owner = |at| if at < n_alike { as_id } else { id };
+    let prompt =
+        (0..number(fields["prompt"])).map(|at| TokenId((1000 * (owner(at) + 1) + at) as u32));
     let stops = fields.get("stop").map_or(Vec::new(), |stops| stops.split(',').collect());
     Request {
         id: RequestId(id as u64),
@@ -239,5 +273,6 @@ fn request(words: &[&str]) -> Request {
         n_new_max: number(fields["new"]),
         stop_tokens: stops.into_iter().filter_map(token).collect(),
         scores_prompt: fields.contains_key("score"),
+        cache_salt: fields.get("salt").map(|&salt| salt.into()),
     }
 }

@@ -1,6 +1,6 @@
 //! Random limits and requests: small, so that every bound is met often.
 
-use scheduler::{GroupLimits, Limits, Request, RequestId, TokenId};
+use scheduler::{GroupLimits, Limits, PrefixCache, Request, RequestId, TokenId};
 
 use crate::model::VOCAB_SIZE;
 use crate::random::Random;
@@ -26,12 +26,27 @@ pub(crate) fn limits(random: &mut Random) -> Limits {
         n_tokens_per_step: n_slots + random.within(0, 8),
         n_context_tokens,
         page_tokens,
+        prefix_cache: (!random.one_in(3)).then(|| PrefixCache { seed: random.next() % 4 }),
         groups: (0..n_groups).map(|_| group(random)).collect(),
     }
 }
 
+/// What prompts begin with, so that several begin alike.
+pub(crate) fn beginnings(random: &mut Random, limits: &Limits) -> Vec<Vec<TokenId>> {
+    (0..3).map(|_| (0..limits.n_context_tokens).map(|_| token(random)).collect()).collect()
+}
+
+fn token(random: &mut Random) -> TokenId {
+    TokenId((random.next() % VOCAB_SIZE) as u32)
+}
+
 /// Any request, one that must be refused among them.
-pub(crate) fn request(random: &mut Random, id: RequestId, limits: &Limits) -> Request {
+pub(crate) fn request(
+    random: &mut Random,
+    id: RequestId,
+    limits: &Limits,
+    beginnings: &[Vec<TokenId>],
+) -> Request {
     let n_max = limits.n_context_tokens;
     let n_prompt = match random.within(0, 9) {
         0 => random.within(0, n_max + 2),
@@ -45,12 +60,16 @@ pub(crate) fn request(random: &mut Random, id: RequestId, limits: &Limits) -> Re
         _ => random.within(1, 8),
     };
     let n_stops = if random.one_in(3) { random.within(1, 2) } else { 0 };
-    let token = |random: &mut Random| TokenId((random.next() % VOCAB_SIZE) as u32);
+    let mut prompt = beginnings[random.within(0, beginnings.len() - 1)].clone();
+    let n_alike = if random.one_in(2) { n_prompt } else { random.within(0, n_prompt) };
+    prompt.truncate(n_alike);
+    prompt.extend((prompt.len()..n_prompt).map(|_| token(random)));
     Request {
         id,
-        prompt: (0..n_prompt).map(|_| token(random)).collect(),
+        prompt: prompt.into(),
         n_new_max,
         stop_tokens: (0..n_stops).map(|_| token(random)).collect(),
         scores_prompt: n_new_max == 0 || random.one_in(3),
+        cache_salt: random.one_in(4).then(|| ["a", "b"][random.within(0, 1)].into()),
     }
 }

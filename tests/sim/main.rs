@@ -7,7 +7,7 @@ mod world;
 
 use world::{Sights, World};
 
-const N_LIVES: u64 = 2_000;
+const N_LIVES: u64 = 4_000;
 const N_EVENTS_A_LIFE: u64 = 400;
 
 /// Names the seed if the test fails while it is held.
@@ -41,7 +41,7 @@ fn every_rule_holds_after_every_event() {
     let sum = |field: fn(&Sights) -> u64| lives.iter().map(field).sum::<u64>();
     // A simulation that never meets what it is for would pass for nothing.
     let met = [
-        ("events", sum(|s| s.n_events), 800_000),
+        ("events", sum(|s| s.n_events), 1_600_000),
         ("steps", sum(|s| s.n_steps), 200_000),
         ("preemptions", sum(|s| s.n_preemptions), 1_000),
         ("rows that sat out", sum(|s| s.n_sat_out), 1_000),
@@ -53,6 +53,11 @@ fn every_rule_holds_after_every_event() {
         ("refused: length", sum(|s| s.n_refused_length), 1_000),
         ("scored after a preemption", sum(|s| s.n_scored_after_preemption), 20),
         ("steps with prefill and decode", sum(|s| s.n_mixed_steps), 10_000),
+        ("pages found in the cache", sum(|s| s.n_cached_pages), 20_000),
+        ("steps planned ahead", sum(|s| s.n_ahead), 50_000),
+        ("rows that follow others", sum(|s| s.n_following), 50_000),
+        ("preemptions while a step ran", sum(|s| s.n_preempted_ahead), 500),
+        ("rows that ran for nothing", sum(|s| s.n_rows_for_nothing), 1_000),
         ("pages given back by a window", sum(|s| s.n_windowed_give_backs), 1_000),
     ];
     for (what, n_met, n_wanted) in met {

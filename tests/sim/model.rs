@@ -2,8 +2,11 @@
 //!
 //! The rank does what a real one does with a plan: it keeps page tables per slot and group, writes
 //! each position's KV to the page that the table names, and reads a query's context back through
-//! the tables. A cell remembers who wrote it, so that every wrong page shows. It does not know the
-//! scheduler's state, only its plans.
+//! the tables. A cell remembers what it depends on, so that every wrong page shows. It does not
+//! know the scheduler's state, only its plans.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use scheduler::{Limits, PageId, RequestId, Row, StepPlan, TokenId};
 
@@ -18,30 +21,42 @@ pub(crate) struct Rank {
     slots: Vec<Slot>,
     /// By group, page and place in the page.
     memory: Vec<Vec<Vec<Option<Cell>>>>,
-    n_admissions: u64,
 }
 
 /// What is filed under a slot.
 struct Slot {
-    /// Which sequence, and which of its stays: KV from before a preemption is void.
-    tenant: Option<Tenant>,
-    n_computed: usize,
+    /// Whose it is; nobody's once a page that it would read is another's.
+    tenant: Option<RequestId>,
+    /// Of every position computed: a hash of all that its KV depends on.
+    histories: Vec<u64>,
     /// By group, then entry.
     tables: Vec<Vec<Option<PageId>>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tenant {
-    request: RequestId,
-    admission: u64,
 }
 
 /// One position's KV in one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cell {
-    tenant: Tenant,
+    /// Of all tokens up to here, and of the salt: pages may be shared where these agree.
+    history: u64,
     position: usize,
     token: TokenId,
+}
+
+/// A request's tokens when it runs alone, and its salt.
+pub(crate) struct Known {
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) salt: Option<Arc<str>>,
+}
+
+impl Known {
+    fn start(&self) -> u64 {
+        let salt = self.salt.as_deref().unwrap_or_default();
+        salt.bytes().fold(7, |hash, byte| mix(hash ^ u64::from(byte)))
+    }
+}
+
+fn extended(history: u64, token: TokenId) -> u64 {
+    mix(history ^ u64::from(token.0)).wrapping_add(1)
 }
 
 /// The token that follows `tokens`.
@@ -68,7 +83,7 @@ impl Rank {
         let n_entries = limits.n_context_tokens.div_ceil(limits.page_tokens);
         let slot = || Slot {
             tenant: None,
-            n_computed: 0,
+            histories: Vec::new(),
             tables: vec![vec![None; n_entries]; limits.groups.len()],
         };
         let page = || vec![None; limits.page_tokens];
@@ -80,75 +95,103 @@ impl Rank {
                 .map(|group| (0..group.n_pages).map(|_| page()).collect())
                 .collect(),
             limits: limits.clone(),
-            n_admissions: 0,
         }
     }
 
     /// Runs a step: one entry a row.
-    pub(crate) fn run(&mut self, plan: &StepPlan) -> Vec<Option<TokenId>> {
+    pub(crate) fn run(
+        &mut self,
+        plan: &StepPlan,
+        known: &BTreeMap<RequestId, Known>,
+    ) -> Vec<Option<TokenId>> {
         for admission in &plan.admitted {
             let slot = &mut self.slots[admission.slot.idx()];
-            self.n_admissions += 1;
-            slot.tenant = Some(Tenant { request: admission.request, admission: self.n_admissions });
-            slot.n_computed = 0;
+            let known = &known[&admission.request];
+            slot.tenant = Some(admission.request);
+            slot.histories.clear();
+            let mut history = known.start();
+            for &token in &known.tokens[..admission.n_cached] {
+                history = extended(history, token);
+                slot.histories.push(history);
+            }
             slot.tables.iter_mut().for_each(|table| table.fill(None));
         }
         for update in &plan.pages {
-            self.evict(update.group.idx(), update.page);
+            let slot = &self.slots[update.slot.idx()];
+            let page_end = (update.page_idx as usize + 1) * self.limits.page_tokens;
+            if page_end > slot.histories.len() {
+                self.evict(update.group.idx(), update.page);
+            }
             let slot = &mut self.slots[update.slot.idx()];
             let entry = &mut slot.tables[update.group.idx()][update.page_idx as usize];
             assert_eq!(*entry, None, "wrong: {update:?} replaces an entry");
             *entry = Some(update.page);
         }
-        plan.rows.iter().map(|row| self.run_row(plan, row)).collect()
+        plan.rows.iter().map(|row| self.run_row(plan, row, known)).collect()
     }
 
-    /// A page gets a new owner: whoever could still read it must have lost its slot.
+    /// A page will be written anew: whoever could still read it must have lost its slot.
     fn evict(&mut self, group_idx: usize, page: PageId) {
-        let window = self.limits.groups[group_idx].window.unwrap_or(usize::MAX);
         for slot in &mut self.slots {
-            let first_seen = (slot.n_computed + 1).saturating_sub(window);
-            let first_idx = first_seen / self.limits.page_tokens;
-            if slot.tables[group_idx][first_idx.min(slot.tables[group_idx].len())..]
-                .contains(&Some(page))
-            {
+            if slot.sees(&self.limits, group_idx, page) {
                 slot.tenant = None;
             }
         }
+        self.memory[group_idx][page.idx()].fill(None);
     }
 
-    fn run_row(&mut self, plan: &StepPlan, row: &Row) -> Option<TokenId> {
+    fn run_row(
+        &mut self,
+        plan: &StepPlan,
+        row: &Row,
+        known: &BTreeMap<RequestId, Known>,
+    ) -> Option<TokenId> {
         let slot = &mut self.slots[row.slot.idx()];
         let tenant = slot.tenant.unwrap_or_else(|| panic!("wrong: {row:?} lost its pages"));
-        assert_eq!(tenant.request, row.request, "wrong: {row:?} in the slot of {tenant:?}");
-        assert_eq!(row.start, slot.n_computed, "wrong: {row:?} skips or repeats positions");
-        slot.n_computed += row.n_tokens;
+        assert_eq!(tenant, row.request, "wrong: {row:?} in the slot of {tenant:?}");
+        assert_eq!(row.start, slot.histories.len(), "wrong: {row:?} skips or repeats positions");
+        let mut history = slot.histories.last().copied();
         for (position, &token) in (row.start..).zip(plan.row_tokens(row)) {
-            let cell = Cell { tenant, position, token };
+            let before = history.unwrap_or_else(|| known[&row.request].start());
+            history = Some(extended(before, token));
+            let cell = Cell { history: extended(before, token), position, token };
+            self.slots[row.slot.idx()].histories.push(cell.history);
             for group_idx in 0..self.limits.groups.len() {
-                let (page_idx, place) = self.place(row, group_idx, position);
-                self.memory[group_idx][page_idx][place] = Some(cell);
+                let (page, place) = self.place(row, group_idx, position);
+                self.check_alone(row, group_idx, page);
+                self.memory[group_idx][page.idx()][place] = Some(cell);
             }
         }
         let mut last = None;
         for query in row.start..row.start + row.n_tokens {
-            last = Some(self.attend(row, tenant, query));
+            last = Some(self.attend(row, query));
         }
         let (query, seen) = (row.start + row.n_tokens - 1, last.expect("a row has tokens"));
         let input = *plan.row_tokens(row).last().expect("a row has tokens");
         row.emit.samples().then(|| token_of(query + 1, input, seen.into_iter()))
     }
 
+    /// Nobody else reads a page that a row writes.
+    fn check_alone(&self, row: &Row, group_idx: usize, page: PageId) {
+        for (slot_idx, slot) in self.slots.iter().enumerate() {
+            let reads = slot.tenant.is_some() && slot.sees(&self.limits, group_idx, page);
+            let is_other = slot_idx != row.slot.idx();
+            assert!(!(reads && is_other), "wrong: {row:?} writes {page:?} of slot {slot_idx}");
+        }
+    }
+
     /// What a query sees, by group.
-    fn attend(&self, row: &Row, tenant: Tenant, query: usize) -> Vec<u64> {
+    fn attend(&self, row: &Row, query: usize) -> Vec<u64> {
+        let histories = &self.slots[row.slot.idx()].histories;
         let see = |group_idx: usize| {
             let window = self.limits.groups[group_idx].window.unwrap_or(usize::MAX);
             let seen: Vec<TokenId> = ((query + 1).saturating_sub(window)..=query)
                 .map(|position| {
-                    let (page_idx, place) = self.place(row, group_idx, position);
-                    let cell = self.memory[group_idx][page_idx][place];
-                    let written = cell.filter(|c| c.tenant == tenant && c.position == position);
-                    let Some(cell) = written else {
+                    let (page, place) = self.place(row, group_idx, position);
+                    let cell = self.memory[group_idx][page.idx()][place];
+                    let wanted =
+                        |c: &Cell| (c.history, c.position) == (histories[position], position);
+                    let Some(cell) = cell.filter(wanted) else {
                         panic!("wrong: {row:?} finds {cell:?} at {position}, group {group_idx}");
                     };
                     cell.token
@@ -160,10 +203,20 @@ impl Rank {
     }
 
     /// The page of a position, and where in the page.
-    fn place(&self, row: &Row, group_idx: usize, position: usize) -> (usize, usize) {
+    fn place(&self, row: &Row, group_idx: usize, position: usize) -> (PageId, usize) {
         let page_tokens = self.limits.page_tokens;
         let page = self.slots[row.slot.idx()].tables[group_idx][position / page_tokens];
         let page = page.unwrap_or_else(|| panic!("wrong: {row:?} has no page for {position}"));
-        (page.idx(), position % page_tokens)
+        (page, position % page_tokens)
+    }
+}
+
+impl Slot {
+    /// Whether its next query would read a page.
+    fn sees(&self, limits: &Limits, group_idx: usize, page: PageId) -> bool {
+        let window = limits.groups[group_idx].window.unwrap_or(usize::MAX);
+        let first_idx = (self.histories.len() + 1).saturating_sub(window) / limits.page_tokens;
+        let table = &self.tables[group_idx];
+        table[first_idx.min(table.len())..].contains(&Some(page))
     }
 }

@@ -12,7 +12,7 @@ use scheduler::{
 };
 
 use crate::draw;
-use crate::model::{Rank, next_token};
+use crate::model::{Known, Rank, next_token};
 use crate::random::Random;
 
 /// What a life has seen, so that a test can tell whether it saw enough.
@@ -31,6 +31,16 @@ pub(crate) struct Sights {
     pub(crate) n_refused_length: u64,
     pub(crate) n_scored_after_preemption: u64,
     pub(crate) n_mixed_steps: u64,
+    /// Pages that newcomers found in the cache.
+    pub(crate) n_cached_pages: u64,
+    /// Plans made while a step ran.
+    pub(crate) n_ahead: u64,
+    /// Rows whose token was not known when they were planned.
+    pub(crate) n_following: u64,
+    /// Preemptions while a step ran.
+    pub(crate) n_preempted_ahead: u64,
+    /// Rows that ran for a request that had ended.
+    pub(crate) n_rows_for_nothing: u64,
     pub(crate) n_windowed_give_backs: u64,
 }
 
@@ -42,7 +52,15 @@ pub(crate) struct World {
     rank: Rank,
     /// Requests taken and not ended. Ids count up, so the first is the oldest.
     live: BTreeMap<RequestId, Expected>,
+    /// Every request that was taken.
+    known: BTreeMap<RequestId, Known>,
+    beginnings: Vec<Vec<TokenId>>,
+    /// The step that runs.
     flight: Option<Flight>,
+    /// The step that runs next.
+    next: Option<StepPlan>,
+    /// Plans are made ahead about once in so many chances.
+    ahead_in: usize,
     n_requests: u64,
     last_admitted: Option<RequestId>,
     pub(crate) sights: Sights,
@@ -55,6 +73,9 @@ struct Expected {
     tokens: Vec<TokenId>,
     reason: FinishReason,
     n_known: usize,
+    /// Tokens that rows in flight sample.
+    n_late: usize,
+    /// Positions in planned rows.
     n_computed: usize,
     n_scored: usize,
     was_preempted: bool,
@@ -71,13 +92,18 @@ impl World {
     pub(crate) fn new(seed: u64) -> World {
         let mut random = Random::new(seed);
         let limits = draw::limits(&mut random);
+        let beginnings = draw::beginnings(&mut random, &limits);
         World {
             scheduler: Scheduler::new(limits.clone()),
             rank: Rank::new(&limits),
             limits,
             random,
             live: BTreeMap::new(),
+            known: BTreeMap::new(),
+            beginnings,
             flight: None,
+            next: None,
+            ahead_in: 1,
             n_requests: 0,
             last_admitted: None,
             sights: Sights::default(),
@@ -88,6 +114,7 @@ impl World {
     pub(crate) fn live(&mut self, n_events: u64) {
         let arrivals_in = self.random.within(2, 8);
         let cancels_in = self.random.within(5, 60);
+        self.ahead_in = [1, 1, 2, 1_000_000][self.random.within(0, 3)];
         while self.sights.n_events < n_events {
             if self.random.one_in(arrivals_in) {
                 self.arrive();
@@ -108,9 +135,9 @@ impl World {
     }
 
     fn arrive(&mut self) {
-        let request = draw::request(&mut self.random, RequestId(self.n_requests), &self.limits);
+        let id = RequestId(self.n_requests);
+        let request = draw::request(&mut self.random, id, &self.limits, &self.beginnings);
         self.n_requests += 1;
-        let id = request.id;
         let expected = self.expected_refusal(&request);
         let effects = self.apply(Event::Arrive(request.clone()));
         if let Some(refusal) = expected {
@@ -128,14 +155,17 @@ impl World {
             self.live.values().map(|older| self.n_tokens_end(&older.request)).sum();
         let expected = Expected {
             n_known: request.prompt.len(),
+            n_late: 0,
             tokens,
             reason,
             n_computed: 0,
             n_scored: 0,
             was_preempted: false,
-            deadline: self.n_steps() + (n_ahead + n_tokens_end) as u64 + 1,
+            deadline: self.n_steps() + (n_ahead + n_tokens_end + self.live.len()) as u64 + 2,
             request,
         };
+        let (tokens, salt) = (expected.tokens.clone(), expected.request.cache_salt.clone());
+        self.known.insert(id, Known { tokens, salt });
         self.live.insert(id, expected);
     }
 
@@ -160,13 +190,9 @@ impl World {
             Some(&id) => id,
             None => request,
         };
-        let in_flight = |flight: &Flight| flight.plan.rows.iter().any(|row| row.request == request);
-        let was_in_flight = self.flight.as_ref().is_some_and(in_flight);
-        let pages_before = self.n_pages_used();
+        let planned = self.flight.iter().map(|flight| &flight.plan).chain(&self.next);
+        let was_in_flight = planned.flat_map(|plan| &plan.rows).any(|row| row.request == request);
         let effects = self.apply(Event::Cancel(request));
-        if self.flight.is_some() && (was_in_flight || !self.live.contains_key(&request)) {
-            assert_eq!(self.n_pages_used(), pages_before, "wrong: pages move under a step");
-        }
         let Some(expected) = self.live.remove(&request) else {
             assert_eq!(effects, [], "wrong: {request:?} does not live");
             return;
@@ -177,40 +203,74 @@ impl World {
         self.sights.n_cancelled_waiting += u64::from(!was_in_flight && expected.n_computed == 0);
     }
 
-    /// Completes the step in flight, or plans one.
+    /// Plans a step, or completes the one that runs and starts the next.
     fn advance(&mut self) {
-        match self.flight.take() {
-            Some(flight) => self.complete(flight),
-            None => self.plan(),
+        if self.flight.is_none() || (self.next.is_none() && self.random.one_in(self.ahead_in)) {
+            self.next = self.plan();
+        }
+        let flight = self.flight.take();
+        // As the engine does: the next step starts before anybody looks at the results.
+        if let Some(mut plan) = self.next.take() {
+            if let Some(before) = &flight {
+                plan.settle(&before.tokens);
+            }
+            self.start(plan);
+        }
+        if let Some(flight) = flight {
+            self.complete(flight);
         }
     }
 
-    fn plan(&mut self) {
+    fn start(&mut self, plan: StepPlan) {
+        for row in &plan.rows {
+            // Who ended meanwhile runs for nothing.
+            let Some(expected) = self.live.get(&row.request) else { continue };
+            let Some(tokens) = expected.tokens.get(row.start..row.start + row.n_tokens) else {
+                panic!("wrong: {row:?} is beyond its end");
+            };
+            assert_eq!(plan.row_tokens(row), tokens, "wrong: tokens of {row:?}");
+        }
+        let tokens = self.rank.run(&plan, &self.known);
+        self.flight = Some(Flight { plan, tokens });
+    }
+
+    fn plan(&mut self) -> Option<StepPlan> {
         let before = self.scheduler.stats();
         let plan = self.scheduler.plan();
         self.sights.n_events += 1;
         self.scheduler.check();
-        let Some(plan) = plan else {
-            let oldest = self.live.keys().next();
-            assert_eq!(oldest, None, "stuck: no plan while requests live");
-            return;
-        };
         let stats = self.scheduler.stats();
-        let n_admitted = plan.admitted.len();
+        let n_admitted = plan.as_ref().map_or(0, |plan| plan.admitted.len());
         let n_preempted = (stats.counters.n_preemptions - before.counters.n_preemptions) as usize;
         assert_eq!(stats.n_running + n_preempted, before.n_running + n_admitted, "wrong: running");
         assert!(n_preempted == 0 || n_admitted == 0, "wrong: a victim returns at once");
-        self.sights.n_sat_out += u64::from(plan.rows.len() < stats.n_running);
+        let Some(plan) = plan else {
+            let is_stuck = self.flight.is_none() && !self.live.is_empty();
+            assert!(!is_stuck, "stuck: no plan and nothing runs while requests live");
+            return None;
+        };
+        if self.flight.is_some() {
+            self.sights.n_ahead += 1;
+            self.sights.n_preempted_ahead += n_preempted as u64;
+        } else {
+            self.sights.n_sat_out += u64::from(plan.rows.len() < stats.n_running);
+        }
         self.check_plan(&plan);
-        let tokens = self.rank.run(&plan);
-        self.flight = Some(Flight { plan, tokens });
+        Some(plan)
     }
 
     fn check_plan(&mut self, plan: &StepPlan) {
         for admission in &plan.admitted {
             let newcomer = self.live.get_mut(&admission.request).expect("wrong: not alive");
             newcomer.was_preempted |= newcomer.n_computed > 0;
-            newcomer.n_computed = 0;
+            let n_cached = admission.n_cached;
+            newcomer.n_computed = n_cached;
+            self.sights.n_cached_pages += (n_cached / self.limits.page_tokens) as u64;
+            assert!(n_cached < newcomer.n_known, "wrong: {admission:?} leaves nothing to compute");
+            let n_prompt = newcomer.request.prompt.len();
+            let scores = newcomer.request.scores_prompt && newcomer.n_scored < n_prompt;
+            assert!(!scores || n_cached == 0, "wrong: {admission:?} skips what is to be scored");
+            assert!(self.limits.prefix_cache.is_some() || n_cached == 0, "wrong: {admission:?}");
             if !newcomer.was_preempted {
                 let last = self.last_admitted.replace(admission.request);
                 assert!(last < Some(admission.request), "wrong: {last:?} was admitted before");
@@ -221,17 +281,22 @@ impl World {
         slots.dedup();
         assert_eq!(slots.len(), plan.rows.len(), "wrong: one row a slot");
         assert!(plan.tokens.len() <= self.limits.n_tokens_per_step, "wrong: budget");
-        let oldest = self.live.keys().next().copied();
-        let oldest_runs = oldest.is_some_and(|id| plan.rows.iter().any(|row| row.request == id));
-        assert!(oldest_runs, "stuck: {oldest:?}, the oldest, gets no row");
+        let (id, oldest) = self.live.iter().next().expect("wrong: a plan for nobody");
+        // Unless all that it will ever compute is in flight, a last token's KV not among it.
+        let n_known = oldest.n_known + oldest.n_late;
+        let is_at_end = oldest.n_late > 0 && n_known == self.n_tokens_end(&oldest.request);
+        let goes_on = oldest.n_computed < n_known && !is_at_end;
+        let runs = plan.rows.iter().any(|row| row.request == *id);
+        assert!(runs || !goes_on, "stuck: {id:?}, the oldest, gets no row");
         let mut token_idx = 0;
         let mut n_decode_rows = 0;
         for (row_idx, row) in plan.rows.iter().enumerate() {
             assert_eq!(row.token_idx, token_idx, "wrong: {row:?} is not next to the last row");
             token_idx += row.n_tokens;
-            self.check_row(plan, row);
-            let n_known = self.live[&row.request].n_known;
-            if row.start > 0 && row.n_tokens == 1 && row.start + 1 == n_known {
+            let enters = plan.admitted.iter().any(|admission| admission.request == row.request);
+            let decodes = !enters && self.decodes(row);
+            self.check_row(row_idx, row);
+            if decodes {
                 assert_eq!(n_decode_rows, row_idx, "wrong: decode rows come first");
                 n_decode_rows += 1;
             }
@@ -241,17 +306,30 @@ impl World {
         self.sights.n_mixed_steps += u64::from(is_mixed);
     }
 
-    fn check_row(&mut self, plan: &StepPlan, row: &Row) {
+    /// Whether a row that is being planned is of one token, its sequence's last.
+    fn decodes(&self, row: &Row) -> bool {
+        let expected = &self.live[&row.request];
+        row.start > 0 && row.n_tokens == 1 && row.start + 1 == expected.n_known + expected.n_late
+    }
+
+    fn check_row(&mut self, row_idx: usize, row: &Row) {
         let end = row.start + row.n_tokens;
         let n_tokens_end = self.n_tokens_end(&self.live[&row.request].request);
         let expected = self.live.get_mut(&row.request).expect("wrong: not alive");
         assert!(row.n_tokens > 0, "wrong: {row:?} is empty");
         assert_eq!(row.start, expected.n_computed, "wrong: {row:?} starts elsewhere");
-        assert!(end <= expected.n_known, "wrong: {row:?} has tokens that nobody knows");
-        let tokens = &expected.tokens[row.start..end];
-        assert_eq!(plan.row_tokens(row), tokens, "wrong: tokens of {row:?}");
-        let samples = end == expected.n_known && expected.n_known < n_tokens_end;
-        assert_eq!(row.emit.samples(), samples, "wrong: {row:?}");
+        let n_known = expected.n_known + expected.n_late;
+        assert!(end <= n_known, "wrong: {row:?} has tokens that nobody will know");
+        let follows = self.flight.as_ref().filter(|_| end > expected.n_known).and_then(|flight| {
+            let is_before = |before: &Row| before.request == row.request && before.emit.samples();
+            flight.plan.rows.iter().position(is_before)
+        });
+        assert_eq!(row.follows, follows, "wrong: {row:?} follows another row");
+        assert_eq!(follows.is_some(), end > expected.n_known, "wrong: {row:?} follows nobody");
+        self.sights.n_following += u64::from(follows.is_some());
+        let samples = end == n_known && n_known < n_tokens_end;
+        assert_eq!(row.emit.samples(), samples, "wrong: row {row_idx}, {row:?}");
+        expected.n_late += usize::from(samples);
         let n_prompt = expected.request.prompt.len();
         let is_new = expected.n_scored < n_prompt && end > expected.n_scored;
         let scores = expected.request.scores_prompt && is_new;
@@ -290,24 +368,36 @@ impl World {
         token: Option<TokenId>,
     ) -> Vec<Effect> {
         let request = row.request;
-        // Cancelled in flight: its end was told.
-        let Some(expected) = self.live.get_mut(&request) else { return Vec::new() };
+        // Ended in flight: its end was told.
+        let Some(expected) = self.live.get_mut(&request) else {
+            self.sights.n_rows_for_nothing += 1;
+            return Vec::new();
+        };
         let mut effects = Vec::new();
         if let Some(token) = token {
             let alone = expected.tokens[expected.n_known];
             assert_eq!(token, alone, "wrong: {row:?} does not see what it sees alone");
             expected.n_known += 1;
+            expected.n_late -= 1;
             effects.push(Effect::Token { request, token, row_idx });
         }
         let n_prompt = expected.request.prompt.len();
         let is_done = token.is_some() || expected.request.n_new_max == 0;
-        if is_done && expected.n_known == expected.tokens.len() && expected.n_computed >= n_prompt {
+        let is_computed = row.start + row.n_tokens >= n_prompt;
+        if is_done && expected.n_known == expected.tokens.len() && is_computed {
             let reason = expected.reason;
             effects.push(Effect::Finish { request, reason });
             let asked = expected.request.scores_prompt;
             assert_eq!(expected.n_scored, if asked { n_prompt } else { 0 }, "wrong: scores");
             let deadline = expected.deadline;
+            let mut told = expected.tokens.clone();
             self.live.remove(&request);
+            // Somebody goes on from here.
+            if self.random.one_in(2) {
+                told.resize(self.limits.n_context_tokens, TokenId(0));
+                let beginning_idx = self.random.within(0, self.beginnings.len() - 1);
+                self.beginnings[beginning_idx] = told;
+            }
             assert!(self.n_steps() <= deadline, "stuck: {request:?} ends after {deadline}");
             match reason {
                 FinishReason::Stop(_) => self.sights.n_stopped += 1,

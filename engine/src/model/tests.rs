@@ -33,6 +33,7 @@ fn plan(start: usize, n_tokens: usize, n_groups: usize) -> StepPlan {
             start,
             n_tokens,
             token_idx: plan.tokens.len(),
+            follows: None,
             emit: Emit::Sample,
         });
         plan.tokens.extend((0..n_tokens as u32).map(TokenId));
@@ -54,6 +55,8 @@ fn a_step_allocates_nothing() {
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     };
     for format in [SyntheticFormat::Bf16, SyntheticFormat::ModelOptFp8, SyntheticFormat::Fp8Dynamic]
     {

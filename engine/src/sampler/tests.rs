@@ -13,6 +13,7 @@ fn request(sampling: SamplingParams) -> Request {
         sampling,
         n_logprobs: None,
         n_prompt_logprobs: None,
+        cache_salt: None,
     }
 }
 

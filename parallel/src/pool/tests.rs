@@ -1,6 +1,7 @@
 //! Every way in which a rank can fail, and that nothing ever waits for it.
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -85,6 +86,30 @@ fn a_panic_is_named_and_peers_are_released() {
 }
 
 #[test]
+fn a_command_is_served_while_nobody_waits_for_it() {
+    let mut pool = scripted(config(2, 8));
+    let gate = Arc::new(Mutex::new(()));
+    let held = gate.lock();
+    pool.send(script({
+        let gate = Arc::clone(&gate);
+        move |seat| {
+            drop(gate.lock());
+            sum(seat)
+        }
+    }))
+    .expect("the ranks begin");
+    // It would not return while the ranks are held.
+    drop(held);
+    assert_eq!(pool.receive().expect("the ranks are done").len(), 2);
+
+    let second = catch_unwind(AssertUnwindSafe(|| pool.receive().map(drop)));
+    assert!(second.is_err(), "nothing was sent");
+    pool.send(script(sum)).expect("the ranks begin");
+    let second = catch_unwind(AssertUnwindSafe(|| pool.send(script(sum))));
+    assert!(second.is_err(), "the first was not received");
+}
+
+#[test]
 fn a_panic_while_a_peer_reads_is_named() {
     let mut pool = scripted(config(4, 8));
     let error = pool
@@ -124,16 +149,17 @@ fn a_hanging_rank_is_named_not_the_ones_that_wait_for_it() {
     let mut pool = scripted(impatient(4));
     let (passed, is_held) = (Arc::clone(&gate), Arc::new(AtomicBool::new(false)));
     let holds = Arc::clone(&is_held);
-    let command_idx = pool.send(&script(move |seat| {
+    pool.send(script(move |seat| {
         sum(seat)?;
         if seat.rank.idx() == 2 {
             holds.store(true, Ordering::Release);
             drop(passed.lock());
         }
         sum(seat)
-    }));
+    }))
+    .expect("the ranks begin");
     until(|| is_held.load(Ordering::Acquire) && is_waited_for(&pool, 2));
-    let error = pool.await_replies(command_idx).expect_err("rank 2 hangs");
+    let error = pool.receive().expect_err("rank 2 hangs");
     assert_eq!(error.rank.idx(), 2);
     assert!(matches!(error.cause, RankCause::Hung { waited: IMPATIENT }), "{error}");
     let started = Instant::now();
@@ -148,14 +174,15 @@ fn a_rank_that_hangs_alone_is_named() {
     let closed = gate.lock();
     let passed = Arc::clone(&gate);
     let mut pool = scripted(impatient(3));
-    let command_idx = pool.send(&script(move |seat| {
+    pool.send(script(move |seat| {
         if seat.rank.idx() == 1 {
             drop(passed.lock());
         }
         Ok(Vec::new())
-    }));
+    }))
+    .expect("the ranks begin");
     until(|| pool.shared.replies.missing().eq([pool.world.rank(1)]));
-    let error = pool.await_replies(command_idx).expect_err("rank 1 hangs");
+    let error = pool.receive().expect_err("rank 1 hangs");
     assert_eq!(error.to_string(), "rank 1, command 0: no answer after 500ms");
     let stopped = pool.shutdown().expect_err("the pool had failed");
     assert_eq!(stopped.to_string(), error.to_string());

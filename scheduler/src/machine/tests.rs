@@ -13,6 +13,7 @@ fn scheduler(n_waiting_max: usize) -> Scheduler {
         n_tokens_per_step: 32,
         n_context_tokens: 256,
         page_tokens: 4,
+        prefix_cache: None,
         groups: vec![
             GroupLimits { n_pages: 256, window: None },
             GroupLimits { n_pages: 32, window: Some(9) },
@@ -27,6 +28,7 @@ fn request(id: u64) -> Request {
         n_new_max: 200,
         stop_tokens: [].into(),
         scores_prompt: false,
+        cache_salt: None,
     }
 }
 
@@ -102,11 +104,29 @@ fn stats_count_what_happened() {
         n_steps: 3,
         n_rows: 12,
         n_prompt_tokens: 24,
+        n_cached_tokens: 0,
         n_generated_tokens: 12,
         n_preemptions: 0,
         n_lost_tokens: 0,
     };
     assert_eq!(stats.counters, expected);
+}
+
+#[test]
+fn a_step_planned_ahead_is_settled_with_what_the_one_before_sampled() {
+    let mut scheduler = scheduler(4);
+    arrive(&mut scheduler, 0..2);
+    let first = scheduler.plan().expect("two requests wait");
+    let mut second = scheduler.plan().expect("one step ahead");
+    assert!(second.rows.iter().all(|row| row.start == 6 && row.n_tokens == 1));
+    let tokens = vec![Some(TokenId(40)), Some(TokenId(41))];
+    second.settle(&tokens);
+    assert_eq!(second.tokens, [TokenId(40), TokenId(41)]);
+    scheduler.apply(Event::Complete(StepResult { step: first.step, tokens }), &mut Vec::new());
+    complete(&mut scheduler, &second, &mut Vec::new());
+    let (_, generated) = scheduler.request_tokens(RequestId(1)).expect("it runs");
+    assert_eq!(generated, [TokenId(41), TokenId(1)]);
+    scheduler.check();
 }
 
 /// A decode step's vectors are those of the step before, and the queue's length is no matter.
@@ -148,6 +168,7 @@ fn breaches_of_protocol_are_named() {
     let result = |step, tokens| Event::Complete(StepResult { step: StepId(step), tokens });
 
     let (mut scheduler, _) = planned();
+    scheduler.plan().expect("one step ahead");
     let message = complaint(|| drop(scheduler.plan()));
     assert!(message.contains("StepId(0) is not completed"), "{message}");
 
@@ -168,6 +189,11 @@ fn breaches_of_protocol_are_named() {
     let (mut scheduler, _) = planned();
     let message = complaint(|| scheduler.apply(result(0, Vec::new()), &mut Vec::new()));
     assert!(message.contains("one a row"), "{message}");
+
+    let (mut scheduler, _) = planned();
+    let mut ahead = scheduler.plan().expect("one step ahead");
+    let message = complaint(|| ahead.settle(&[None]));
+    assert!(message.contains("follows one that samples"), "{message}");
 
     let (mut scheduler, _) = planned();
     let message = complaint(|| scheduler.apply(Event::Arrive(request(0)), &mut Vec::new()));

@@ -204,6 +204,7 @@ impl Chat {
             sampling: sampling(&self.sampling, self.thinking),
             n_logprobs: None,
             n_prompt_logprobs: None,
+            cache_salt: None,
         };
         // Room for every token and the end, so that the engine never finds it full.
         let (sender, outputs) = mpsc::channel::<Output>(n_new_max + 1);

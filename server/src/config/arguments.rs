@@ -219,6 +219,10 @@ struct DeviceArguments {
     #[arg(long, value_name = "SIZE", help_heading = "Memory")]
     kv_memory: Option<ByteSize>,
 
+    /// Computes every prompt from its first token, also where an earlier one began alike
+    #[arg(long, help_heading = "Memory")]
+    no_prefix_cache: bool,
+
     /// What to run on: this machine's processor, or its H100s, one a rank
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Device")]
     device: Device,
@@ -307,6 +311,8 @@ impl DeviceArguments {
             },
             kv_bytes: self.kv_memory.map(|size| size.0),
             is_deterministic: self.deterministic,
+            overlaps_steps: matches!(self.device, Device::Cuda),
+            caches_prefixes: !self.no_prefix_cache,
         }
     }
 }

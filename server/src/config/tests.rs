@@ -42,7 +42,7 @@ fn every_option_of_serve_arrives() {
         "serve some/dir --host 0.0.0.0 --port 9 --device cpu --tp 8 --max-seqs 3 --max-waiting 0 \
          --max-tokens-per-step 64 --max-model-len 1000 --kv-dtype fp8 --kv-memory 1.5GiB \
          --served-model-name a --served-model-name b --api-key secret --threads 16 \
-         --deterministic",
+         --deterministic --no-prefix-cache",
     );
     assert_eq!(command.model, ModelSource::Directory(PathBuf::from("some/dir")));
     assert_eq!((command.host.as_str(), command.port), ("0.0.0.0", 9));
@@ -54,6 +54,7 @@ fn every_option_of_serve_arrives() {
     assert_eq!((engine.n_tokens_per_step, engine.n_context_tokens), (64, Some(1000)));
     assert_eq!((engine.kv_dtype, engine.kv_bytes), (Some(KvDtype::Fp8), Some(3 << 29)));
     assert!(engine.is_deterministic);
+    assert!(!engine.caches_prefixes && serve("serve some/dir").engine.caches_prefixes);
 }
 
 #[test]

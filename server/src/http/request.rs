@@ -39,6 +39,8 @@ pub struct Options {
     pub n_logprobs: Option<usize>,
     /// The same for the prompt's tokens.
     pub n_prompt_logprobs: Option<usize>,
+    /// With whom KV is shared: those who say the same.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 impl Options {
@@ -66,6 +68,7 @@ impl Options {
                     sampling: SamplingParams { seed, ..self.sampling.clone() },
                     n_logprobs: self.n_logprobs,
                     n_prompt_logprobs: self.n_prompt_logprobs,
+                    cache_salt: self.cache_salt.clone(),
                 };
                 jobs.push(Job { request, rules: Arc::clone(&self.rules) });
             }

@@ -71,6 +71,8 @@ fn engine(n_ranks: usize) -> EngineConfig {
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: false,
+        overlaps_steps: false,
+        caches_prefixes: false,
     }
 }
 

@@ -88,8 +88,15 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
     };
     let prompt = encode_chat(app, &chat)?;
     let stop_tokens = options::named_stop_tokens(&rules, app);
-    let options =
-        Options { n_choices, limit, sampling, rules, n_logprobs, n_prompt_logprobs: None };
+    let options = Options {
+        n_choices,
+        limit,
+        sampling,
+        rules,
+        n_logprobs,
+        n_prompt_logprobs: None,
+        cache_salt: options::cache_salt(&mut fields)?,
+    };
     let jobs = options.jobs(app, &[Arc::clone(&prompt)])?;
     let asked = Asked {
         id,

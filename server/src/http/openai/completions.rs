@@ -81,6 +81,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
     options::check_min_tokens(&fields, &sampling, limit)?;
     let rules = options::rules(&mut fields, app, sampling.n_tokens_min)?;
     let wants_token_ids = fields.flag("return_token_ids")?;
+    let cache_salt = options::cache_salt(&mut fields)?;
     let prompts = prompts(&mut fields, app)?;
     // The engine runs nothing that makes neither tokens nor scores.
     let scores_prompt = echo && (n_logprobs.is_some() || limit == AnswerLimit::Asked(0));
@@ -91,6 +92,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         rules: Arc::clone(&rules),
         n_logprobs,
         n_prompt_logprobs: scores_prompt.then(|| n_logprobs.unwrap_or(0)),
+        cache_salt,
     };
     let tokens: Vec<_> = prompts.iter().map(|prompt| Arc::clone(&prompt.tokens)).collect();
     let jobs = options.jobs(app, &tokens)?;

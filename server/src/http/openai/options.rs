@@ -108,6 +108,17 @@ pub(super) fn n_choices(fields: &mut Fields, limits: &HttpLimits) -> Result<usiz
     Ok(n)
 }
 
+/// `cache_salt`, as with vLLM: requests that say the same share what their prompts have in common,
+/// and nobody can tell by the time of an answer what others have asked.
+pub(super) fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, ApiError> {
+    match fields.string("cache_salt")? {
+        Some(salt) if salt.is_empty() => {
+            Err(fields.out_of_range("cache_salt", "an empty text".into(), "at least a character"))
+        }
+        salt => Ok(salt.map(Into::into)),
+    }
+}
+
 /// How tokens are drawn. Unless given: temperature 1, everything else off, a random seed.
 pub(super) fn sampling(fields: &mut Fields, app: &AppState) -> Result<SamplingParams, ApiError> {
     let top_k = match fields.integer("top_k")? {

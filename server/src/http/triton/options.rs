@@ -32,6 +32,7 @@ pub(super) fn options(inputs: &mut Inputs, app: &AppState) -> Result<Options, Re
         rules,
         n_logprobs: wants_scores.then_some(0),
         n_prompt_logprobs: None,
+        cache_salt: None,
     })
 }
 

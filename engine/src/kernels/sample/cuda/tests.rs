@@ -90,6 +90,7 @@ fn sequence(rng: &mut Rng, n_vocab: usize) -> Sequence {
         sampling: params(rng, n_vocab),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        cache_salt: None,
     };
     let generated = if rng.below(2) == 0 { generated } else { Vec::new() };
     Sequence { request: Arc::new(request), generated, drawn: Vec::new() }
