@@ -1,11 +1,14 @@
-//! The scheduler, lived through many random lives. `SEED=n` replays one life.
+//! The scheduler, lived through many random lives. `SEED=n` replays one life, `LIVES=n` lives as
+//! many, without asking how much they met.
 
 mod draw;
 mod model;
 mod random;
+mod sights;
 mod world;
 
-use world::{Sights, World};
+use sights::Sights;
+use world::World;
 
 const N_LIVES: u64 = 4_000;
 const N_EVENTS_A_LIFE: u64 = 400;
@@ -35,6 +38,12 @@ fn every_rule_holds_after_every_event() {
     if let Ok(seed) = std::env::var("SEED") {
         let sights = live(seed.parse().expect("SEED is a number"));
         eprintln!("{sights:#?}");
+        return;
+    }
+    if let Ok(n_lives) = std::env::var("LIVES") {
+        for seed in 0..n_lives.parse().expect("LIVES is a number") {
+            live(seed);
+        }
         return;
     }
     let lives: Vec<Sights> = (0..N_LIVES).map(live).collect();

@@ -4,6 +4,8 @@
 //! A message that begins with "wrong" says that a rule broke, one with "stuck" that nothing moves;
 //! any other is the scheduler's own assertion.
 
+mod checks;
+
 use std::collections::BTreeMap;
 
 use scheduler::{
@@ -14,35 +16,7 @@ use scheduler::{
 use crate::draw;
 use crate::model::{Known, Rank, next_token};
 use crate::random::Random;
-
-/// What a life has seen, so that a test can tell whether it saw enough.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sights {
-    pub(crate) n_events: u64,
-    pub(crate) n_steps: u64,
-    pub(crate) n_preemptions: u64,
-    /// Plans with a row of a running sequence missing.
-    pub(crate) n_sat_out: u64,
-    pub(crate) n_cancelled_in_flight: u64,
-    pub(crate) n_cancelled_waiting: u64,
-    pub(crate) n_stopped: u64,
-    pub(crate) n_full: u64,
-    pub(crate) n_refused_queue: u64,
-    pub(crate) n_refused_length: u64,
-    pub(crate) n_scored_after_preemption: u64,
-    pub(crate) n_mixed_steps: u64,
-    /// Pages that newcomers found in the cache.
-    pub(crate) n_cached_pages: u64,
-    /// Plans made while a step ran.
-    pub(crate) n_ahead: u64,
-    /// Rows whose token was not known when they were planned.
-    pub(crate) n_following: u64,
-    /// Preemptions while a step ran.
-    pub(crate) n_preempted_ahead: u64,
-    /// Rows that ran for a request that had ended.
-    pub(crate) n_rows_for_nothing: u64,
-    pub(crate) n_windowed_give_backs: u64,
-}
+use crate::sights::Sights;
 
 /// A scheduler, a rank, and what should be true of them.
 pub(crate) struct World {
@@ -257,90 +231,6 @@ impl World {
         }
         self.check_plan(&plan);
         Some(plan)
-    }
-
-    fn check_plan(&mut self, plan: &StepPlan) {
-        for admission in &plan.admitted {
-            let newcomer = self.live.get_mut(&admission.request).expect("wrong: not alive");
-            newcomer.was_preempted |= newcomer.n_computed > 0;
-            let n_cached = admission.n_cached;
-            newcomer.n_computed = n_cached;
-            self.sights.n_cached_pages += (n_cached / self.limits.page_tokens) as u64;
-            assert!(n_cached < newcomer.n_known, "wrong: {admission:?} leaves nothing to compute");
-            let n_prompt = newcomer.request.prompt.len();
-            let scores = newcomer.request.scores_prompt && newcomer.n_scored < n_prompt;
-            assert!(!scores || n_cached == 0, "wrong: {admission:?} skips what is to be scored");
-            assert!(self.limits.prefix_cache.is_some() || n_cached == 0, "wrong: {admission:?}");
-            if !newcomer.was_preempted {
-                let last = self.last_admitted.replace(admission.request);
-                assert!(last < Some(admission.request), "wrong: {last:?} was admitted before");
-            }
-        }
-        let mut slots: Vec<_> = plan.rows.iter().map(|row| row.slot).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        assert_eq!(slots.len(), plan.rows.len(), "wrong: one row a slot");
-        assert!(plan.tokens.len() <= self.limits.n_tokens_per_step, "wrong: budget");
-        let (id, oldest) = self.live.iter().next().expect("wrong: a plan for nobody");
-        // Unless all that it will ever compute is in flight, a last token's KV not among it.
-        let n_known = oldest.n_known + oldest.n_late;
-        let is_at_end = oldest.n_late > 0 && n_known == self.n_tokens_end(&oldest.request);
-        let goes_on = oldest.n_computed < n_known && !is_at_end;
-        let runs = plan.rows.iter().any(|row| row.request == *id);
-        assert!(runs || !goes_on, "stuck: {id:?}, the oldest, gets no row");
-        let mut token_idx = 0;
-        let mut n_decode_rows = 0;
-        for (row_idx, row) in plan.rows.iter().enumerate() {
-            assert_eq!(row.token_idx, token_idx, "wrong: {row:?} is not next to the last row");
-            token_idx += row.n_tokens;
-            let enters = plan.admitted.iter().any(|admission| admission.request == row.request);
-            let decodes = !enters && self.decodes(row);
-            self.check_row(row_idx, row);
-            if decodes {
-                assert_eq!(n_decode_rows, row_idx, "wrong: decode rows come first");
-                n_decode_rows += 1;
-            }
-        }
-        assert_eq!(token_idx, plan.tokens.len(), "wrong: tokens of no row");
-        let is_mixed = n_decode_rows > 0 && n_decode_rows < plan.rows.len();
-        self.sights.n_mixed_steps += u64::from(is_mixed);
-    }
-
-    /// Whether a row that is being planned is of one token, its sequence's last.
-    fn decodes(&self, row: &Row) -> bool {
-        let expected = &self.live[&row.request];
-        row.start > 0 && row.n_tokens == 1 && row.start + 1 == expected.n_known + expected.n_late
-    }
-
-    fn check_row(&mut self, row_idx: usize, row: &Row) {
-        let end = row.start + row.n_tokens;
-        let n_tokens_end = self.n_tokens_end(&self.live[&row.request].request);
-        let expected = self.live.get_mut(&row.request).expect("wrong: not alive");
-        assert!(row.n_tokens > 0, "wrong: {row:?} is empty");
-        assert_eq!(row.start, expected.n_computed, "wrong: {row:?} starts elsewhere");
-        let n_known = expected.n_known + expected.n_late;
-        assert!(end <= n_known, "wrong: {row:?} has tokens that nobody will know");
-        let follows = self.flight.as_ref().filter(|_| end > expected.n_known).and_then(|flight| {
-            let is_before = |before: &Row| before.request == row.request && before.emit.samples();
-            flight.plan.rows.iter().position(is_before)
-        });
-        assert_eq!(row.follows, follows, "wrong: {row:?} follows another row");
-        assert_eq!(follows.is_some(), end > expected.n_known, "wrong: {row:?} follows nobody");
-        self.sights.n_following += u64::from(follows.is_some());
-        let samples = end == n_known && n_known < n_tokens_end;
-        assert_eq!(row.emit.samples(), samples, "wrong: row {row_idx}, {row:?}");
-        expected.n_late += usize::from(samples);
-        let n_prompt = expected.request.prompt.len();
-        let is_new = expected.n_scored < n_prompt && end > expected.n_scored;
-        let scores = expected.request.scores_prompt && is_new;
-        assert_eq!(row.emit.scores(), scores, "wrong: {row:?}");
-        if scores {
-            assert_eq!(row.start, expected.n_scored, "wrong: {row:?} scores twice or skips");
-            assert!(end <= n_prompt, "wrong: {row:?} scores what is not the prompt");
-            expected.n_scored = end;
-            self.sights.n_scored_after_preemption += u64::from(expected.was_preempted);
-        }
-        expected.n_computed = end;
     }
 
     fn complete(&mut self, flight: Flight) {

@@ -1,0 +1,202 @@
+//! Bugs planted into copies of the scheduler, each of which the simulator must catch: what a checker
+//! does not catch, it does not check.
+//!
+//! A plant is a change of the sources' text. The copy is compiled, the simulator (`tests/sim`) is
+//! compiled against it, and lives until something is wrong. What it says then is printed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Lives that a copy is given. The unchanged scheduler survives them.
+const N_LIVES: &str = "400";
+
+/// A bug: in `file`, `right` becomes `wrong`.
+struct Plant {
+    what: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+}
+
+const PLANTS: [Plant; 16] = [
+    Plant {
+        what: "an end leaks its pages",
+        file: "machine.rs",
+        right: "            self.pools.forfeit(slot);\n",
+        wrong: "            let _ = slot;\n",
+    },
+    Plant {
+        what: "a page is freed twice",
+        file: "pool.rs",
+        right: "(0, None) => self.free.push(page),",
+        wrong: "(0, None) => self.free.extend([page, page]),",
+    },
+    Plant {
+        what: "a victim keeps its pages",
+        file: "preempt.rs",
+        right: "        pools.forfeit(victim);\n",
+        wrong: "        let _ = victim;\n",
+    },
+    Plant {
+        what: "a window gives a page back one token early",
+        file: "pages.rs",
+        right: "(n_computed + 1).saturating_sub",
+        wrong: "(n_computed + 2).saturating_sub",
+    },
+    Plant {
+        what: "who found no room is not asked again",
+        file: "machine.rs",
+        right: "Some((newcomer.arrival(), self.pools.n_returns()))",
+        wrong: "Some((newcomer.arrival(), 0))",
+    },
+    Plant {
+        what: "equal tokens after other tokens pass for the same",
+        file: "prefix.rs",
+        right: "self.parent(node) == Some(parent) && self.tokens(node) == tokens",
+        wrong: "self.parent(node).is_some() && self.tokens(node) == tokens",
+    },
+    Plant {
+        what: "a page that is taken is still found by what it held",
+        file: "pool.rs",
+        right: "            prefixes.unset_page(node, self.group);\n",
+        wrong: "            let _ = (node, prefixes);\n",
+    },
+    Plant {
+        what: "a page is let go while another holds it",
+        file: "pool.rs",
+        right: "        *n_holders -= 1;\n",
+        wrong: "        *n_holders = 0;\n",
+    },
+    Plant {
+        what: "salts are not looked at",
+        file: "machine.rs",
+        right: "let salt = newcomer.cache_salt().clone();",
+        wrong: "let salt = None;",
+    },
+    Plant {
+        what: "a prompt is found whole and nothing is left to compute",
+        file: "sequence.rs",
+        right: "if scores { 0 } else { self.n_tokens() - 1 }",
+        wrong: "if scores { 0 } else { self.n_tokens() }",
+    },
+    Plant {
+        what: "positions that are to be scored are taken from the cache",
+        file: "sequence.rs",
+        right: "if scores { 0 } else { self.n_tokens() - 1 }",
+        wrong: "if scores { self.n_tokens() - 1 } else { self.n_tokens() - 1 }",
+    },
+    Plant {
+        what: "a row follows the first row instead of its own",
+        file: "sequence.rs",
+        right: "self.late_row_idx = row_idx;",
+        wrong: "self.late_row_idx = row_idx.min(0);",
+    },
+    Plant {
+        what: "a row is planned for the last token",
+        file: "sequence.rs",
+        right: "if is_last { 0 } else",
+        wrong: "if is_last && n_tokens == 0 { 0 } else",
+    },
+    Plant {
+        what: "a row that was void when it landed counts as computed",
+        file: "sequence.rs",
+        right: "        if self.n_void_rows > 0 {\n            self.n_void_rows -= 1;\n            return;",
+        wrong: "        if self.n_void_rows > 0 {\n            self.n_void_rows -= 1;",
+    },
+    Plant {
+        what: "what a newcomer takes is not taken from the budget",
+        file: "machine.rs",
+        right: "            budget.take_newcomer(n_tokens);\n",
+        wrong: "            budget.take_newcomer(0);\n",
+    },
+    Plant {
+        what: "the oldest gives way",
+        file: "roster.rs",
+        right: "let slot = self.running.pop().expect(\"somebody runs\");",
+        wrong: "let slot = self.running.remove(0);",
+    },
+];
+
+#[test]
+fn every_planted_bug_is_caught() {
+    let next = AtomicUsize::new(0);
+    let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(4);
+    let work = || {
+        let mut missed = Vec::new();
+        while let Some(plant) = PLANTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (name, apply) = (plant.what.replace(' ', "-"), |copy: &Path| plant.apply(copy));
+            match complaint(&name, apply) {
+                Some(complaint) => eprintln!("{}: {complaint}", plant.what),
+                None => missed.push(plant.what),
+            }
+        }
+        missed
+    };
+    let missed: Vec<&str> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..n_threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("it ends")).collect()
+    });
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+/// Else a catch would mean nothing.
+#[test]
+fn the_unchanged_copy_survives() {
+    assert_eq!(complaint("unchanged", |_| {}), None);
+}
+
+impl Plant {
+    fn apply(&self, copy: &Path) {
+        let path = copy.join(self.file);
+        let text = fs::read_to_string(&path).expect("a source");
+        let n_found = text.matches(self.right).count();
+        assert_eq!(n_found, 1, "{}: {:?} in {}", self.what, self.right, self.file);
+        fs::write(path, text.replace(self.right, self.wrong)).expect("it can be written");
+    }
+}
+
+/// What the simulator has against a changed copy of the scheduler, if anything.
+fn complaint(name: &str, change: impl FnOnce(&Path)) -> Option<String> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("planted").join(name);
+    if folder.exists() {
+        fs::remove_dir_all(&folder).expect("an earlier run's folder can be removed");
+    }
+    let copy = folder.join("src");
+    fs::create_dir_all(&copy).expect("a folder can be made");
+    for entry in fs::read_dir(repository.join("scheduler/src")).expect("the sources") {
+        let path = entry.expect("it is readable").path();
+        if path.is_file() {
+            fs::copy(&path, copy.join(path.file_name().expect("a file"))).expect("it is copied");
+        }
+    }
+    change(&copy);
+    let (library, program) = (folder.join("libscheduler.rlib"), folder.join("sim"));
+    compile(&copy.join("lib.rs"), &library, &["--crate-type", "rlib", "--crate-name", "scheduler"]);
+    let extern_scheduler = format!("scheduler={}", library.display());
+    let sim = repository.join("tests/sim/main.rs");
+    compile(&sim, &program, &["--test", "--extern", &extern_scheduler]);
+    let run = Command::new(&program).env("LIVES", N_LIVES).env("RUST_BACKTRACE", "0").output();
+    let run = run.expect("what was compiled runs");
+    let said =
+        String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+    let panicked = said.lines().skip_while(|line| !line.contains("panicked at"));
+    (!run.status.success()).then(|| panicked.skip(1).take(1).collect())
+}
+
+/// With the compiler that compiled this.
+fn compile(source: &Path, to: &Path, arguments: &[&str]) {
+    let cargo = std::env::var_os("CARGO").map(PathBuf::from);
+    let beside = cargo.map(|cargo| cargo.with_file_name("rustc")).filter(|rustc| rustc.exists());
+    let output = Command::new(beside.unwrap_or_else(|| "rustc".into()))
+        .args(["--edition", "2024", "-C", "opt-level=0", "--cap-lints", "allow"])
+        .args(arguments)
+        .arg("-o")
+        .args([to, source])
+        .output()
+        .expect("the compiler runs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} does not compile: {errors}", source.display());
+}

@@ -1,0 +1,30 @@
+//! What simulated lives meet, counted.
+
+/// What a life has seen, so that a test can tell whether it saw enough.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sights {
+    pub(crate) n_events: u64,
+    pub(crate) n_steps: u64,
+    pub(crate) n_preemptions: u64,
+    /// Plans with a row of a running sequence missing.
+    pub(crate) n_sat_out: u64,
+    pub(crate) n_cancelled_in_flight: u64,
+    pub(crate) n_cancelled_waiting: u64,
+    pub(crate) n_stopped: u64,
+    pub(crate) n_full: u64,
+    pub(crate) n_refused_queue: u64,
+    pub(crate) n_refused_length: u64,
+    pub(crate) n_scored_after_preemption: u64,
+    pub(crate) n_mixed_steps: u64,
+    /// Pages that newcomers found in the cache.
+    pub(crate) n_cached_pages: u64,
+    /// Plans made while a step ran.
+    pub(crate) n_ahead: u64,
+    /// Rows whose token was not known when they were planned.
+    pub(crate) n_following: u64,
+    /// Preemptions while a step ran.
+    pub(crate) n_preempted_ahead: u64,
+    /// Rows that ran for a request that had ended.
+    pub(crate) n_rows_for_nothing: u64,
+    pub(crate) n_windowed_give_backs: u64,
+}
