@@ -1,5 +1,5 @@
-//! Bugs planted into copies of the scheduler, each of which the simulator must catch: what a checker
-//! does not catch, it does not check.
+//! Bugs planted into copies of the scheduler, each of which the simulator must catch: what a
+//! checker does not catch, it does not check.
 //!
 //! A plant is a change of the sources' text. The copy is compiled, the simulator (`tests/sim`) is
 //! compiled against it, and lives until something is wrong. What it says then is printed.
@@ -102,8 +102,8 @@ const PLANTS: [Plant; 16] = [
     Plant {
         what: "a row that was void when it landed counts as computed",
         file: "sequence.rs",
-        right: "        if self.n_void_rows > 0 {\n            self.n_void_rows -= 1;\n            return;",
-        wrong: "        if self.n_void_rows > 0 {\n            self.n_void_rows -= 1;",
+        right: "            self.n_void_rows -= 1;\n            return;\n",
+        wrong: "            self.n_void_rows -= 1;\n",
     },
     Plant {
         what: "what a newcomer takes is not taken from the budget",
@@ -188,9 +188,9 @@ fn complaint(name: &str, change: impl FnOnce(&Path)) -> Option<String> {
 
 /// With the compiler that compiled this.
 fn compile(source: &Path, to: &Path, arguments: &[&str]) {
-    let cargo = std::env::var_os("CARGO").map(PathBuf::from);
-    let beside = cargo.map(|cargo| cargo.with_file_name("rustc")).filter(|rustc| rustc.exists());
-    let output = Command::new(beside.unwrap_or_else(|| "rustc".into()))
+    let beside = Path::new(env!("CARGO")).with_file_name("rustc");
+    let rustc = if beside.exists() { beside } else { "rustc".into() };
+    let output = Command::new(rustc)
         .args(["--edition", "2024", "-C", "opt-level=0", "--cap-lints", "allow"])
         .args(arguments)
         .arg("-o")
