@@ -81,6 +81,7 @@ impl HeldEngine {
             sampling: SamplingParams::greedy(),
             n_logprobs: None,
             n_prompt_logprobs: None,
+            cache_salt: None,
         };
         let ticket = engine.submit(request, Box::new(deliver)).expect("there is room for it");
         let held = HeldEngine { permits, steps, _ticket: ticket };
