@@ -37,6 +37,7 @@ fn batch(rows: &[(u32, usize, usize, Emit)]) -> Batch {
             start,
             n_tokens,
             token_idx: plan.tokens.len(),
+            follows: None,
             emit,
         });
         let first = 100 * (slot + 1) + start as u32;
