@@ -47,6 +47,8 @@ impl Ultra {
             n_context_tokens: Some(N_CONTEXT),
             kv_dtype: Some(KvDtype::Fp8),
             kv_bytes: None,
+            overlaps_steps: false,
+            caches_prefixes: false,
             is_deterministic: false,
         };
         let probe = Probe::new(checkpoint, &config)?;

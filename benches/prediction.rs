@@ -74,6 +74,8 @@ fn our_kernels_move_the_bytes_that_are_predicted() {
         n_context_tokens: Some(N_CONTEXT),
         kv_dtype: Some(KvDtype::Fp8),
         kv_bytes: None,
+        overlaps_steps: false,
+        caches_prefixes: false,
         is_deterministic: false,
     };
     let mut probe = Probe::new(checkpoint, &config).expect("it boots");

@@ -64,7 +64,7 @@ impl Probe {
 
 /// A sequence that takes a slot in `plan`, of which nothing but its likeliest tokens is wanted.
 fn entering(plan: &StepPlan, admission: &Admission) -> Entering {
-    let Admission { request, slot } = *admission;
+    let Admission { request, slot, .. } = *admission;
     let row = plan.rows.iter().find(|row| row.request == request);
     let prompt = row.map_or(&[][..], |row| plan.row_tokens(row));
     let request = Request {
@@ -74,6 +74,7 @@ fn entering(plan: &StepPlan, admission: &Admission) -> Entering {
         sampling: SamplingParams::greedy(),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        cache_salt: None,
     };
     Entering { slot, request: Arc::new(request), generated: Vec::new() }
 }

@@ -96,6 +96,8 @@ impl Steps {
             n_context_tokens: Some(n_context),
             kv_dtype: Some(KvDtype::Fp8),
             kv_bytes: None,
+            overlaps_steps: false,
+            caches_prefixes: false,
             is_deterministic: false,
         };
         let mut probe = Probe::new(checkpoint, &config)?;
