@@ -18,12 +18,26 @@ pub struct Span<'a> {
 /// Hands out pages in an order that no two sequences share, as a busy pool would.
 pub struct Planner {
     page_tokens: usize,
-    n_groups: usize,
-    /// Pages of every group that are not given out, in a scrambled order.
-    free: Vec<Vec<PageId>>,
-    /// Entries of each slot's table that are set.
-    n_pages: Vec<usize>,
+    groups: Vec<Group>,
+    /// Tokens of each slot's sequence that were planned.
+    n_planned: Vec<usize>,
     n_steps: u64,
+}
+
+/// A cache group's pages.
+struct Group {
+    window: Option<usize>,
+    /// Those that are not given out, in a scrambled order.
+    free: Vec<PageId>,
+    /// Each slot's table.
+    tables: Vec<Table>,
+}
+
+#[derive(Clone, Default)]
+struct Table {
+    pages: Vec<PageId>,
+    /// How many of them, from the first, the window has left.
+    n_given_back: usize,
 }
 
 impl Planner {
@@ -34,18 +48,24 @@ impl Planner {
             let stride = (n_pages / 2..).find(|s| gcd(*s, n_pages) == 1).unwrap_or(1).max(1);
             (0..n_pages).map(|idx| PageId((idx * stride % n_pages) as u32)).collect()
         };
+        let groups = memory.group_pages.iter().zip(&memory.group_windows);
+        let group = |(&n_pages, &window)| Group {
+            window,
+            free: scrambled(n_pages),
+            tables: vec![Table::default(); memory.n_slots],
+        };
         Planner {
             page_tokens: engine::PAGE_TOKENS,
-            n_groups: memory.group_pages.len(),
-            free: memory.group_pages.iter().map(|&n_pages| scrambled(n_pages)).collect(),
-            n_pages: vec![0; memory.n_slots],
+            groups: groups.map(group).collect(),
+            n_planned: vec![0; memory.n_slots],
             n_steps: 0,
         }
     }
 
     /// Forgets a slot's pages without reusing them: its sequence starts again elsewhere.
     pub fn restart(&mut self, slot: usize) {
-        self.n_pages[slot] = 0;
+        self.n_planned[slot] = 0;
+        self.groups.iter_mut().for_each(|group| group.tables[slot] = Table::default());
     }
 
     /// One step with the given rows, of which only the last positions emit.
@@ -65,6 +85,7 @@ impl Planner {
             tokens: Vec::new(),
         };
         self.n_steps += 1;
+        self.give_back();
         for span in spans {
             let (request, slot) = (RequestId(span.slot as u64), SlotIdx(span.slot as u32));
             if span.start == 0 {
@@ -86,18 +107,37 @@ impl Planner {
     }
 
     fn grow(&mut self, span: &Span<'_>, plan: &mut StepPlan) {
-        let n_needed = (span.start + span.tokens.len()).div_ceil(self.page_tokens);
-        for page_idx in self.n_pages[span.slot]..n_needed {
-            for group_idx in 0..self.n_groups {
+        let n_planned = span.start + span.tokens.len();
+        for (group_idx, group) in self.groups.iter_mut().enumerate() {
+            let table = &mut group.tables[span.slot];
+            for page_idx in table.pages.len()..n_planned.div_ceil(self.page_tokens) {
+                let page = group.free.pop().expect("the test's pools are large enough");
+                table.pages.push(page);
                 plan.pages.push(PageUpdate {
                     slot: SlotIdx(span.slot as u32),
                     group: GroupIdx(group_idx as u16),
                     page_idx: page_idx as u32,
-                    page: self.free[group_idx].pop().expect("the test's pools are large enough"),
+                    page,
                 });
             }
         }
-        self.n_pages[span.slot] = self.n_pages[span.slot].max(n_needed);
+        self.n_planned[span.slot] = n_planned;
+    }
+
+    /// Pages that no later token of their sequence sees, as pools of this size need it. The next
+    /// that takes one takes the last.
+    fn give_back(&mut self) {
+        for Group { window, free, tables } in &mut self.groups {
+            let Some(window) = *window else { continue };
+            for (table, n_planned) in tables.iter_mut().zip(&self.n_planned) {
+                let first_seen = (n_planned + 1).saturating_sub(window);
+                let n_left = (first_seen / self.page_tokens).min(table.pages.len());
+                if table.n_given_back < n_left {
+                    free.extend(&table.pages[table.n_given_back..n_left]);
+                    table.n_given_back = n_left;
+                }
+            }
+        }
     }
 }
 
