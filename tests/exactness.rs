@@ -287,14 +287,19 @@ fn differing_answers(
     let kv_bytes = Some(all_kv_bytes * crowd.tenths_of_kv / 10);
     let cramped = EngineConfig { kv_bytes, n_tokens_per_step: 24, ..roomy.clone() };
     let engine = engine::boot(Arc::clone(checkpoint), &cramped).expect("it boots");
-    // The second time, what prompts begin with may be there.
-    let n_rounds = if roomy.caches_prefixes { 2 } else { 1 };
-    let rounds: Vec<Vec<Answer>> = (0..n_rounds).map(|_| answer(&engine, &requests)).collect();
+    let together = answer(&engine, &requests);
+    // Whether a crowd's prompts are still there is chance; that of the one just answered is.
+    let longest = (0..requests.len()).max_by_key(|&idx| requests[idx].prompt.len());
+    let longest = longest.expect("a crowd");
+    let mut again = || answer(&engine, std::slice::from_ref(&requests[longest])).remove(0);
+    let repeated = [again(), again()];
     let stats = engine.handle().stats();
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
     assert_eq!(stats.n_pages_used, 0, "every page came back");
-    assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "prompts begin alike");
-    let differs = |&idx: &usize| rounds.iter().any(|together| alone[idx] != together[idx]);
+    assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
+    let differs = |&idx: &usize| {
+        alone[idx] != together[idx] || idx == longest && repeated.iter().any(|r| *r != alone[idx])
+    };
     (0..requests.len()).filter(differs).collect()
 }
 
@@ -305,7 +310,7 @@ fn answers_are_bit_equal_alone_preempted_overlapped_and_cached() {
         Crowd { n_requests: 12, n_prompt_min: 1, n_prompt_max: 61, n_new: 40, tenths_of_kv: 3 };
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("preemption", format);
-        let seed = harness::seed();
+        let seed = harness::seed_or(1);
         for (overlaps_steps, caches_prefixes) in
             [(false, false), (true, false), (false, true), (true, true)]
         {

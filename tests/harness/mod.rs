@@ -14,7 +14,16 @@ pub fn seed() -> u64 {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         now.map_or(1, |since| since.as_nanos() as u64)
     };
-    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(fresh)
+    wanted_seed().unwrap_or_else(fresh)
+}
+
+/// The same for a test that needs something to happen, which happens with the seed `usual`.
+pub fn seed_or(usual: u64) -> u64 {
+    wanted_seed().unwrap_or(usual)
+}
+
+fn wanted_seed() -> Option<u64> {
+    std::env::var("SEED").ok().and_then(|seed| seed.parse().ok())
 }
 
 /// What tells the virtual node to count and not to compute. It reads this once in a process.
