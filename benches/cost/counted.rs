@@ -116,9 +116,13 @@ fn expected(work: &[Launch], n_ranks: u64) -> Families {
         let family = FAMILIES.iter().find(|(_, names)| names.contains(&name));
         let (family, _) = family.expect("every kind of work has a family");
         let (family, count) = match kind {
-            // The next kernel reads every other rank's message.
-            Kind::AllReduce(way) if way != Carrier::Nccl => {
+            // The next kernel reads every other rank's message, of a share of the rows in two shots.
+            Kind::AllReduce(Carrier::OneShot) => {
                 ("reduce_", Count { n_launches: 0, bytes: (n_ranks - 1) * bytes, flops })
+            }
+            Kind::AllReduce(Carrier::TwoShot) => {
+                let bytes = (n_ranks - 1) * bytes / n_ranks;
+                ("reduce_", Count { n_launches: 0, bytes, flops })
             }
             _ => (*family, Count { n_launches: 1, bytes, flops }),
         };

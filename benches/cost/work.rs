@@ -160,18 +160,24 @@ impl Rank {
         self.stream("sample", rows * vocab * F32);
     }
 
-    /// Meets the other ranks over all tokens; of `rows` adds to the residual, norms and rounds.
+    /// Meets the other ranks over all tokens; of `rows` adds to the residual, norms and rounds. In
+    /// two shots a rank does so for every eighth row alone, of eight ranks, and gets the others.
     fn reduce_norm(&mut self, rows: u64, element: u64) {
+        let mut n_sharing = 1;
         if self.n_ranks > 1 {
             let bytes = self.step.n_tokens() * self.hidden * BF16;
             let way = carrier(bytes as usize, self.n_ranks as usize);
             self.exchange("all_reduce", Kind::AllReduce(way), bytes);
+            if way == Carrier::TwoShot {
+                n_sharing = self.n_ranks;
+            }
         }
         // The first begins the stream, so that there is none to read.
         let is_first = !self.launches.iter().any(|launch| launch.name == "reduce_norm");
         let residual = if is_first { F32 } else { 2 * F32 };
-        let weights = self.hidden * F32;
-        self.stream("reduce_norm", rows * self.hidden * (BF16 + residual + element) + weights);
+        let own_rows = rows.div_ceil(n_sharing);
+        let row_bytes = own_rows * (BF16 + residual) + rows * element;
+        self.stream("reduce_norm", self.hidden * (row_bytes + F32));
     }
 
     fn exchange(&mut self, name: &'static str, kind: Kind, bytes: u64) {
@@ -255,6 +261,18 @@ mod tests {
             let bytes = n_sequences as usize * 16_384 * 2;
             assert_eq!(ways(n_sequences), [carrier(bytes, 8)], "{n_sequences} sequences");
         }
+    }
+
+    #[test]
+    fn in_two_shots_the_ranks_share_the_residual_stream() {
+        let bytes = |n_sequences| {
+            let norms = ultra(n_sequences, 1, 100).into_iter();
+            norms.filter(|one| one.name == "reduce_norm").nth(1).expect("there are 146").bytes
+        };
+        assert_eq!(bytes(16), 16_384 * (16 * (2 + 8 + 1) + 4), "one shot: all rows");
+        assert_eq!(bytes(32), 16_384 * (4 * (2 + 8) + 32 + 4), "an eighth of them");
+        assert_eq!(bytes(33), 16_384 * (5 * (2 + 8) + 33 + 4), "the rank with the most");
+        assert_eq!(bytes(512), 16_384 * (512 * (2 + 8 + 1) + 4), "NCCL: all rows");
     }
 
     #[test]
