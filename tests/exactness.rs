@@ -291,7 +291,7 @@ fn differing_answers(
     // Whether a crowd's prompts are still there is chance; that of the one just answered is.
     let longest = (0..requests.len()).max_by_key(|&idx| requests[idx].prompt.len());
     let longest = longest.expect("a crowd");
-    let mut again = || answer(&engine, std::slice::from_ref(&requests[longest])).remove(0);
+    let again = || answer(&engine, std::slice::from_ref(&requests[longest])).remove(0);
     let repeated = [again(), again()];
     let stats = engine.handle().stats();
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
