@@ -287,7 +287,9 @@ fn differing_answers(
     let kv_bytes = Some(all_kv_bytes * crowd.tenths_of_kv / 10);
     let cramped = EngineConfig { kv_bytes, n_tokens_per_step: 24, ..roomy.clone() };
     let engine = engine::boot(Arc::clone(checkpoint), &cramped).expect("it boots");
-    let together = answer(&engine, &requests);
+    // The second time, what prompts begin with may be there.
+    let n_rounds = if roomy.caches_prefixes { 2 } else { 1 };
+    let rounds: Vec<Vec<Answer>> = (0..n_rounds).map(|_| answer(&engine, &requests)).collect();
     // Whether a crowd's prompts are still there is chance; that of the one just answered is.
     let longest = (0..requests.len()).max_by_key(|&idx| requests[idx].prompt.len());
     let longest = longest.expect("a crowd");
@@ -298,7 +300,8 @@ fn differing_answers(
     assert_eq!(stats.n_pages_used, 0, "every page came back");
     assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
     let differs = |&idx: &usize| {
-        alone[idx] != together[idx] || idx == longest && repeated.iter().any(|r| *r != alone[idx])
+        rounds.iter().any(|together| alone[idx] != together[idx])
+            || idx == longest && repeated.iter().any(|again| alone[idx] != *again)
     };
     (0..requests.len()).filter(differs).collect()
 }
