@@ -116,7 +116,7 @@ fn expected(work: &[Launch], n_ranks: u64) -> Families {
         let family = FAMILIES.iter().find(|(_, names)| names.contains(&name));
         let (family, _) = family.expect("every kind of work has a family");
         let (family, count) = match kind {
-            // The next kernel reads every other rank's message, of a share of the rows in two shots.
+            // The next kernel reads every other rank's message; in two shots, of its own rows.
             Kind::AllReduce(Carrier::OneShot) => {
                 ("reduce_", Count { n_launches: 0, bytes: (n_ranks - 1) * bytes, flops })
             }
