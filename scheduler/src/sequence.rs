@@ -11,8 +11,8 @@ use crate::{Emit, FinishReason, Limits, Request, RequestId, Row, TokenId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrival(pub(crate) u64);
 
-/// A token that the next row computes before anybody knows it: it is a placeholder until the plan
-/// is settled.
+/// Stands in a plan where the row before is still computing the token; settling the plan puts the
+/// computed one there.
 const UNKNOWN: TokenId = TokenId(0);
 
 /// A request that has been taken.
