@@ -174,6 +174,8 @@ fn number(digits: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
     use crate::CacheSpec;
     use crate::parameters::Role;
@@ -196,6 +198,56 @@ mod tests {
     fn count(spec: &ModelSpec, has_mixer: bool, has_ffn: bool) -> usize {
         let matches = |b: &&BlockSpec| (b.mixer.is_some(), b.ffn.is_some()) == (has_mixer, has_ffn);
         spec.blocks.iter().filter(matches).count()
+    }
+
+    /// SHA-256 of the block list, a line a block: query heads to a key/value head or `-`, a slash,
+    /// the FFN's width or `-`.
+    fn digest(spec: &ModelSpec) -> String {
+        let mut hash = Sha256::new();
+        for block in &spec.blocks {
+            let mixer = block.attention().map(|a| (a.n_q_heads / a.n_kv_heads).to_string());
+            let ffn = match block.ffn {
+                Some(FfnSpec::SwiGlu { width }) => Some(width.to_string()),
+                _ => None,
+            };
+            let [mixer, ffn] = [mixer, ffn].map(|half| half.unwrap_or("-".to_owned()));
+            hash.update(format!("{mixer}/{ffn}\n"));
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Digests of the block lists that `config.json` of the published models describes, worked out
+    /// from those files by a program that shares nothing with this one; widths follow from
+    /// `ffn_mult` as the published `modeling_decilm.py` has it.
+    #[test]
+    fn block_lists_are_the_published_ones() {
+        for (name, hidden_size, n_q_heads, factor, expected) in [
+            (
+                "ultra-253b",
+                16_384,
+                128,
+                16.0,
+                "d7b10f2d2021aef78cacad669b6ab7fd2337109af6dfcc176edea5af2e966505",
+            ),
+            (
+                "super-49b",
+                8192,
+                64,
+                8.0,
+                "18210cd74adf3cd3d274e4468bb53348f8f48505fc1c5919135497984cc5a31b",
+            ),
+        ] {
+            let spec = preset(name).unwrap();
+            assert_eq!(digest(&spec), expected, "{name}");
+            assert_eq!(spec.hidden_size, hidden_size, "{name}");
+            assert_eq!((spec.vocab_size, spec.n_positions_max), (128_256, 131_072), "{name}");
+            assert_eq!((spec.norm_eps, spec.ties_embeddings), (1e-5, false), "{name}");
+            assert_eq!(spec.rope, llama3(500_000.0, factor, 8192), "{name}");
+            assert_eq!(spec.bos_token, Some(128_000), "{name}");
+            assert_eq!(spec.eos_tokens, [128_001, 128_008, 128_009], "{name}");
+            let mut attention = spec.blocks.iter().filter_map(BlockSpec::attention);
+            assert!(attention.all(|a| (a.n_q_heads, a.head_dim) == (n_q_heads, 128)), "{name}");
+        }
     }
 
     /// The aggregates of the published model, none of which is written in the notation.
