@@ -1,0 +1,59 @@
+"""Starts the program with the demo model on free ports and runs every script of this folder
+against it, each in a process of its own.
+
+    python tests/clients/run.py PROGRAM [SCRIPT…]
+
+A script is a file other than this one and `checks.py`; SCRIPT is its name without `.py`.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+FOLDER = pathlib.Path(__file__).parent
+HELPERS = {"run", "checks"}
+
+
+def start(program):
+    """The server's process and its addresses."""
+    command = [program, "serve", "demo", "--port", "0", "--log", "warn"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    printed = ""
+    while "-d '" not in printed:
+        line = process.stdout.readline()
+        if not line:
+            sys.exit(f"{program} ended early: {printed}")
+        printed += line
+    http = re.search(r"on http://(\S+)", printed)[1]
+    grpc = re.search(r"on grpc://(\S+)", printed)
+    return process, ["--http", http, "--grpc", grpc[1] if grpc else ""]
+
+
+def main():
+    program, *wanted = sys.argv[1:]
+    names = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
+    if unknown := [name for name in wanted if name not in names]:
+        sys.exit(f"no script {', '.join(unknown)}; there are: {', '.join(names)}")
+    server, addresses = start(program)
+    failed = []
+    try:
+        for name in wanted or names:
+            began = time.monotonic()
+            script = [sys.executable, str(FOLDER / f"{name}.py"), *addresses]
+            if subprocess.run(script, check=False).returncode:
+                failed.append(name)
+            print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
+            if server.poll() is not None:
+                sys.exit(f"the server ended during {name}, with {server.returncode}")
+    finally:
+        server.terminate()
+    if server.wait() != 0:
+        failed.append("the server's end")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
