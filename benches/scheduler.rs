@@ -49,6 +49,7 @@ fn request(id: u64, n_prompt: usize, n_new_max: usize) -> Request {
         stop_tokens: [TokenId(128_001), TokenId(128_008), TokenId(128_009)].into(),
         scores_prompt: false,
         cache_salt: None,
+        is_guided: false,
     }
 }
 

@@ -315,6 +315,7 @@ where
             stop_tokens: Arc::clone(&request.stop_tokens),
             scores_prompt: request.n_prompt_logprobs.is_some(),
             cache_salt: request.cache_salt.clone(),
+            is_guided: false,
         });
         self.live.insert(id, live);
         self.apply(event, &mut []);

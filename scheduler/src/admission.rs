@@ -81,6 +81,7 @@ mod tests {
             stop_tokens: [].into(),
             scores_prompt: false,
             cache_salt: None,
+            is_guided: false,
         }
     }
 

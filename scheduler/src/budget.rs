@@ -1,5 +1,6 @@
 //! How many tokens a step has, and who gets them: every decode row its one, prefill the rest.
 //!
+//! Who is held until it is known what may follow its last token has no decode row.
 //! Decode comes first so that tokens keep flowing to the readers while prompts are computed; a
 //! prompt is cut to what is left and goes on in the next step. As no more sequences run than a step
 //! has tokens, the oldest always gets at least one. It does not know pages or the queue.
@@ -20,7 +21,8 @@ impl Budget {
         n_tokens_per_step: usize,
         running: impl Iterator<Item = &'a Sequence>,
     ) -> Budget {
-        let n_decodes = running.filter(|sequence| decodes(sequence)).count();
+        let is_set_aside = |sequence: &&Sequence| decodes(sequence) && !sequence.is_held();
+        let n_decodes = running.filter(is_set_aside).count();
         let n_prefill_left = n_tokens_per_step.checked_sub(n_decodes);
         Budget { n_prefill_left: n_prefill_left.expect("no more slots than tokens in a step") }
     }
@@ -28,7 +30,7 @@ impl Budget {
     /// Tokens that a sequence may have, zero if none is left for it.
     pub(crate) fn offer(&self, sequence: &Sequence) -> usize {
         if decodes(sequence) {
-            return 1;
+            return usize::from(!sequence.is_held());
         }
         sequence.n_row_tokens_max().min(self.n_prefill_left)
     }
@@ -87,6 +89,7 @@ mod tests {
             stop_tokens: [].into(),
             scores_prompt: false,
             cache_salt: None,
+            is_guided: false,
         };
         Sequence::new(request, Arrival(0), &limits)
     }

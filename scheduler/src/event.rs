@@ -10,6 +10,9 @@ pub enum Event {
     /// A request's reader is gone. It ends at once, also while rows of it are in flight; their
     /// results are dropped when they come. Unknown and ended requests are fine.
     Cancel(RequestId),
+    /// It is known what may follow the last token of a guided request, which goes on. Unknown and
+    /// ended requests are fine.
+    Allow(RequestId),
     /// A planned step has run.
     Complete(StepResult),
 }

@@ -23,6 +23,7 @@
 //!     stop_tokens: [].into(),
 //!     scores_prompt: false,
 //!     cache_salt: None,
+//!     is_guided: false,
 //! };
 //! let mut effects = Vec::new();
 //! scheduler.apply(Event::Arrive(request), &mut effects);

@@ -8,6 +8,9 @@
 //! - An end by length is known ahead, and no row is planned beyond it. A stop token is seen when it
 //!   lands: if a further row of its sequence is in flight, that row runs for nothing, and its
 //!   result is dropped.
+//! - What a guided request may sample depends on all its tokens: no row of it samples while a token
+//!   of it is in flight, or before [`Event::Allow`] has answered the last one. It is the row that
+//!   waits; steps go on for others.
 //! - Ranks run plans in order. So whatever ends, finished or cancelled, gives its slot and pages
 //!   back at once, and so does whoever is preempted: the next plan's writes come after all that is
 //!   in flight. A preempted sequence is not admitted before its rows have landed.
@@ -94,12 +97,17 @@ impl Scheduler {
         match event {
             Event::Arrive(request) => self.arrive(request, effects),
             Event::Cancel(request) => self.cancel(request, effects),
+            Event::Allow(request) => {
+                if let Some(place) = self.roster.find(request) {
+                    self.roster.at_mut(place).allow();
+                }
+            }
             Event::Complete(result) => self.complete(&result, effects),
         }
     }
 
     /// The next step, also while the last one runs; `None` if there is nothing to run, until
-    /// something arrives or lands. A plan that is made while a step runs is to be
+    /// something arrives, lands or is allowed. A plan that is made while a step runs is to be
     /// [settled](StepPlan::settle) with that step's tokens before it starts.
     ///
     /// # Panics
@@ -120,7 +128,8 @@ impl Scheduler {
             self.admit_waiting(&mut budget, &mut plan);
         }
         if self.scratch.grants.is_empty() {
-            assert!(!self.flights.is_empty(), "the oldest sequence can always go on");
+            let is_waited_for = !self.flights.is_empty() || self.roster.holds_any();
+            assert!(is_waited_for, "the oldest sequence can always go on, unless it is held");
             self.recycle(plan);
             return None;
         }
@@ -243,8 +252,9 @@ impl Scheduler {
     /// Admits from the head of the queue while there are slots, pages and tokens.
     fn admit_waiting(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
         while let Some(newcomer) = self.roster.next_waiting() {
-            if budget.is_spent() || !self.roster.has_free_slot() || newcomer.n_rows_in_flight() > 0
-            {
+            // Who is held may find all but its last token in the cache, and have nothing to do.
+            let is_absent = newcomer.n_rows_in_flight() > 0 || newcomer.is_held();
+            if budget.is_spent() || !self.roster.has_free_slot() || is_absent {
                 return;
             }
             let attempt = Some((newcomer.arrival(), self.pools.n_returns()));

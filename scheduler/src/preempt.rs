@@ -68,6 +68,7 @@ mod tests {
                 stop_tokens: [].into(),
                 scores_prompt: true,
                 cache_salt: None,
+                is_guided: false,
             };
             roster.arrive(request, &limits);
         }

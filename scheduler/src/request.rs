@@ -20,4 +20,7 @@ pub struct Request {
     pub scores_prompt: bool,
     /// What it computes is shared with requests of the same salt, and with no others.
     pub cache_salt: Option<Arc<str>>,
+    /// Somebody outside says, knowing all its tokens, which may come next: after each that it
+    /// generates, it samples no other before [`Event::Allow`](crate::Event::Allow).
+    pub is_guided: bool,
 }

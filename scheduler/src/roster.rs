@@ -138,6 +138,12 @@ impl Roster {
         !self.free_slots.is_empty()
     }
 
+    /// Whether some sequence is held until it is known what may follow its last token.
+    pub(crate) fn holds_any(&self) -> bool {
+        let running = self.running.iter().map(|&slot| self.sequence(slot));
+        running.chain(&self.waiting).any(Sequence::is_held)
+    }
+
     pub(crate) fn n_waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -244,6 +250,7 @@ mod tests {
                 stop_tokens: [].into(),
                 scores_prompt: false,
                 cache_salt: None,
+                is_guided: false,
             };
             roster.arrive(request, &limits());
         }

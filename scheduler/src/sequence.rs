@@ -40,6 +40,8 @@ pub(crate) struct Sequence {
     n_void_rows: usize,
     /// Prompt positions whose scores were delivered; a preemption does not undo that.
     n_scored: usize,
+    /// It is guided, and nobody has said yet what may follow its last token.
+    is_held: bool,
 }
 
 impl Sequence {
@@ -57,6 +59,7 @@ impl Sequence {
             late_row_idx: 0,
             n_void_rows: 0,
             n_scored: 0,
+            is_held: false,
         }
     }
 
@@ -113,14 +116,26 @@ impl Sequence {
         if is_last { 0 } else { n_tokens - self.n_planned() }
     }
 
-    /// Tokens that the next row may have: all that remain, but a row does not mix positions that
-    /// are to be scored with positions that were scored before a preemption.
+    /// Whether it may not sample yet: it is guided, and what may follow its last token is not known
+    /// or that token itself is in flight.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_held || (self.request.is_guided && self.n_late > 0)
+    }
+
+    /// It is known what may follow its last token.
+    pub(crate) fn allow(&mut self) {
+        self.is_held = false;
+    }
+
+    /// Tokens that the next row may have: all that remain, but for the last of who is held, and a
+    /// row does not mix positions that are to be scored with positions that were scored before a
+    /// preemption.
     pub(crate) fn n_row_tokens_max(&self) -> usize {
         let n_planned = self.n_planned();
         if n_planned < self.n_scored && self.n_scored < self.request.prompt.len() {
             return self.n_scored - n_planned;
         }
-        self.n_remaining()
+        self.n_remaining().saturating_sub(usize::from(self.is_held()))
     }
 
     pub(crate) fn cache_salt(&self) -> &Option<Arc<str>> {
@@ -230,6 +245,7 @@ impl Sequence {
     pub(crate) fn push(&mut self, token: TokenId) {
         assert!(self.n_tokens() < self.n_tokens_end, "{:?} generates past its end", self.id());
         self.generated.push(token);
+        self.is_held = self.request.is_guided;
     }
 
     /// Whether and why it ends, now that a row has landed and its token, if any, is pushed.
@@ -288,6 +304,7 @@ mod tests {
             stop_tokens: [TokenId(99)].into(),
             scores_prompt,
             cache_salt: None,
+            is_guided: false,
         };
         let mut sequence = Sequence::new(request, Arrival(0), &limits);
         sequence.enter();

@@ -20,7 +20,7 @@ struct Plant {
     wrong: &'static str,
 }
 
-const PLANTS: [Plant; 16] = [
+const PLANTS: [Plant; 18] = [
     Plant {
         what: "an end leaks its pages",
         file: "machine.rs",
@@ -116,6 +116,18 @@ const PLANTS: [Plant; 16] = [
         file: "roster.rs",
         right: "let slot = self.running.pop().expect(\"somebody runs\");",
         wrong: "let slot = self.running.remove(0);",
+    },
+    Plant {
+        what: "a guided row does not wait for what it may sample",
+        file: "sequence.rs",
+        right: "self.is_held = self.request.is_guided;",
+        wrong: "self.is_held = false;",
+    },
+    Plant {
+        what: "a guided row is planned while its token is in flight",
+        file: "sequence.rs",
+        right: "self.is_held || (self.request.is_guided && self.n_late > 0)",
+        wrong: "self.is_held",
     },
 ];
 

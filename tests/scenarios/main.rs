@@ -6,12 +6,13 @@
 //! ```text
 //! limits slots=2 waiting=4 step=8 context=64 page=4 pages=6,3/5   two groups; 3 pages, window of 5
 //!                                                                 `cache`: prefixes are cached
-//! arrive 0 prompt=5 new=3 stop=7,8 score                          prompt of five tokens
+//! arrive 0 prompt=5 new=3 stop=7,8 score guided                   prompt of five tokens
 //! arrive 1 prompt=5 new=3 as=0:4 salt=x                           its first four are request 0's
 //! plan                                                            what a step holds
 //! complete 7 -                                                    a sampled token, or none, a row
 //!                                                                 of the oldest plan
 //! cancel 0
+//! allow 0                                                         a guided request may go on
 //! stats                                                           gauges
 //! ```
 //!
@@ -95,6 +96,7 @@ impl Transcript {
         match command {
             "limits" => self.scheduler = Some(Scheduler::new(limits(&fields(arguments)))),
             "arrive" => self.apply(Event::Arrive(request(arguments))),
+            "allow" => self.apply(Event::Allow(RequestId(number(arguments[0]) as u64))),
             "cancel" => self.apply(Event::Cancel(RequestId(number(arguments[0]) as u64))),
             "complete" => {
                 let plan = self.plans.pop_front().expect("complete follows plan");
@@ -274,5 +276,6 @@ fn request(words: &[&str]) -> Request {
         stop_tokens: stops.into_iter().filter_map(token).collect(),
         scores_prompt: fields.contains_key("score"),
         cache_salt: fields.get("salt").map(|&salt| salt.into()),
+        is_guided: fields.contains_key("guided"),
     }
 }

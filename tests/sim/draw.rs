@@ -71,5 +71,6 @@ pub(crate) fn request(
         stop_tokens: (0..n_stops).map(|_| token(random)).collect(),
         scores_prompt: n_new_max == 0 || random.one_in(3),
         cache_salt: random.one_in(4).then(|| ["a", "b"][random.within(0, 1)].into()),
+        is_guided: false,
     }
 }

@@ -67,6 +67,8 @@ fn every_rule_holds_after_every_event() {
         ("rows that follow others", sum(|s| s.n_following), 50_000),
         ("preemptions while a step ran", sum(|s| s.n_preempted_ahead), 500),
         ("rows that ran for nothing", sum(|s| s.n_rows_for_nothing), 1_000),
+        ("rows of guided requests", sum(|s| s.n_guided), 10_000),
+        ("guided requests held while others ran", sum(|s| s.n_held_beside), 10_000),
         ("pages given back by a window", sum(|s| s.n_windowed_give_backs), 1_000),
     ];
     for (what, n_met, n_wanted) in met {

@@ -27,4 +27,8 @@ pub(crate) struct Sights {
     /// Rows that ran for a request that had ended.
     pub(crate) n_rows_for_nothing: u64,
     pub(crate) n_windowed_give_backs: u64,
+    /// Rows of guided requests that sampled.
+    pub(crate) n_guided: u64,
+    /// Guided requests that waited for a word while a step was planned for others.
+    pub(crate) n_held_beside: u64,
 }

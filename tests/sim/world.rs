@@ -18,6 +18,9 @@ use crate::model::{Known, Rank, next_token};
 use crate::random::Random;
 use crate::sights::Sights;
 
+/// Turns for which a guided request may wait for what may follow its last token.
+const N_HELD_MAX: usize = 3;
+
 /// A scheduler, a rank, and what should be true of them.
 pub(crate) struct World {
     random: Random,
@@ -35,6 +38,8 @@ pub(crate) struct World {
     next: Option<StepPlan>,
     /// Plans are made ahead about once in so many chances.
     ahead_in: usize,
+    /// Requests are guided about once in so many chances.
+    guided_in: usize,
     n_requests: u64,
     last_admitted: Option<RequestId>,
     pub(crate) sights: Sights,
@@ -52,6 +57,8 @@ struct Expected {
     /// Positions in planned rows.
     n_computed: usize,
     n_scored: usize,
+    /// Turns since its last token, while it is not known what may follow that.
+    held: Option<usize>,
     was_preempted: bool,
     /// The step by which it must have ended.
     deadline: u64,
@@ -78,6 +85,7 @@ impl World {
             flight: None,
             next: None,
             ahead_in: 1,
+            guided_in: 1,
             n_requests: 0,
             last_admitted: None,
             sights: Sights::default(),
@@ -89,6 +97,7 @@ impl World {
         let arrivals_in = self.random.within(2, 8);
         let cancels_in = self.random.within(5, 60);
         self.ahead_in = [1, 1, 2, 1_000_000][self.random.within(0, 3)];
+        self.guided_in = [2, 5, 1_000_000, 1_000_000][self.random.within(0, 3)];
         while self.sights.n_events < n_events {
             if self.random.one_in(arrivals_in) {
                 self.arrive();
@@ -110,7 +119,8 @@ impl World {
 
     fn arrive(&mut self) {
         let id = RequestId(self.n_requests);
-        let request = draw::request(&mut self.random, id, &self.limits, &self.beginnings);
+        let mut request = draw::request(&mut self.random, id, &self.limits, &self.beginnings);
+        request.is_guided = self.random.one_in(self.guided_in);
         self.n_requests += 1;
         let expected = self.expected_refusal(&request);
         let effects = self.apply(Event::Arrive(request.clone()));
@@ -127,6 +137,8 @@ impl World {
         let (tokens, reason) = run_alone(&self.limits, &request, n_tokens_end);
         let n_ahead: usize =
             self.live.values().map(|older| self.n_tokens_end(&older.request)).sum();
+        // Every token of a guided request may hold it for as many steps, and others behind it.
+        let delay = if self.guided_in < 1_000_000 { 2 + N_HELD_MAX as u64 } else { 1 };
         let expected = Expected {
             n_known: request.prompt.len(),
             n_late: 0,
@@ -134,8 +146,11 @@ impl World {
             reason,
             n_computed: 0,
             n_scored: 0,
+            held: None,
             was_preempted: false,
-            deadline: self.n_steps() + (n_ahead + n_tokens_end + self.live.len()) as u64 + 2,
+            deadline: self.n_steps()
+                + (n_ahead + n_tokens_end + self.live.len()) as u64 * delay
+                + 2,
             request,
         };
         let (tokens, salt) = (expected.tokens.clone(), expected.request.cache_salt.clone());
@@ -177,8 +192,26 @@ impl World {
         self.sights.n_cancelled_waiting += u64::from(!was_in_flight && expected.n_computed == 0);
     }
 
+    /// Says of some requests what may follow their last tokens: of each after some turns.
+    fn allow_some(&mut self) {
+        let mut allowed = Vec::new();
+        for (&request, expected) in &mut self.live {
+            let Some(n_turns) = &mut expected.held else { continue };
+            *n_turns += 1;
+            if *n_turns > N_HELD_MAX || self.random.one_in(2) {
+                expected.held = None;
+                allowed.push(request);
+            }
+        }
+        for request in allowed {
+            let effects = self.apply(Event::Allow(request));
+            assert_eq!(effects, [], "wrong: {request:?} is only allowed to go on");
+        }
+    }
+
     /// Plans a step, or completes the one that runs and starts the next.
     fn advance(&mut self) {
+        self.allow_some();
         if self.flight.is_none() || (self.next.is_none() && self.random.one_in(self.ahead_in)) {
             self.next = self.plan();
         }
@@ -219,7 +252,8 @@ impl World {
         assert_eq!(stats.n_running + n_preempted, before.n_running + n_admitted, "wrong: running");
         assert!(n_preempted == 0 || n_admitted == 0, "wrong: a victim returns at once");
         let Some(plan) = plan else {
-            let is_stuck = self.flight.is_none() && !self.live.is_empty();
+            let is_held = self.live.values().any(|expected| expected.held.is_some());
+            let is_stuck = self.flight.is_none() && !self.live.is_empty() && !is_held;
             assert!(!is_stuck, "stuck: no plan and nothing runs while requests live");
             return None;
         };
@@ -269,6 +303,7 @@ impl World {
             assert_eq!(token, alone, "wrong: {row:?} does not see what it sees alone");
             expected.n_known += 1;
             expected.n_late -= 1;
+            expected.held = expected.request.is_guided.then_some(0);
             effects.push(Effect::Token { request, token, row_idx });
         }
         let n_prompt = expected.request.prompt.len();

@@ -29,6 +29,7 @@ fn request(id: u64) -> Request {
         stop_tokens: [].into(),
         scores_prompt: false,
         cache_salt: None,
+        is_guided: false,
     }
 }
 

@@ -3,7 +3,14 @@
 
 use scheduler::{Admission, Row, StepPlan};
 
-use super::World;
+use super::{Expected, World};
+
+impl Expected {
+    /// Whether it must not sample: a token of it is in flight, or not answered.
+    pub(super) fn is_held(&self) -> bool {
+        self.request.is_guided && (self.held.is_some() || self.n_late > 0)
+    }
+}
 
 impl World {
     pub(super) fn check_plan(&mut self, plan: &StepPlan) {
@@ -15,13 +22,16 @@ impl World {
         slots.dedup();
         assert_eq!(slots.len(), plan.rows.len(), "wrong: one row a slot");
         assert!(plan.tokens.len() <= self.limits.n_tokens_per_step, "wrong: budget");
+        let beside = self.live.values().filter(|expected| expected.is_held()).count();
+        self.sights.n_held_beside += beside as u64;
         let (id, oldest) = self.live.iter().next().expect("wrong: a plan for nobody");
         // Unless all that it will ever compute is in flight, a last token's KV not among it.
         let n_known = oldest.n_known + oldest.n_late;
         let is_at_end = oldest.n_late > 0 && n_known == self.n_tokens_end(&oldest.request);
         let goes_on = oldest.n_computed < n_known && !is_at_end;
         let runs = plan.rows.iter().any(|row| row.request == *id);
-        assert!(runs || !goes_on, "stuck: {id:?}, the oldest, gets no row");
+        let is_held = oldest.is_held();
+        assert!(runs || !goes_on || is_held, "stuck: {id:?}, the oldest, gets no row");
         let mut token_idx = 0;
         let mut n_decode_rows = 0;
         for (row_idx, row) in plan.rows.iter().enumerate() {
@@ -82,6 +92,9 @@ impl World {
         self.sights.n_following += u64::from(follows.is_some());
         let samples = end == n_known && n_known < n_tokens_end;
         assert_eq!(row.emit.samples(), samples, "wrong: row {row_idx}, {row:?}");
+        let is_held = expected.is_held();
+        assert!(!(samples && is_held), "wrong: {row:?} samples before it is known what it may");
+        self.sights.n_guided += u64::from(samples && expected.request.is_guided);
         expected.n_late += usize::from(samples);
         let n_prompt = expected.request.prompt.len();
         let is_new = expected.n_scored < n_prompt && end > expected.n_scored;
