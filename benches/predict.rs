@@ -1,5 +1,5 @@
 //! The **predicted** time of a step of Llama-Nemotron Ultra on eight H100s, beside the roofline.
-//! Nothing in it was measured by us: see `cost/machine.rs` for every constant's source.
+//! Nothing in it was measured by us: see `engine/src/predict/machine.rs` for every constant's source.
 //!
 //! `cargo bench --bench predict [-- --json]`
 //!
@@ -36,8 +36,10 @@ fn main() -> anyhow::Result<ExitCode> {
     report.note("PREDICTED, not measured: LN-Ultra 253B, FP8 weights and KV, 8 x H100 SXM, TP 8.");
     report.note("Launches, bytes and flops were counted on a virtual node, which has no speed.");
     report
-        .note("The range is from the worst to the best published efficiencies (cost/machine.rs);");
-    report.note("the ratio is of the expected time to the roofline.\n");
+        .note("The range is from the worst to the best published efficiencies, with their sources");
+    report.note(
+        "in engine/src/predict/machine.rs; the ratio is of the expected time to the roofline.\n",
+    );
     report.note(&format!(
         "{:>5} {:>7} {:>8} {:>12} {:>21} {:>9} {:>13} {:>6} {:>9}",
         "batch",

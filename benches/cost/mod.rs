@@ -1,10 +1,9 @@
-//! A predicted step time: what a step of a model launches on each of the ranks, held against what a
-//! virtual node counted, and a machine whose every constant names its public source. Nothing here
-//! was measured on a GPU by us.
+//! The engine's predicted step times, and what holds them against what a virtual node counted.
+//! Nothing here was measured on a GPU by us.
 
 pub mod counted;
-pub mod machine;
-pub mod work;
+
+pub use engine::predict::{machine, work};
 
 /// Sequences that decode at once, in the table's lines.
 pub const BATCHES: [u64; 6] = [1, 8, 32, 64, 128, 256];

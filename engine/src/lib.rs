@@ -21,6 +21,7 @@ mod memory_plan;
 mod model;
 #[doc(hidden)]
 pub mod peers;
+pub mod predict;
 mod probe;
 pub mod rank;
 mod request;

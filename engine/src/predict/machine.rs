@@ -6,7 +6,7 @@
 //! host between two steps. All of them make a real step longer. What would make it shorter is not
 //! modelled either: overlap, and what the L2 cache keeps from one kernel to the next.
 
-use engine::peers::Carrier;
+use crate::peers::Carrier;
 
 use super::work::{Kind, Launch};
 

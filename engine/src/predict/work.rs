@@ -2,10 +2,11 @@
 //!
 //! The list follows the engine's fusions: the all-reduce of a sub-block's partial result belongs
 //! to the `reduce_norm` that begins the next; q, k, v are one product, gate and up another. Which
-//! way a sum takes is asked of the engine. Weights and KV are FP8, embedding and head BF16, partial
-//! results BF16, the residual f32. `counted` holds the list against what was really launched.
+//! way a sum takes is asked of the engine. Weights and KV are FP8 or BF16, embedding and head BF16,
+//! partial results BF16, the residual f32. Scales of single tokens are not in it. The benches hold
+//! the list against what was really launched.
 
-use engine::peers::{Carrier, carrier};
+use crate::peers::{Carrier, carrier};
 use weights::{AttentionSpec, FfnSpec, MixerSpec, ModelSpec};
 
 /// Bytes of an element.
@@ -23,6 +24,15 @@ pub struct Step {
     pub n_tokens_each: u64,
     /// Tokens that the last new one attends to, itself among them.
     pub context: u64,
+}
+
+/// How weights and cache are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Storage {
+    /// Weights of the blocks, and what they are multiplied with, are e4m3, else bf16.
+    pub has_fp8_weights: bool,
+    /// Keys and values are e4m3, else bf16.
+    pub has_fp8_kv: bool,
 }
 
 /// What limits a launch.
@@ -71,9 +81,27 @@ impl Step {
     }
 }
 
-/// All launches of one of `n_ranks` ranks, in their order.
+impl Storage {
+    /// As the models are published for H100s.
+    pub const FP8: Storage = Storage { has_fp8_weights: true, has_fp8_kv: true };
+}
+
+/// All launches of one of `n_ranks` ranks, in their order, where all is FP8.
 pub fn launches(spec: &ModelSpec, step: Step, n_ranks: u64) -> Vec<Launch> {
-    let rank = Rank { hidden: spec.hidden_size as u64, n_ranks, step, launches: Vec::new() };
+    launches_of(spec, step, n_ranks, Storage::FP8)
+}
+
+/// The same where weights and cache are stored as `storage` says.
+pub fn launches_of(spec: &ModelSpec, step: Step, n_ranks: u64, storage: Storage) -> Vec<Launch> {
+    let element = |is_fp8| if is_fp8 { F8 } else { BF16 };
+    let rank = Rank {
+        hidden: spec.hidden_size as u64,
+        n_ranks,
+        step,
+        weight: element(storage.has_fp8_weights),
+        kv: element(storage.has_fp8_kv),
+        launches: Vec::new(),
+    };
     rank.run(spec)
 }
 
@@ -81,6 +109,10 @@ struct Rank {
     hidden: u64,
     n_ranks: u64,
     step: Step,
+    /// Bytes of a weight, and of what it is multiplied with.
+    weight: u64,
+    /// Bytes of an element of the cache.
+    kv: u64,
     launches: Vec<Launch>,
 }
 
@@ -106,7 +138,7 @@ impl Rank {
     }
 
     fn attention(&mut self, attention: &AttentionSpec) {
-        self.reduce_norm(self.step.n_tokens(), F8);
+        self.reduce_norm(self.step.n_tokens(), self.weight);
         let head_dim = attention.head_dim as u64;
         let n_q_heads = attention.n_q_heads as u64 / self.n_ranks;
         let n_kv_heads = (attention.n_kv_heads as u64).div_ceil(self.n_ranks);
@@ -114,29 +146,29 @@ impl Rank {
         self.product("qkv", q + kv, self.hidden);
         let tokens = self.step.n_tokens();
         let frequencies = head_dim / 2 * F64;
-        self.stream("rope_kv", tokens * ((q + kv) * BF16 + q * BF16 + kv * F8 + frequencies));
+        self.stream("rope_kv", tokens * ((q + kv) * BF16 + q * BF16 + kv * self.kv + frequencies));
         // A decoding sequence reads its cache once; the tiles of a prefill share theirs.
-        let cache = self.step.n_sequences * self.step.context * kv * F8;
+        let cache = self.step.n_sequences * self.step.context * kv * self.kv;
         self.launches.push(Launch {
             name: "attention",
             kind: Kind::Attention,
             resident_bytes: cache,
-            bytes: cache + tokens * q * (BF16 + F8),
+            bytes: cache + tokens * q * (BF16 + self.weight),
             flops: 4 * self.step.n_pairs() * q,
         });
         self.product("o", self.hidden, q);
     }
 
     fn swiglu(&mut self, width: u64) {
-        self.reduce_norm(self.step.n_tokens(), F8);
+        self.reduce_norm(self.step.n_tokens(), self.weight);
         let width = width / self.n_ranks;
         self.product("gate_up", 2 * width, self.hidden);
-        self.stream("swiglu", self.step.n_tokens() * width * (2 * BF16 + F8));
+        self.stream("swiglu", self.step.n_tokens() * width * (2 * BF16 + self.weight));
         self.product("down", self.hidden, width);
     }
 
     fn linear(&mut self) {
-        self.reduce_norm(self.step.n_tokens(), F8);
+        self.reduce_norm(self.step.n_tokens(), self.weight);
         self.product("linear", self.hidden, self.hidden / self.n_ranks);
     }
 
@@ -186,12 +218,12 @@ impl Rank {
 
     fn product(&mut self, name: &'static str, n_outputs: u64, n_inputs: u64) {
         let tokens = self.step.n_tokens();
-        let weights = n_outputs * n_inputs * F8;
+        let weights = n_outputs * n_inputs * self.weight;
         self.launches.push(Launch {
             name,
-            kind: Kind::ProductF8,
+            kind: if self.weight == F8 { Kind::ProductF8 } else { Kind::ProductBf16 },
             resident_bytes: weights,
-            bytes: weights + tokens * (n_inputs * F8 + n_outputs * BF16),
+            bytes: weights + tokens * (n_inputs * self.weight + n_outputs * BF16),
             flops: 2 * tokens * n_outputs * n_inputs,
         });
     }
@@ -227,6 +259,21 @@ mod tests {
         assert_eq!(head, 128_256 / 8 * 16_384 * 2);
         // 16,384 bytes a token and rank.
         assert_eq!(sum(&step, Kind::Attention, |launch| launch.resident_bytes), 16_384_000);
+    }
+
+    #[test]
+    fn wider_elements_move_more_bytes() {
+        let spec = preset("ultra-253b").expect("a preset");
+        let step = Step { n_sequences: 1, n_tokens_each: 1, context: 1000 };
+        let storage = Storage { has_fp8_weights: false, has_fp8_kv: false };
+        let (narrow, wide) = (ultra(1, 1, 1000), launches_of(&spec, step, 8, storage));
+        assert_eq!(narrow.len(), wide.len());
+        assert_eq!(sum(&wide, Kind::ProductF8, |launch| launch.resident_bytes), 0);
+        for (narrow, wide) in narrow.iter().zip(&wide) {
+            let factor = if narrow.name == "head" { 1 } else { 2 };
+            assert_eq!(wide.resident_bytes, factor * narrow.resident_bytes, "{}", wide.name);
+            assert_eq!(wide.flops, narrow.flops, "{}", wide.name);
+        }
     }
 
     #[test]
