@@ -7,8 +7,8 @@ use std::time::Instant;
 use allocation_counter::measure;
 use benches::Report;
 use scheduler::{
-    Effect, Event, GroupLimits, Limits, PrefixCache, Request, RequestId, Scheduler, StepPlan,
-    StepResult, TokenId,
+    Effect, Event, GroupLimits, Limits, Moment, PrefixCache, Request, RequestId, Scheduler,
+    StepPlan, StepResult, Terms, TokenId,
 };
 
 const PAGE_TOKENS: usize = 16;
@@ -50,6 +50,7 @@ fn request(id: u64, n_prompt: usize, n_new_max: usize) -> Request {
         scores_prompt: false,
         cache_salt: None,
         is_guided: false,
+        terms: Terms::ordinary(),
     }
 }
 
@@ -57,7 +58,7 @@ fn request(id: u64, n_prompt: usize, n_new_max: usize) -> Request {
 fn result(plan: &StepPlan) -> Event {
     let token = |row: &scheduler::Row| row.emit.samples().then_some(TokenId(row.start as u32));
     let tokens = plan.rows.iter().map(token).collect();
-    Event::Complete(StepResult { step: plan.step, tokens })
+    Event::Complete(StepResult { step: plan.step, tokens, took_us: 1 })
 }
 
 /// A scheduler on its own.
@@ -79,7 +80,7 @@ impl Bench {
         let mut effects = Vec::with_capacity(limits.n_slots);
         let mut scheduler = Scheduler::new(limits);
         for request in requests {
-            scheduler.apply(Event::Arrive(request), &mut effects);
+            scheduler.apply(Event::Arrive(request), Moment(0), &mut effects);
         }
         Bench { scheduler, effects }
     }
@@ -96,7 +97,7 @@ impl Bench {
         let event = result(&plan);
         let began = Instant::now();
         let applying = measure(|| {
-            scheduler.apply(event, effects);
+            scheduler.apply(event, Moment(0), effects);
         });
         let seconds = (planned + began.elapsed()).as_secs_f64();
         let (n_rows, n_tokens) = (plan.rows.len(), plan.tokens.len());
@@ -132,7 +133,7 @@ fn long_prompt(report: &Report) {
         while bench.scheduler.stats().n_running + bench.scheduler.stats().n_waiting > 0 {
             bench.step();
         }
-        bench.scheduler.apply(Event::Arrive(long_request(1)), &mut bench.effects);
+        bench.scheduler.apply(Event::Arrive(long_request(1)), Moment(0), &mut bench.effects);
         let began = Instant::now();
         let plan = bench.scheduler.plan().expect("it waits");
         let seconds = began.elapsed().as_secs_f64();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use engine::rank::{RankCommand, RankReply, RowOutput, StepOutput};
 use engine::{
-    EndReason, Engine, EngineInfo, Output, ReaderGone, Request, SamplingParams, SubmitError,
+    EndReason, Engine, EngineInfo, Output, ReaderGone, Request, SamplingParams, SubmitError, Terms,
     Ticket, TokenId,
 };
 use parallel::{PoolConfig, RankPool, RankWorker, Seat, World};
@@ -126,6 +126,7 @@ fn request(first: u32, n_new_max: usize) -> Request {
         n_logprobs: None,
         n_prompt_logprobs: None,
         cache_salt: None,
+        terms: Terms::ordinary(),
     }
 }
 
@@ -240,6 +241,42 @@ fn a_dropped_reader_cancels() {
         assert_eq!(stats.n_pages_used, 0);
         // Two for the reader that stayed, one that nobody took.
         assert_eq!(stats.n_generated_tokens, 3);
+    }
+}
+
+/// The gate opens when their time has passed, so nobody waits for a clock but the test.
+#[test]
+fn who_is_not_wanted_any_more_ends_and_its_neighbours_do_not() {
+    let soon = Duration::from_millis(1);
+    let timeout = Terms { timeout: Some(soon), ..Terms::ordinary() };
+    let queue_timeout = Terms { queue_timeout: Some(soon), ..Terms::ordinary() };
+    for overlaps_steps in OVERLAPS {
+        for (n_before, terms, reason) in [
+            (2, queue_timeout, EndReason::QueueTimeout),
+            (2, timeout, EndReason::DeadlinePassed),
+            // It may get a slot, and a token from the step that was under way.
+            (1, timeout, EndReason::DeadlinePassed),
+        ] {
+            let gate = Gate::default();
+            let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+            let held = gate.write().expect("nobody panicked");
+            let before: Vec<_> = (0..n_before)
+                .map(|_| submit(&engine, request(0, 60)).expect("there is room"))
+                .collect();
+            let late = Request { terms, ..request(0, 60) };
+            let (_ticket, receiver) = submit(&engine, late).expect("there is room");
+            let submitted = Instant::now();
+            while submitted.elapsed() <= soon {
+                std::thread::yield_now();
+            }
+            drop(held);
+            let (tokens, ended) = drain(&receiver);
+            assert_eq!(ended, reason);
+            assert!(tokens.len() <= 2 - n_before, "{tokens:?}");
+            for (_ticket, receiver) in &before {
+                assert_eq!(drain(receiver), ((1..=60).collect(), EndReason::Length));
+            }
+        }
     }
 }
 

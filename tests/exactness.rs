@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use engine::{
-    DeviceKind, Engine, EngineConfig, KvDtype, Output, Probe, Request, SamplingParams, TokenId,
+    DeviceKind, Engine, EngineConfig, KvDtype, Output, Probe, Request, SamplingParams, Terms,
+    TokenId,
 };
 use harness::plans::{Planner, Span};
 use harness::random::Random;
@@ -271,6 +272,7 @@ fn differing_answers(
                 n_logprobs: Some(0),
                 n_prompt_logprobs: None,
                 cache_salt: None,
+                terms: Terms::ordinary(),
             }
         })
         .collect();

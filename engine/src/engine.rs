@@ -9,10 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parallel::{RankError, RankPool, RankWorker};
-use scheduler::{Effect, Event, Limits, RequestId, Scheduler, StepPlan, StepResult, TokenId};
+use scheduler::{
+    Effect, Event, Limits, Moment, RequestId, Scheduler, StepPlan, StepResult, TokenId,
+};
 
 use crate::handle::{Arrival, EngineHandle, EngineInfo, RunState, Shared};
 use crate::live::Live;
@@ -72,6 +74,8 @@ struct EngineLoop<W: RankWorker> {
     pool: RankPool<W>,
     scheduler: Scheduler,
     shared: Arc<Shared>,
+    /// What moments count from.
+    booted: Instant,
     live: HashMap<RequestId, Live>,
     effects: Vec<Effect>,
     /// The step that runs, between two turns of the loop only where steps overlap.
@@ -90,6 +94,7 @@ struct Ran {
     output: StepOutput,
     /// One entry a row.
     tokens: Vec<Option<TokenId>>,
+    took: Duration,
 }
 
 impl<W> EngineLoop<W>
@@ -101,6 +106,7 @@ where
             pool,
             scheduler: Scheduler::new(limits),
             shared,
+            booted: Instant::now(),
             live: HashMap::new(),
             effects: Vec::new(),
             running: None,
@@ -165,10 +171,11 @@ where
     fn receive(&mut self) -> Result<Option<Ran>, RankError> {
         let Some(Running { input, began }) = self.running.take() else { return Ok(None) };
         let replies = self.pool.receive()?;
+        let took = began.elapsed();
         {
             let mut stats = self.shared.stats.lock();
             stats.n_steps += 1;
-            stats.step_time += began.elapsed();
+            stats.step_time += took;
         }
         let output = replies
             .into_iter()
@@ -181,7 +188,7 @@ where
             Arc::into_inner(input).expect("ranks drop the plan before they answer");
         assert_eq!(output.rows.len(), plan.rows.len(), "one output a row");
         let tokens = output.rows.iter().map(|row| row.token).collect();
-        Ok(Some(Ran { plan, output, tokens }))
+        Ok(Some(Ran { plan, output, tokens, took }))
     }
 
     fn entering(&mut self, plan: &StepPlan, now: Instant) -> Vec<Entering> {
@@ -205,7 +212,7 @@ where
     }
 
     fn apply_results(&mut self, ran: Ran) {
-        let Ran { plan, mut output, tokens } = ran;
+        let Ran { plan, mut output, tokens, took } = ran;
         let mut gone = Vec::new();
         for (row, output) in plan.rows.iter().zip(&mut output.rows) {
             let Some(live) = self.live.get_mut(&row.request) else { continue };
@@ -220,7 +227,9 @@ where
                 }
             }
         }
-        self.apply(Event::Complete(StepResult { step: plan.step, tokens }), &mut output.rows);
+        let took_us = took.as_micros() as u64;
+        let result = StepResult { step: plan.step, tokens, took_us };
+        self.apply(Event::Complete(result), &mut output.rows);
         for request in gone {
             self.apply(Event::Cancel(request), &mut []);
         }
@@ -230,7 +239,8 @@ where
     /// Applies an event and carries out its effects; `rows` belong to a completed plan.
     fn apply(&mut self, event: Event, rows: &mut [RowOutput]) {
         let mut effects = std::mem::take(&mut self.effects);
-        self.scheduler.apply(event, &mut effects);
+        let now = self.moment(Instant::now());
+        self.scheduler.apply(event, now, &mut effects);
         // First, so that whoever has read an end sees its pages given back.
         self.publish_stats();
         let mut gone = Vec::new();
@@ -308,6 +318,10 @@ where
     fn arrive(&mut self, arrival: Arrival) {
         let (id, live) = Live::new(arrival);
         let request = &live.request;
+        let after = |timeout: Option<Duration>| {
+            // What no clock can say is never.
+            timeout.and_then(|timeout| live.arrived.checked_add(timeout)).map(|at| self.moment(at))
+        };
         let event = Event::Arrive(scheduler::Request {
             id,
             prompt: Arc::clone(&request.prompt),
@@ -316,9 +330,19 @@ where
             scores_prompt: request.n_prompt_logprobs.is_some(),
             cache_salt: request.cache_salt.clone(),
             is_guided: false,
+            terms: scheduler::Terms {
+                priority: request.terms.priority,
+                tenant: request.terms.tenant,
+                queue_deadline: after(request.terms.queue_timeout),
+                deadline: after(request.terms.timeout),
+            },
         });
         self.live.insert(id, live);
         self.apply(event, &mut []);
+    }
+
+    fn moment(&self, instant: Instant) -> Moment {
+        Moment(instant.saturating_duration_since(self.booted).as_micros() as u64)
     }
 
     fn publish_stats(&self) {

@@ -37,6 +37,6 @@ pub use handle::{Deliver, EngineHandle, EngineInfo, N_LOGPROBS_MAX, ReaderGone, 
 pub use loading::Unsupported;
 pub use memory_plan::{KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory};
 pub use probe::Probe;
-pub use request::{EndReason, Finish, Output, Request, SamplingParams, Timing, TokenScore};
-pub use scheduler::TokenId;
+pub use request::{EndReason, Finish, Output, Request, SamplingParams, Terms, Timing, TokenScore};
+pub use scheduler::{TenantId, TokenId};
 pub use stats::EngineStats;

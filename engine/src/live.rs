@@ -63,6 +63,8 @@ impl From<FinishReason> for EndReason {
             FinishReason::Stop(token) => EndReason::Stop(token),
             FinishReason::Length => EndReason::Length,
             FinishReason::Cancelled => EndReason::Cancelled,
+            FinishReason::QueueTimeout => EndReason::QueueTimeout,
+            FinishReason::DeadlinePassed => EndReason::DeadlinePassed,
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::boot::{BootError, spawn_ranks};
 use crate::config::EngineConfig;
 use crate::memory_plan::MemoryPlan;
 use crate::rank::{Entering, ModelWorker, Probed, RankCommand, RankReply, StepInput, StepOutput};
-use crate::request::{Request, SamplingParams};
+use crate::request::{Request, SamplingParams, Terms};
 
 /// A model on its ranks, driven by hand.
 pub struct Probe {
@@ -75,6 +75,7 @@ fn entering(plan: &StepPlan, admission: &Admission) -> Entering {
         n_logprobs: None,
         n_prompt_logprobs: None,
         cache_salt: None,
+        terms: Terms::ordinary(),
     };
     Entering { slot, request: Arc::new(request), generated: Vec::new() }
 }

@@ -1,9 +1,9 @@
 //! What enters the engine and what comes back: values that are already checked.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use scheduler::TokenId;
+use scheduler::{TenantId, TokenId};
 
 use crate::error::InvalidSampling;
 
@@ -26,6 +26,30 @@ pub struct Request {
     /// What is computed for this request is shared with requests of the same salt, and with no
     /// others.
     pub cache_salt: Option<Arc<str>>,
+    /// Whom it may pass, and how long it is wanted.
+    pub terms: Terms,
+}
+
+/// What a request asks for besides tokens. A time that passes ends it with
+/// [`EndReason::QueueTimeout`] or [`EndReason::DeadlinePassed`], at the end of the step that runs
+/// then, whatever it has generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// As with Triton: 1 goes first; 0 is the default level, and so is any number that is no level.
+    pub priority: u32,
+    /// Whose share of the machine it takes: those who say the same share one share.
+    pub tenant: TenantId,
+    /// From its submission to a slot at most.
+    pub queue_timeout: Option<Duration>,
+    /// From its submission to its end at most.
+    pub timeout: Option<Duration>,
+}
+
+impl Terms {
+    /// The default priority, the first tenant, all the time in the world.
+    pub fn ordinary() -> Terms {
+        Terms { priority: 0, tenant: TenantId(0), queue_timeout: None, timeout: None }
+    }
 }
 
 /// How a token is drawn from its logits. Order: logit bias, penalties, `n_tokens_min`, temperature,
@@ -144,6 +168,10 @@ pub enum EndReason {
     Length,
     /// Its reader went away, or it was cancelled.
     Cancelled,
+    /// It had no slot within its [queue timeout](Terms::queue_timeout); nothing was computed.
+    QueueTimeout,
+    /// It had not ended within its [timeout](Terms::timeout).
+    DeadlinePassed,
     /// The engine failed; see the log.
     EngineFailed,
 }

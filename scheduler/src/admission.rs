@@ -56,7 +56,7 @@ pub(crate) fn has_room(newcomer: &Sequence, found: Found, roster: &Roster, pools
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{GroupLimits, RequestId, TokenId};
+    use crate::{GroupLimits, RequestId, Terms, TokenId};
 
     fn limits() -> Limits {
         Limits {
@@ -82,6 +82,7 @@ mod tests {
             scores_prompt: false,
             cache_salt: None,
             is_guided: false,
+            terms: Terms::ordinary(),
         }
     }
 

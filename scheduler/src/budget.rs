@@ -70,7 +70,7 @@ pub(crate) fn decodes(sequence: &Sequence) -> bool {
 mod tests {
     use super::*;
     use crate::sequence::Arrival;
-    use crate::{Limits, Request, RequestId, TokenId};
+    use crate::{Limits, Request, RequestId, Terms, TokenId};
 
     fn newcomer(n_prompt: usize) -> Sequence {
         let limits = Limits {
@@ -90,6 +90,7 @@ mod tests {
             scores_prompt: false,
             cache_salt: None,
             is_guided: false,
+            terms: Terms::ordinary(),
         };
         Sequence::new(request, Arrival(0), &limits)
     }

@@ -24,6 +24,8 @@ pub struct StepResult {
     pub step: StepId,
     /// One entry a row, in the plan's order: its sampled token, if the row samples.
     pub tokens: Vec<Option<TokenId>>,
+    /// Microseconds that it ran, as measured; what the next steps may hold may follow from it.
+    pub took_us: u64,
 }
 
 /// Something to do for a request.
@@ -63,6 +65,10 @@ pub enum FinishReason {
     Length,
     /// It was cancelled.
     Cancelled,
+    /// It had no slot by its [queue deadline](crate::Terms::queue_deadline).
+    QueueTimeout,
+    /// It had not ended by its [deadline](crate::Terms::deadline).
+    DeadlinePassed,
 }
 
 /// Why a request was not taken.

@@ -39,6 +39,10 @@ id!(
     PageId(u32)
 );
 id!(
+    /// Who asks, as far as sharing the machine goes: those who say the same share one share.
+    TenantId(u32)
+);
+id!(
     /// An entry of the vocabulary.
     TokenId(u32)
 );

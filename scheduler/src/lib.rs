@@ -1,7 +1,8 @@
 //! Decides what runs next: a pure state machine from events to plans and effects.
 //!
 //! It knows requests, tokens, slots and pages. It does not know tensors, devices, threads, clocks,
-//! randomness, logs or the network; its callers own all of those.
+//! randomness, logs or the network; its callers own all of those. What time it is comes with each
+//! event.
 //!
 //! The protocol, and one step of it:
 //!
@@ -24,14 +25,16 @@
 //!     scores_prompt: false,
 //!     cache_salt: None,
 //!     is_guided: false,
+//!     terms: Terms::ordinary(),
 //! };
 //! let mut effects = Vec::new();
-//! scheduler.apply(Event::Arrive(request), &mut effects);
+//! scheduler.apply(Event::Arrive(request), Moment(0), &mut effects);
 //!
 //! let plan = scheduler.plan().expect("a request waits");
 //! assert_eq!(plan.tokens, [TokenId(7), TokenId(8)]);
 //! let tokens = vec![Some(TokenId(9))]; // what the ranks sampled, one entry a row
-//! scheduler.apply(Event::Complete(StepResult { step: plan.step, tokens }), &mut effects);
+//! let result = StepResult { step: plan.step, tokens, took_us: 900 };
+//! scheduler.apply(Event::Complete(result), Moment(1000), &mut effects);
 //!
 //! let (request, reason) = (RequestId(0), FinishReason::Length);
 //! assert_eq!(effects.last(), Some(&Effect::Finish { request, reason }));
@@ -43,6 +46,7 @@ mod machine;
 
 mod admission;
 mod budget;
+mod expiry;
 mod lru;
 mod pages;
 mod pool;
@@ -51,6 +55,7 @@ mod prefix;
 mod roster;
 mod sequence;
 mod stats;
+mod terms;
 
 mod event;
 mod ids;
@@ -59,9 +64,10 @@ mod plan;
 mod request;
 
 pub use event::{Effect, Event, FinishReason, Refusal, StepResult};
-pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TokenId};
+pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TenantId, TokenId};
 pub use limits::{GroupLimits, Limits, PrefixCache};
 pub use machine::Scheduler;
 pub use plan::{Admission, Emit, PageUpdate, Row, StepPlan};
 pub use request::Request;
 pub use stats::{Counters, GroupStats, Stats};
+pub use terms::{Moment, Terms};

@@ -23,8 +23,8 @@ use crate::roster::{Place, Roster};
 use crate::sequence::Arrival;
 use crate::stats::{Counters, Stats};
 use crate::{
-    Admission, Effect, Event, FinishReason, Limits, Request, RequestId, Row, SlotIdx, StepId,
-    StepPlan, StepResult, TokenId, admission, preempt,
+    Admission, Effect, Event, FinishReason, Limits, Moment, Request, RequestId, Row, SlotIdx,
+    StepId, StepPlan, StepResult, TokenId, admission, preempt,
 };
 
 /// Steps planned and not completed at most: one that runs, one that runs next.
@@ -39,6 +39,8 @@ pub struct Scheduler {
     /// Planned, not completed; in order.
     flights: VecDeque<Flight>,
     counters: Counters,
+    /// The latest moment that was ever told: time does not go back, whatever a clock does.
+    now: Moment,
     /// Who found no room last, and how often pages had been given back by then: nobody asks again
     /// before that changes, so whoever waits costs a step nothing.
     last_attempt: Option<(Arrival, u64)>,
@@ -81,19 +83,22 @@ impl Scheduler {
             limits,
             flights: VecDeque::new(),
             counters: Counters::default(),
+            now: Moment::default(),
             last_attempt: None,
             scratch: Scratch::default(),
         }
     }
 
-    /// Takes note of an event; appends what follows from it to `effects`.
+    /// Takes note of an event and of the time; appends what follows from them to `effects`.
     ///
-    /// Each request that arrives ends in exactly one `Finish` or `Refuse`. A cancelled request
-    /// ends at once, also when rows of it are in flight; their results are dropped when they come.
+    /// Each request that arrives ends in exactly one `Finish` or `Refuse`. A request that is
+    /// cancelled, or that nobody wants any more by `now`, ends at once, also when rows of it are in
+    /// flight; their results are dropped when they come. A `now` before the last one is taken for
+    /// the last one.
     ///
     /// # Panics
     /// If a request arrives twice, or a result is not that of the oldest planned step.
-    pub fn apply(&mut self, event: Event, effects: &mut Vec<Effect>) {
+    pub fn apply(&mut self, event: Event, now: Moment, effects: &mut Vec<Effect>) {
         match event {
             Event::Arrive(request) => self.arrive(request, effects),
             Event::Cancel(request) => self.cancel(request, effects),
@@ -104,6 +109,8 @@ impl Scheduler {
             }
             Event::Complete(result) => self.complete(&result, effects),
         }
+        self.now = self.now.max(now);
+        self.expire(effects);
     }
 
     /// The next step, also while the last one runs; `None` if there is nothing to run, until
@@ -166,8 +173,10 @@ impl Scheduler {
         let n_rows: usize = self.flights.iter().map(|flight| flight.rows.len()).sum();
         assert_eq!(self.roster.n_rows_in_flight(), n_rows, "rows in flight");
         let Counters { n_arrived, n_finished, n_cancelled, .. } = self.counters;
+        let n_expired = self.counters.n_queue_timeouts + self.counters.n_deadlines_passed;
         let n_live = self.roster.n_live() as u64;
-        assert_eq!(n_arrived, n_live + n_finished + n_cancelled, "every request is accounted for");
+        let n_ended = n_finished + n_cancelled + n_expired;
+        assert_eq!(n_arrived, n_live + n_ended, "every request is accounted for");
     }
 
     fn arrive(&mut self, request: Request, effects: &mut Vec<Effect>) {
@@ -185,6 +194,18 @@ impl Scheduler {
         self.end(place);
         self.counters.n_cancelled += 1;
         effects.push(Effect::Finish { request, reason: FinishReason::Cancelled });
+    }
+
+    /// Ends what nobody wants any more. While anything lives, steps are planned and completed, so
+    /// nothing outlives its deadline by more than a step.
+    fn expire(&mut self, effects: &mut Vec<Effect>) {
+        while let Some(request) = self.roster.expired(self.now) {
+            let place = self.roster.find(request).expect("only those that live can expire");
+            let reason = self.roster.at(place).expiry_reason(self.now);
+            self.end(place);
+            self.counters.count_expired(reason);
+            effects.push(Effect::Finish { request, reason });
+        }
     }
 
     fn complete(&mut self, result: &StepResult, effects: &mut Vec<Effect>) {

@@ -69,6 +69,7 @@ mod tests {
                 scores_prompt: true,
                 cache_salt: None,
                 is_guided: false,
+                terms: crate::Terms::ordinary(),
             };
             roster.arrive(request, &limits);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{RequestId, TokenId};
+use crate::{RequestId, Terms, TokenId};
 
 /// A request as it arrives. How its tokens are sampled is not the scheduler's business.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,4 +23,6 @@ pub struct Request {
     /// Somebody outside says, knowing all its tokens, which may come next: after each that it
     /// generates, it samples no other before [`Event::Allow`](crate::Event::Allow).
     pub is_guided: bool,
+    /// Whom it may pass, and how long it is wanted.
+    pub terms: Terms,
 }

@@ -9,8 +9,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::expiry::Expiry;
 use crate::sequence::{Arrival, Sequence};
-use crate::{Limits, Request, RequestId, Row, SlotIdx};
+use crate::{Limits, Moment, Request, RequestId, Row, SlotIdx};
 
 /// Every sequence that has not ended.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(crate) struct Roster {
     waiting: VecDeque<Sequence>,
     /// Requests that have not ended. Not touched by a step in which nobody arrives or ends.
     arrivals: BTreeMap<RequestId, Arrival>,
+    expiry: Expiry,
     n_arrivals: u64,
     /// Rows in flight of sequences that have ended.
     n_orphan_rows: usize,
@@ -45,6 +47,7 @@ impl Roster {
             running: Vec::with_capacity(limits.n_slots),
             waiting: VecDeque::new(),
             arrivals: BTreeMap::new(),
+            expiry: Expiry::default(),
             n_arrivals: 0,
             n_orphan_rows: 0,
         }
@@ -56,7 +59,9 @@ impl Roster {
         self.n_arrivals += 1;
         let twin = self.arrivals.insert(request.id, arrival);
         assert!(twin.is_none(), "{:?} arrives twice", request.id);
-        self.waiting.push_back(Sequence::new(request, arrival, limits));
+        let sequence = Sequence::new(request, arrival, limits);
+        self.expiry.watch(sequence.id(), sequence.wanted_until());
+        self.waiting.push_back(sequence);
     }
 
     /// Gives the oldest waiting sequence a slot, if both exist.
@@ -66,7 +71,9 @@ impl Roster {
         }
         let slot = self.free_slots.pop()?;
         let mut sequence = self.waiting.pop_front()?;
+        self.expiry.forget(sequence.id(), sequence.wanted_until());
         sequence.enter();
+        self.expiry.watch(sequence.id(), sequence.wanted_until());
         self.slots[slot.idx()] = Some(sequence);
         self.running.push(slot);
         Some(slot)
@@ -98,6 +105,7 @@ impl Roster {
         };
         let sequence = sequence.expect("it was found there");
         self.arrivals.remove(&sequence.id());
+        self.expiry.forget(sequence.id(), sequence.wanted_until());
         self.n_orphan_rows += sequence.n_rows_in_flight();
     }
 
@@ -127,6 +135,11 @@ impl Roster {
     /// Slots of running sequences, oldest first.
     pub(crate) fn running(&self) -> &[SlotIdx] {
         &self.running
+    }
+
+    /// A request that nobody wants any more.
+    pub(crate) fn expired(&self, now: Moment) -> Option<RequestId> {
+        self.expiry.expired(now)
     }
 
     /// The oldest waiting sequence.
@@ -197,13 +210,17 @@ impl Roster {
         assert_eq!(self.n_live(), self.arrivals.len(), "live requests are those in the map");
 
         let running = self.running.iter().map(|&slot| self.sequence(slot));
-        let mut last = None;
+        let (mut last, mut n_watched) = (None, 0);
         for sequence in running.chain(&self.waiting) {
             let arrival = Some(sequence.arrival());
             assert!(last < arrival, "{:?} is out of order", sequence.id());
             last = arrival;
             assert_eq!(self.arrivals.get(&sequence.id()).copied(), arrival);
+            let (id, until) = (sequence.id(), sequence.wanted_until());
+            assert!(self.expiry.watches(id, until), "{id:?} is not watched until {until:?}");
+            n_watched += usize::from(until.is_some());
         }
+        assert_eq!(self.expiry.len(), n_watched, "only those that live can expire");
         taken.for_each(Sequence::check);
         for sequence in &self.waiting {
             sequence.check();
@@ -251,6 +268,7 @@ mod tests {
                 scores_prompt: false,
                 cache_salt: None,
                 is_guided: false,
+                terms: crate::Terms::ordinary(),
             };
             roster.arrive(request, &limits());
         }

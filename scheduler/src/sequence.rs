@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::{Emit, FinishReason, Limits, Request, RequestId, Row, TokenId};
+use crate::{Emit, FinishReason, Limits, Moment, Request, RequestId, Row, TokenId};
 
 /// The order of arrival, counted from 0. The smaller, the older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,8 @@ pub(crate) struct Sequence {
     n_scored: usize,
     /// It is guided, and nobody has said yet what may follow its last token.
     is_held: bool,
+    /// Whether it has ever had a slot.
+    has_begun: bool,
 }
 
 impl Sequence {
@@ -60,6 +62,7 @@ impl Sequence {
             n_void_rows: 0,
             n_scored: 0,
             is_held: false,
+            has_begun: false,
         }
     }
 
@@ -169,6 +172,23 @@ impl Sequence {
     pub(crate) fn enter(&mut self) {
         let n_new = self.n_tokens_end - self.request.prompt.len();
         self.generated.reserve_exact(n_new - self.generated.len());
+        self.has_begun = true;
+    }
+
+    /// When it will have been waited for in vain, as far as can be told now. A preemption is not
+    /// the queue: who has begun is past its queue deadline's reach.
+    pub(crate) fn wanted_until(&self) -> Option<Moment> {
+        let terms = &self.request.terms;
+        let queue_deadline = terms.queue_deadline.filter(|_| !self.has_begun);
+        terms.deadline.into_iter().chain(queue_deadline).min()
+    }
+
+    /// Why nobody wants it any more.
+    pub(crate) fn expiry_reason(&self, now: Moment) -> FinishReason {
+        match self.request.terms.deadline {
+            Some(deadline) if deadline <= now => FinishReason::DeadlinePassed,
+            _ => FinishReason::QueueTimeout,
+        }
     }
 
     /// It loses its pages: everything is to be computed again, also what is in flight. Returns how
@@ -285,7 +305,7 @@ impl Sequence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SlotIdx;
+    use crate::{SlotIdx, Terms};
 
     fn sequence(n_prompt: u32, n_new_max: usize, scores_prompt: bool) -> Sequence {
         let limits = Limits {
@@ -305,6 +325,7 @@ mod tests {
             scores_prompt,
             cache_salt: None,
             is_guided: false,
+            terms: Terms::ordinary(),
         };
         let mut sequence = Sequence::new(request, Arrival(0), &limits);
         sequence.enter();

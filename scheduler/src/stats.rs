@@ -1,5 +1,6 @@
 //! What the scheduler can say of itself, as values; others publish them.
 
+use crate::FinishReason;
 use crate::pages::Pools;
 use crate::roster::Roster;
 
@@ -38,6 +39,10 @@ pub struct Counters {
     pub n_finished: u64,
     /// Requests that were cancelled before they ended.
     pub n_cancelled: u64,
+    /// Requests that had no slot by their queue deadline.
+    pub n_queue_timeouts: u64,
+    /// Requests that had not ended by their deadline.
+    pub n_deadlines_passed: u64,
     /// Steps planned.
     pub n_steps: u64,
     /// Rows planned.
@@ -52,6 +57,16 @@ pub struct Counters {
     pub n_preemptions: u64,
     /// Computed tokens whose KV those sequences lost.
     pub n_lost_tokens: u64,
+}
+
+impl Counters {
+    pub(crate) fn count_expired(&mut self, reason: FinishReason) {
+        match reason {
+            FinishReason::QueueTimeout => self.n_queue_timeouts += 1,
+            FinishReason::DeadlinePassed => self.n_deadlines_passed += 1,
+            _ => unreachable!("{reason:?} has nothing to do with time"),
+        }
+    }
 }
 
 impl Stats {

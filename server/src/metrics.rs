@@ -72,6 +72,10 @@ pub enum Ended {
     Length,
     /// The client went away.
     Abandoned,
+    /// No slot was free within its queue timeout.
+    QueueTimeout,
+    /// It was not complete within its timeout.
+    DeadlinePassed,
     /// The engine failed.
     Failed,
 }
@@ -229,6 +233,9 @@ impl Metrics {
             Ended::Stop => ("stop", None),
             Ended::Length => ("length", None),
             Ended::Abandoned => ("abort", Some("CANCELED")),
+            // Triton counts what its queue's policy turned away as rejected.
+            Ended::QueueTimeout => ("queue_timeout", Some("REJECTED")),
+            Ended::DeadlinePassed => ("timeout", Some("OTHER")),
             Ended::Failed => ("error", Some("BACKEND")),
         };
         let generation = &self.generation;

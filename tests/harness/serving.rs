@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use engine::{
     DeviceKind, Engine, EngineConfig, EngineHandle, KvDtype, ReaderGone, Request, SamplingParams,
-    Ticket, TokenId,
+    Terms, Ticket, TokenId,
 };
 use server::boot::{self, Booted};
 use server::config::ModelSource;
@@ -82,6 +82,7 @@ impl HeldEngine {
             n_logprobs: None,
             n_prompt_logprobs: None,
             cache_salt: None,
+            terms: Terms::ordinary(),
         };
         let ticket = engine.submit(request, Box::new(deliver)).expect("there is room for it");
         let held = HeldEngine { permits, steps, _ticket: ticket };

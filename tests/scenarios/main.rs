@@ -11,6 +11,9 @@
 //! plan                                                            what a step holds
 //! complete 7 -                                                    a sampled token, or none, a row
 //!                                                                 of the oldest plan
+//! now 30                                                          what time it is from here on
+//! arrive 3 prompt=5 new=3 queued=40 until=90                      has a slot by 40, ends by 90, or
+//!                                                                 nobody wants it
 //! cancel 0
 //! allow 0                                                         a guided request may go on
 //! stats                                                           gauges
@@ -25,8 +28,8 @@ use std::fs;
 use std::path::Path;
 
 use scheduler::{
-    Admission, Effect, Emit, Event, FinishReason, GroupLimits, Limits, PageUpdate, PrefixCache,
-    Refusal, Request, RequestId, Row, Scheduler, StepPlan, StepResult, TokenId,
+    Admission, Effect, Emit, Event, FinishReason, GroupLimits, Limits, Moment, PageUpdate,
+    PrefixCache, Refusal, Request, RequestId, Row, Scheduler, StepPlan, StepResult, Terms, TokenId,
 };
 
 /// A transcript that is being written.
@@ -34,6 +37,7 @@ struct Transcript {
     scheduler: Option<Scheduler>,
     /// Not completed, oldest first.
     plans: VecDeque<StepPlan>,
+    now: Moment,
     text: String,
 }
 
@@ -74,7 +78,7 @@ fn a_wrong_expectation_is_noticed() {
 /// Runs a transcript's commands and writes what follows from each.
 fn replay(script: &str) -> String {
     let mut transcript =
-        Transcript { scheduler: None, plans: VecDeque::new(), text: String::new() };
+        Transcript { scheduler: None, plans: VecDeque::new(), now: Moment(0), text: String::new() };
     for line in script.lines() {
         if line.starts_with("  ") {
             continue;
@@ -105,6 +109,7 @@ impl Transcript {
             }
             "plan" => self.plan(),
             "stats" => self.stats(),
+            "now" => self.now = Moment(number(arguments[0]) as u64),
             _ => panic!("unknown command {command:?}"),
         }
         self.scheduler().check();
@@ -120,7 +125,8 @@ impl Transcript {
 
     fn apply(&mut self, event: Event) {
         let mut effects = Vec::new();
-        self.scheduler().apply(event, &mut effects);
+        let now = self.now;
+        self.scheduler().apply(event, now, &mut effects);
         for effect in effects {
             match effect {
                 Effect::Token { request, token, row_idx } => {
@@ -133,6 +139,12 @@ impl Transcript {
                     FinishReason::Length => self.say(format_args!("finish {} length", request.0)),
                     FinishReason::Cancelled => {
                         self.say(format_args!("finish {} cancelled", request.0));
+                    }
+                    FinishReason::QueueTimeout => {
+                        self.say(format_args!("finish {} queue timeout", request.0));
+                    }
+                    FinishReason::DeadlinePassed => {
+                        self.say(format_args!("finish {} deadline passed", request.0));
                     }
                 },
                 Effect::Refuse { request, refusal } => match refusal {
@@ -152,7 +164,7 @@ impl Transcript {
         if let Some(next) = next {
             next.settle(&tokens);
         }
-        self.apply(Event::Complete(StepResult { step: plan.step, tokens }));
+        self.apply(Event::Complete(StepResult { step: plan.step, tokens, took_us: 1 }));
         self.scheduler().recycle(plan);
         if let Some(next) = self.plans.pop_front() {
             for row in &next.rows {
@@ -257,6 +269,11 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
     }
 }
 
+fn terms(fields: &BTreeMap<&str, &str>) -> Terms {
+    let moment = |field| fields.get(field).map(|word| Moment(number(word) as u64));
+    Terms { queue_deadline: moment("queued"), deadline: moment("until"), ..Terms::ordinary() }
+}
+
 fn request(words: &[&str]) -> Request {
     let fields = fields(&words[1..]);
     let id = number(words[0]);
@@ -277,5 +294,6 @@ fn request(words: &[&str]) -> Request {
         scores_prompt: fields.contains_key("score"),
         cache_salt: fields.get("salt").map(|&salt| salt.into()),
         is_guided: fields.contains_key("guided"),
+        terms: terms(&fields),
     }
 }

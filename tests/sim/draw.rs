@@ -1,6 +1,6 @@
 //! Random limits and requests: small, so that every bound is met often.
 
-use scheduler::{GroupLimits, Limits, PrefixCache, Request, RequestId, TokenId};
+use scheduler::{GroupLimits, Limits, PrefixCache, Request, RequestId, Terms, TokenId};
 
 use crate::model::VOCAB_SIZE;
 use crate::random::Random;
@@ -72,5 +72,6 @@ pub(crate) fn request(
         scores_prompt: n_new_max == 0 || random.one_in(3),
         cache_salt: random.one_in(4).then(|| ["a", "b"][random.within(0, 1)].into()),
         is_guided: false,
+        terms: Terms::ordinary(),
     }
 }

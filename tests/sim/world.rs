@@ -9,8 +9,8 @@ mod checks;
 use std::collections::BTreeMap;
 
 use scheduler::{
-    Effect, Event, FinishReason, Limits, Refusal, Request, RequestId, Row, Scheduler, StepPlan,
-    StepResult, TokenId,
+    Effect, Event, FinishReason, Limits, Moment, Refusal, Request, RequestId, Row, Scheduler,
+    StepPlan, StepResult, TokenId,
 };
 
 use crate::draw;
@@ -270,7 +270,7 @@ impl World {
     fn complete(&mut self, flight: Flight) {
         let Flight { plan, tokens } = flight;
         let pages_before = self.n_pages_used();
-        let result = StepResult { step: plan.step, tokens: tokens.clone() };
+        let result = StepResult { step: plan.step, tokens: tokens.clone(), took_us: 1 };
         let effects = self.apply(Event::Complete(result));
         let mut wanted = Vec::new();
         for (row_idx, (row, token)) in plan.rows.iter().zip(tokens).enumerate() {
@@ -335,7 +335,7 @@ impl World {
     /// Applies an event.
     fn apply(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
-        self.scheduler.apply(event, &mut effects);
+        self.scheduler.apply(event, Moment(0), &mut effects);
         self.sights.n_events += 1;
         self.scheduler.check();
         effects

@@ -3,7 +3,7 @@
 use super::*;
 use scheduler::SlotIdx;
 
-use crate::request::SamplingParams;
+use crate::request::{SamplingParams, Terms};
 
 fn request(sampling: SamplingParams) -> Request {
     Request {
@@ -14,6 +14,7 @@ fn request(sampling: SamplingParams) -> Request {
         n_logprobs: None,
         n_prompt_logprobs: None,
         cache_salt: None,
+        terms: Terms::ordinary(),
     }
 }
 

@@ -4,7 +4,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
-use crate::{Emit, GroupLimits};
+use crate::{Emit, GroupLimits, Terms};
+
+const NOW: Moment = Moment(7);
 
 fn scheduler(n_waiting_max: usize) -> Scheduler {
     Scheduler::new(Limits {
@@ -30,13 +32,14 @@ fn request(id: u64) -> Request {
         scores_prompt: false,
         cache_salt: None,
         is_guided: false,
+        terms: Terms::ordinary(),
     }
 }
 
 fn arrive(scheduler: &mut Scheduler, ids: std::ops::Range<u64>) {
     let mut effects = Vec::new();
     for id in ids {
-        scheduler.apply(Event::Arrive(request(id)), &mut effects);
+        scheduler.apply(Event::Arrive(request(id)), NOW, &mut effects);
     }
     assert_eq!(effects, []);
 }
@@ -44,7 +47,8 @@ fn arrive(scheduler: &mut Scheduler, ids: std::ops::Range<u64>) {
 fn complete(scheduler: &mut Scheduler, plan: &StepPlan, effects: &mut Vec<Effect>) {
     let token = |row: &Row| row.emit.samples().then_some(TokenId(1));
     let tokens = plan.rows.iter().map(token).collect();
-    scheduler.apply(Event::Complete(StepResult { step: plan.step, tokens }), effects);
+    let result = StepResult { step: plan.step, tokens, took_us: 1 };
+    scheduler.apply(Event::Complete(result), NOW, effects);
 }
 
 /// The message of the assertion that `act` breaks.
@@ -77,7 +81,7 @@ fn tokens_are_known_until_the_end() {
     let prompt: Vec<TokenId> = (0..6).map(TokenId).collect();
     let tokens = scheduler.request_tokens(RequestId(1));
     assert_eq!(tokens, Some((&prompt[..], &[TokenId(1)][..])));
-    scheduler.apply(Event::Cancel(RequestId(1)), &mut Vec::new());
+    scheduler.apply(Event::Cancel(RequestId(1)), NOW, &mut Vec::new());
     assert_eq!(scheduler.request_tokens(RequestId(1)), None);
 }
 
@@ -89,10 +93,10 @@ fn stats_count_what_happened() {
         let plan = scheduler.plan().expect("requests run");
         complete(&mut scheduler, &plan, &mut Vec::new());
     }
-    scheduler.apply(Event::Cancel(RequestId(0)), &mut Vec::new());
+    scheduler.apply(Event::Cancel(RequestId(0)), NOW, &mut Vec::new());
     let mut refused = request(9);
     refused.prompt = [].into();
-    scheduler.apply(Event::Arrive(refused), &mut Vec::new());
+    scheduler.apply(Event::Arrive(refused), NOW, &mut Vec::new());
     let stats = scheduler.stats();
     assert_eq!((stats.n_running, stats.n_waiting), (3, 2));
     // Two pages each: eight positions.
@@ -102,6 +106,8 @@ fn stats_count_what_happened() {
         n_refused: 1,
         n_finished: 0,
         n_cancelled: 1,
+        n_queue_timeouts: 0,
+        n_deadlines_passed: 0,
         n_steps: 3,
         n_rows: 12,
         n_prompt_tokens: 24,
@@ -123,7 +129,8 @@ fn a_step_planned_ahead_is_settled_with_what_the_one_before_sampled() {
     let tokens = vec![Some(TokenId(40)), Some(TokenId(41))];
     second.settle(&tokens);
     assert_eq!(second.tokens, [TokenId(40), TokenId(41)]);
-    scheduler.apply(Event::Complete(StepResult { step: first.step, tokens }), &mut Vec::new());
+    let result = StepResult { step: first.step, tokens, took_us: 1 };
+    scheduler.apply(Event::Complete(result), NOW, &mut Vec::new());
     complete(&mut scheduler, &second, &mut Vec::new());
     let (_, generated) = scheduler.request_tokens(RequestId(1)).expect("it runs");
     assert_eq!(generated, [TokenId(41), TokenId(1)]);
@@ -166,7 +173,8 @@ fn breaches_of_protocol_are_named() {
         let plan = scheduler.plan().expect("a request waits");
         (scheduler, plan)
     };
-    let result = |step, tokens| Event::Complete(StepResult { step: StepId(step), tokens });
+    let result =
+        |step, tokens| Event::Complete(StepResult { step: StepId(step), tokens, took_us: 1 });
 
     let (mut scheduler, _) = planned();
     scheduler.plan().expect("one step ahead");
@@ -175,7 +183,7 @@ fn breaches_of_protocol_are_named() {
 
     let (mut scheduler, _) = planned();
     let never_planned = result(1, vec![Some(TokenId(1))]);
-    let message = complaint(|| scheduler.apply(never_planned, &mut Vec::new()));
+    let message = complaint(|| scheduler.apply(never_planned, NOW, &mut Vec::new()));
     assert!(message.contains("StepId(1) was not planned"), "{message}");
 
     let (mut scheduler, plan) = planned();
@@ -184,11 +192,11 @@ fn breaches_of_protocol_are_named() {
     assert!(message.contains("StepId(0) was not planned"), "{message}");
 
     let (mut scheduler, _) = planned();
-    let message = complaint(|| scheduler.apply(result(0, vec![None]), &mut Vec::new()));
+    let message = complaint(|| scheduler.apply(result(0, vec![None]), NOW, &mut Vec::new()));
     assert!(message.contains("StepId(0), row 0"), "{message}");
 
     let (mut scheduler, _) = planned();
-    let message = complaint(|| scheduler.apply(result(0, Vec::new()), &mut Vec::new()));
+    let message = complaint(|| scheduler.apply(result(0, Vec::new()), NOW, &mut Vec::new()));
     assert!(message.contains("one a row"), "{message}");
 
     let (mut scheduler, _) = planned();
@@ -197,6 +205,6 @@ fn breaches_of_protocol_are_named() {
     assert!(message.contains("follows one that samples"), "{message}");
 
     let (mut scheduler, _) = planned();
-    let message = complaint(|| scheduler.apply(Event::Arrive(request(0)), &mut Vec::new()));
+    let message = complaint(|| scheduler.apply(Event::Arrive(request(0)), NOW, &mut Vec::new()));
     assert!(message.contains("RequestId(0) arrives twice"), "{message}");
 }

@@ -5,7 +5,9 @@ mod screen;
 use std::io::{self, BufRead, IsTerminal};
 use std::sync::Arc;
 
-use engine::{EngineHandle, Finish, Output, ReaderGone, Request, SamplingParams, Ticket, TokenId};
+use engine::{
+    EngineHandle, Finish, Output, ReaderGone, Request, SamplingParams, Terms, Ticket, TokenId,
+};
 use tokio::sync::mpsc;
 
 use super::{CliError, io_error};
@@ -205,6 +207,7 @@ impl Chat {
             n_logprobs: None,
             n_prompt_logprobs: None,
             cache_salt: None,
+            terms: Terms::ordinary(),
         };
         // Room for every token and the end, so that the engine never finds it full.
         let (sender, outputs) = mpsc::channel::<Output>(n_new_max + 1);

@@ -177,6 +177,14 @@ pub enum ApiError {
         /// The bound.
         n_max: usize,
     },
+    /// It waited for a slot as long as it was to wait, and nothing of it was computed.
+    #[error("no slot was free within the request's queue timeout; try again later")]
+    QueueTimeout,
+    /// It was not answered in the time that it set.
+    #[error(
+        "the answer was not complete within the request's timeout: give more time or ask for less"
+    )]
+    DeadlinePassed,
     /// The server is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -214,11 +222,14 @@ impl ApiError {
             | ApiError::UnknownPath => StatusCode::NOT_FOUND,
             ApiError::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            ApiError::BodyIncomplete { .. } => StatusCode::REQUEST_TIMEOUT,
+            ApiError::BodyIncomplete { .. } | ApiError::DeadlinePassed => {
+                StatusCode::REQUEST_TIMEOUT
+            }
             ApiError::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
             ApiError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            ApiError::ShuttingDown | ApiError::EngineFailed { .. } => {
+            // As Triton's queue policy answers, and what OpenAI's clients try again.
+            ApiError::QueueTimeout | ApiError::ShuttingDown | ApiError::EngineFailed { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -250,6 +261,8 @@ impl ApiError {
             ApiError::BodyEncoded { .. } => "body_encoded",
             ApiError::Unauthorized => "invalid_api_key",
             ApiError::QueueFull { .. } => "queue_full",
+            ApiError::QueueTimeout => "queue_timeout",
+            ApiError::DeadlinePassed => "deadline_passed",
             ApiError::ShuttingDown => "shutting_down",
             ApiError::EngineFailed { .. } => "engine_failed",
             ApiError::Internal => "internal",
@@ -273,7 +286,7 @@ impl ApiError {
 
     /// When to try again, for those errors that time mends.
     pub fn retry_after(&self) -> Option<Duration> {
-        matches!(self, ApiError::QueueFull { .. }).then_some(RETRY_AFTER)
+        matches!(self, ApiError::QueueFull { .. } | ApiError::QueueTimeout).then_some(RETRY_AFTER)
     }
 }
 

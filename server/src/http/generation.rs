@@ -161,7 +161,7 @@ impl Generations {
     /// losing anything.
     ///
     /// # Errors
-    /// The engine failed or stopped. Then all answers are void.
+    /// The engine failed or stopped, or an answer's time has passed. Then all answers are void.
     pub async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
         while self.n_open > 0 {
             let Some(stamped) = self.outputs.recv().await else {
@@ -224,6 +224,14 @@ impl Generations {
             EndReason::Stop(token) => End::StopToken(token),
             EndReason::Length => End::Length,
             EndReason::Cancelled => return Err(ApiError::ShuttingDown),
+            EndReason::QueueTimeout => {
+                self.end(choice_idx, Ended::QueueTimeout, Some(finish));
+                return Err(ApiError::QueueTimeout);
+            }
+            EndReason::DeadlinePassed => {
+                self.end(choice_idx, Ended::DeadlinePassed, Some(finish));
+                return Err(ApiError::DeadlinePassed);
+            }
             EndReason::EngineFailed => {
                 self.end(choice_idx, Ended::Failed, Some(finish));
                 return Err(self.failed());

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use engine::{Request, SamplingParams, SubmitError, TokenId};
+use engine::{Request, SamplingParams, SubmitError, Terms, TokenId};
 
 use super::answer::TextRules;
 use super::error::ApiError;
@@ -41,6 +41,8 @@ pub struct Options {
     pub n_prompt_logprobs: Option<usize>,
     /// With whom KV is shared: those who say the same.
     pub cache_salt: Option<Arc<str>>,
+    /// Whom it may pass, and how long it is wanted.
+    pub terms: Terms,
 }
 
 impl Options {
@@ -69,6 +71,7 @@ impl Options {
                     n_logprobs: self.n_logprobs,
                     n_prompt_logprobs: self.n_prompt_logprobs,
                     cache_salt: self.cache_salt.clone(),
+                    terms: self.terms,
                 };
                 jobs.push(Job { request, rules: Arc::clone(&self.rules) });
             }

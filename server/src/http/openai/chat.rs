@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Json, Response};
-use engine::{N_LOGPROBS_MAX, TokenId};
+use engine::{N_LOGPROBS_MAX, Terms, TokenId};
 
 use super::super::body;
 use super::super::error::ApiError;
@@ -96,6 +96,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         n_logprobs,
         n_prompt_logprobs: None,
         cache_salt: options::cache_salt(&mut fields)?,
+        terms: Terms::ordinary(),
     };
     let jobs = options.jobs(app, &[Arc::clone(&prompt)])?;
     let asked = Asked {

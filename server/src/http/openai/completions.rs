@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Json, Response};
-use engine::{N_LOGPROBS_MAX, TokenId};
+use engine::{N_LOGPROBS_MAX, Terms, TokenId};
 
 use super::super::body;
 use super::super::error::ApiError;
@@ -93,6 +93,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         n_logprobs,
         n_prompt_logprobs: scores_prompt.then(|| n_logprobs.unwrap_or(0)),
         cache_salt,
+        terms: Terms::ordinary(),
     };
     let tokens: Vec<_> = prompts.iter().map(|prompt| Arc::clone(&prompt.tokens)).collect();
     let jobs = options.jobs(app, &tokens)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{SamplingParams, TokenId};
+use engine::{SamplingParams, Terms, TokenId};
 
 use super::super::answer::TextRules;
 use super::super::error::ApiError;
@@ -33,6 +33,7 @@ pub(super) fn options(inputs: &mut Inputs, app: &AppState) -> Result<Options, Re
         n_logprobs: wants_scores.then_some(0),
         n_prompt_logprobs: None,
         cache_salt: None,
+        terms: Terms::ordinary(),
     })
 }
 

@@ -11,7 +11,7 @@ use crate::kernels::sample::cpu;
 use crate::kernels::testing::Rng;
 use crate::kernels::testing::traffic::assert_frugal;
 use crate::rank::Entering;
-use crate::request::Request;
+use crate::request::{Request, Terms};
 use crate::sampler::Sampler;
 
 const N_BIASES_MAX: usize = 8;
@@ -91,6 +91,7 @@ fn sequence(rng: &mut Rng, n_vocab: usize) -> Sequence {
         n_logprobs: None,
         n_prompt_logprobs: None,
         cache_salt: None,
+        terms: Terms::ordinary(),
     };
     let generated = if rng.below(2) == 0 { generated } else { Vec::new() };
     Sequence { request: Arc::new(request), generated, drawn: Vec::new() }
