@@ -1,5 +1,5 @@
 //! The **predicted** time of a step of Llama-Nemotron Ultra on eight H100s, beside the roofline.
-//! Nothing in it was measured by us: see `engine/src/predict/machine.rs` for every constant's source.
+//! Nothing in it was measured by us: `engine/src/predict/machine.rs` names every constant's source.
 //!
 //! `cargo bench --bench predict [-- --json]`
 //!

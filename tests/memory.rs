@@ -4,17 +4,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use engine::device::CudaExec;
-use engine::device::cuda::{WORKSPACE_BYTES, memory_bytes};
-use engine::{DeviceKind, EngineConfig, KvDtype, Probe};
+use engine::device::cuda::memory_bytes;
+use engine::{DeviceKind, EngineConfig, KvDtype, MemoryPlan, Probe, RankMemory, Term};
+use harness::run_dry;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
 use weights::{Checkpoint, MixerSpec};
 
-/// What small allocations of a rank share; larger ones than half of it are the driver's own.
-const CHUNK_BYTES: u64 = 64 << 20;
+/// Allocations beyond this are the driver's own; smaller ones share a chunk of twice as much.
+const OWN_BYTES: u64 = 32 << 20;
 
 /// What a driver gives at least.
 const UNIT_BYTES: u64 = 512;
+
+/// What `nvidia-smi` counts on the devices that the virtual node's are like.
+const H100_BYTES: u64 = 81_559 << 20;
 
 fn config(n_ranks: usize) -> EngineConfig {
     EngineConfig {
@@ -42,39 +46,122 @@ fn taken(n_devices: usize) -> Vec<u64> {
     (0..n_devices).map(taken).collect()
 }
 
-/// Bytes that a device gives to whoever opens it: its kernels, and a chunk.
-fn of_opening(device: usize) -> u64 {
+/// Bytes of a device that our kernels' code takes: part of what the plan has for libraries.
+fn of_kernels(device: usize) -> u64 {
     let before = taken(device + 1)[device];
     let exec = CudaExec::open(device).expect("the node has it");
     let given = taken(device + 1)[device] - before;
+    let n_claimed = exec.n_claimed_bytes() as u64;
     drop(exec);
-    assert!(given >= CHUNK_BYTES, "{given} bytes");
-    given
+    given - n_claimed
 }
 
-/// Boots, and compares what every device has given with what was planned. How many of the parts of
-/// all plans were large enough to be seen apart.
+/// Terms of what the engine does not allocate itself.
+const OF_OTHERS: [&str; 5] =
+    ["paging_bytes", "graphs_bytes", "libraries_bytes", "nccl_bytes", "driver_bytes"];
+
+/// Boots, and compares what every device has given with what was planned, and the plan with the
+/// one on paper. How many of the parts of all plans were allocations of their own.
 fn check(checkpoint: Checkpoint, config: &EngineConfig) -> usize {
-    let of_opening: Vec<u64> = (0..config.n_ranks).map(of_opening).collect();
+    let checkpoint = Arc::new(checkpoint);
+    let of_kernels: Vec<u64> = (0..config.n_ranks).map(of_kernels).collect();
     let before = taken(config.n_ranks);
-    let probe = Probe::new(Arc::new(checkpoint), config).expect("it boots");
+    assert!(before.iter().all(|n_bytes| *n_bytes == before[0]), "contexts alone: {before:?}");
+    let probe = Probe::new(Arc::clone(&checkpoint), config).expect("it boots");
     let after = taken(config.n_ranks);
-    let mut n_seen = 0;
-    for (rank_idx, planned) in probe.memory().ranks.iter().enumerate() {
+    let plan = probe.memory();
+    let mut n_own = 0;
+    for (rank_idx, planned) in plan.ranks.iter().enumerate() {
+        let terms = planned.terms();
+        assert_eq!(terms.iter().map(|term| term.n_bytes).sum::<u64>(), planned.total_bytes());
+        let ours = terms.iter().filter(|term| !OF_OTHERS.contains(&term.name));
+        let ours: u64 = ours.map(|term| term.n_bytes).sum();
         let parts = [planned.weights_bytes, planned.kv_bytes, planned.workspace_bytes];
-        let is_large = |&n_bytes: &u64| n_bytes > CHUNK_BYTES / 2;
-        let large = parts.into_iter().filter(is_large).map(|n| n.next_multiple_of(UNIT_BYTES));
-        n_seen += large.clone().count();
-        let small: u64 = parts.into_iter().filter(|n_bytes| !is_large(n_bytes)).sum();
-        // In the chunk lie the products' workspace too, and the few words by which ranks meet.
-        assert!(small + WORKSPACE_BYTES as u64 + 4096 <= CHUNK_BYTES, "one chunk is enough");
-        let expected = large.sum::<u64>() + of_opening[rank_idx];
-        let given = after[rank_idx] - before[rank_idx];
-        assert_eq!(given, expected, "device {rank_idx}, {planned:?}");
+        let own = parts.into_iter().filter(|&n_bytes| n_bytes > OWN_BYTES);
+        n_own += own.clone().count();
+        let rounded: u64 = own.map(|n| n.next_multiple_of(UNIT_BYTES) - n).sum();
+        let expected = ours + rounded + of_kernels[rank_idx];
+        assert_eq!(after[rank_idx], expected, "device {rank_idx}, {planned:?}");
+        let reserve = planned.reserve.expect("it is a device");
+        assert!(of_kernels[rank_idx] < reserve.libraries_bytes, "{}", of_kernels[rank_idx]);
+        assert!(planned.total_bytes() <= reserve.device_bytes, "device {rank_idx}, {planned:?}");
+    }
+    let paper = MemoryPlan::on_paper(&checkpoint, config, H100_BYTES).expect("it fits");
+    assert_eq!(paper.group_pages, plan.group_pages, "the same devices, on paper");
+    for (paper, booted) in paper.ranks.iter().zip(&plan.ranks) {
+        let without_card = |rank: &RankMemory| {
+            let terms = rank.terms().into_iter().filter(|term| term.name != "driver_bytes");
+            terms.collect::<Vec<Term>>()
+        };
+        assert_eq!(without_card(paper), without_card(booted));
     }
     drop(probe);
     assert_eq!(taken(config.n_ranks), before, "everything is given back");
-    n_seen
+    n_own
+}
+
+fn without_data(name: &str, format: SyntheticFormat) -> Checkpoint {
+    let spec = preset(name).expect("a preset");
+    let config = SyntheticConfig { spec, format, n_shards: 1, seed: 0 };
+    Checkpoint::without_data(&config).expect("it is complete")
+}
+
+#[test]
+fn what_is_planned_at_full_size_is_what_devices_give() {
+    if !harness::is_dry() {
+        return run_dry("what_is_planned_at_full_size_is_what_devices_give");
+    }
+    for n_ranks in [1, 2] {
+        let checkpoint = without_data("bench-0.6b", SyntheticFormat::Bf16);
+        let config = EngineConfig { n_tokens_per_step: 2048, ..config(n_ranks) };
+        assert!(check(checkpoint, &config) >= 2 * n_ranks, "weights and what a step writes");
+    }
+    for (format, kv_dtype) in [
+        (SyntheticFormat::ModelOptFp8, KvDtype::Fp8),
+        (SyntheticFormat::Fp8Dynamic, KvDtype::Fp8),
+        (SyntheticFormat::Bf16, KvDtype::Bf16),
+    ] {
+        let config = EngineConfig {
+            n_slots: 64,
+            n_tokens_per_step: 512,
+            n_context_tokens: None,
+            kv_dtype: Some(kv_dtype),
+            ..config(8)
+        };
+        assert_eq!(check(without_data("ultra-253b", format), &config), 3 * 8, "all there is");
+    }
+}
+
+/// What users of these models are promised, with nothing left over that has no name.
+#[test]
+fn the_published_models_fit_as_they_should() {
+    for (name, format, n_ranks, kv_dtype, n_tokens_min) in [
+        ("ultra-253b", SyntheticFormat::ModelOptFp8, 8, KvDtype::Fp8, 3_000_000),
+        ("ultra-253b", SyntheticFormat::Fp8Dynamic, 8, KvDtype::Fp8, 3_000_000),
+        ("ultra-253b", SyntheticFormat::Bf16, 8, KvDtype::Bf16, 580_000),
+        ("super-49b", SyntheticFormat::ModelOptFp8, 1, KvDtype::Fp8, 300_000),
+    ] {
+        let config = EngineConfig {
+            n_slots: 64,
+            n_tokens_per_step: 512,
+            n_context_tokens: None,
+            kv_dtype: Some(kv_dtype),
+            ..config(n_ranks)
+        };
+        let checkpoint = without_data(name, format);
+        let plan = MemoryPlan::on_paper(&checkpoint, &config, H100_BYTES).expect("it fits");
+        println!("{name} {format:?}: {} tokens", plan.n_kv_tokens());
+        for term in plan.ranks[0].terms() {
+            println!("  {:20} {:>15}  {}", term.name, term.n_bytes, term.source);
+        }
+        assert!(plan.n_kv_tokens() >= n_tokens_min, "{name}: {} tokens", plan.n_kv_tokens());
+        for rank in &plan.ranks {
+            // The rank with least room leaves no page of it unused.
+            let n_unused = H100_BYTES - rank.total_bytes();
+            let page_bytes = rank.kv_bytes / plan.group_pages[0] as u64;
+            assert!(n_unused < page_bytes + (2 << 20), "{n_unused} bytes have no name");
+        }
+    }
 }
 
 #[test]

@@ -35,7 +35,10 @@ pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
 pub use handle::{Deliver, EngineHandle, EngineInfo, N_LOGPROBS_MAX, ReaderGone, Ticket};
 pub use loading::Unsupported;
-pub use memory_plan::{KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory};
+pub use memory_plan::{
+    KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory, Reserve, Term, TermKind,
+    WeightParts, WorkspaceParts,
+};
 pub use probe::Probe;
 pub use request::{EndReason, Finish, Output, Request, SamplingParams, Terms, Timing, TokenScore};
 pub use scheduler::{TenantId, TokenId};

@@ -26,7 +26,7 @@ use crate::loading::{Placer, Unsupported, Use};
 use crate::memory_plan::MemoryPlan;
 use crate::rank::{Entering, StepError};
 
-pub(crate) use device::{DeviceLogits, DeviceSteps, DeviceStepsConfig};
+pub(crate) use device::{DeviceLogits, DeviceSteps, DeviceStepsConfig, n_recorded};
 use host::HostSteps;
 pub(crate) use inputs::{DeviceInputs, InputPlaces, InputSizes};
 pub(crate) use sampling::{DeviceSampling, SamplingPlaces, SamplingSizes};

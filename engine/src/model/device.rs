@@ -71,6 +71,11 @@ fn buckets(n_slots: usize) -> Vec<usize> {
     buckets
 }
 
+/// Steps of decoding that are recorded.
+pub(crate) fn n_recorded(n_slots: usize) -> usize {
+    buckets(n_slots).len()
+}
+
 impl DeviceSteps {
     pub(crate) fn new(
         exec: &CudaExec,

@@ -64,22 +64,68 @@ pub fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
+/// What an arena does about an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// It is one of the driver's, of that length.
+    Claim(usize),
+    /// It begins a new chunk, of that length.
+    NewChunk(usize),
+    /// It goes on in the current chunk.
+    Chunk,
+}
+
+/// Which allocations share a chunk: the arena's decisions, without its memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shelf {
+    chunk_bytes: usize,
+    n_left_bytes: usize,
+}
+
+impl Shelf {
+    /// With `chunk_bytes` of 0 every allocation is one of the driver's and exactly as long as asked
+    /// for, so that a virtual node notices whoever leaves it.
+    pub(crate) fn new(chunk_bytes: usize) -> Shelf {
+        Shelf { chunk_bytes, n_left_bytes: 0 }
+    }
+
+    /// Makes room for `n_bytes`.
+    pub(crate) fn take(&mut self, n_bytes: usize) -> Taking {
+        if n_bytes > self.chunk_bytes / 2 {
+            return Taking::Claim(n_bytes);
+        }
+        let n_bytes = n_bytes.next_multiple_of(ALIGNMENT);
+        let is_new = n_bytes > self.n_left_bytes;
+        let n_left_bytes = if is_new { self.chunk_bytes } else { self.n_left_bytes };
+        self.n_left_bytes = n_left_bytes - n_bytes;
+        if is_new { Taking::NewChunk(self.chunk_bytes) } else { Taking::Chunk }
+    }
+}
+
+impl Taking {
+    /// What is asked of the driver.
+    pub(crate) fn claimed_bytes(self) -> Option<usize> {
+        match self {
+            Taking::Claim(n_bytes) | Taking::NewChunk(n_bytes) => Some(n_bytes),
+            Taking::Chunk => None,
+        }
+    }
+}
+
 /// A bump allocator over large allocations of the driver.
 pub(super) struct Arena {
-    chunk_bytes: usize,
+    shelf: Cell<Shelf>,
+    /// In the current chunk.
     next: Cell<u64>,
-    n_left_bytes: Cell<usize>,
     n_claimed_bytes: Cell<usize>,
 }
 
 impl Arena {
-    /// With `chunk_bytes` of 0 every allocation is one of the driver's and exactly as long as asked
-    /// for, so that a virtual node notices whoever leaves it.
+    /// As [`Shelf::new`].
     pub(super) fn new(chunk_bytes: usize) -> Arena {
         Arena {
-            chunk_bytes,
+            shelf: Cell::new(Shelf::new(chunk_bytes)),
             next: Cell::new(0),
-            n_left_bytes: Cell::new(0),
             n_claimed_bytes: Cell::new(0),
         }
     }
@@ -94,17 +140,15 @@ impl Arena {
         n_bytes: usize,
     ) -> Result<DevicePtr, DeviceError> {
         context.assert_open(n_bytes);
-        if n_bytes > self.chunk_bytes / 2 {
-            return self.claim(context, n_bytes).map(DevicePtr);
+        let mut shelf = self.shelf.get();
+        match shelf.take(n_bytes) {
+            Taking::Claim(n_bytes) => return self.claim(context, n_bytes).map(DevicePtr),
+            Taking::NewChunk(chunk_bytes) => self.next.set(self.claim(context, chunk_bytes)?),
+            Taking::Chunk => {}
         }
-        let n_bytes = n_bytes.next_multiple_of(ALIGNMENT);
-        if n_bytes > self.n_left_bytes.get() {
-            self.next.set(self.claim(context, self.chunk_bytes)?);
-            self.n_left_bytes.set(self.chunk_bytes);
-        }
+        self.shelf.set(shelf);
         let address = self.next.get();
-        self.next.set(address + n_bytes as u64);
-        self.n_left_bytes.set(self.n_left_bytes.get() - n_bytes);
+        self.next.set(address + n_bytes.next_multiple_of(ALIGNMENT) as u64);
         Ok(DevicePtr(address))
     }
 

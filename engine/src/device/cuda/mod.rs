@@ -30,11 +30,12 @@ use blas::Blas;
 use context::Context;
 use launch::Kernels;
 use memory::Arena;
+pub(crate) use memory::Shelf;
 
 use super::DeviceError;
 
 /// What small allocations share. At most this much is claimed and not used.
-const CHUNK_BYTES: usize = 64 << 20;
+pub(crate) const CHUNK_BYTES: usize = 64 << 20;
 
 /// One GPU of a rank. Fields are dropped in this order, the context last.
 pub struct CudaExec {
