@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
 use engine::{
-    DeviceKind, Engine, EngineConfig, KvDtype, Output, Probe, Request, SamplingParams, Terms,
-    TokenId,
+    Allowed, DeviceKind, Engine, EngineConfig, Guide, KvDtype, Output, Probe, Request,
+    SamplingParams, Terms, TokenId, TokenSet,
 };
 use harness::plans::{Planner, Span};
 use harness::random::Random;
@@ -197,7 +197,45 @@ fn devices_give_equal_bits_where_they_are_told_to() {
 /// What a reader saw: tokens and their log-probabilities, by bits.
 type Answer = Vec<(TokenId, u32)>;
 
+/// Allows about one token in eight, which ones depends on all before; now and then it allows all.
+fn guide(vocab_size: usize) -> Guide {
+    let allowed = move |history: u64| {
+        let mut random = Random::new(history);
+        if random.below(4) == 0 {
+            return Allowed::All;
+        }
+        let tokens = random_tokens(&mut random, vocab_size, vocab_size.div_ceil(8));
+        Allowed::Only(Arc::new(TokenSet::of(&tokens, vocab_size).expect("some are left")))
+    };
+    let mut history = 1;
+    let next = move |token: TokenId| {
+        history = Random::new(history ^ (u64::from(token.0) << 32)).bits();
+        allowed(history)
+    };
+    Guide { first: allowed(history), next: Box::new(next) }
+}
+
+/// Half of them are held to a guide: some that are greedy, and some that are not.
+fn is_guided(request: &Request) -> bool {
+    [1, 2].contains(&(request.sampling.seed % 4))
+}
+
+/// Asserts that every token of an answer was allowed; says how many were chosen from a few.
+fn check_guided(answer: &Answer, vocab_size: usize) -> usize {
+    let Guide { first: mut allowed, mut next } = guide(vocab_size);
+    let mut n_chosen = 0;
+    for &(token, _) in answer {
+        if let Allowed::Only(set) = &allowed {
+            assert!(set.contains(token), "{token:?} is not allowed");
+            n_chosen += 1;
+        }
+        allowed = next(token);
+    }
+    n_chosen
+}
+
 fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
+    let vocab_size = engine.handle().info().vocab_size;
     // They all come at once, however fast the engine is.
     let held = HeldEngine::new(&engine.handle());
     let submitted: Vec<_> = requests
@@ -206,7 +244,9 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
             let (sender, receiver) = mpsc::channel();
             let deliver =
                 Box::new(move |output| sender.send(output).map_err(|_| engine::ReaderGone));
-            let ticket = engine.handle().submit(request.clone(), deliver).expect("it is taken");
+            let guide = is_guided(request).then(|| guide(vocab_size));
+            let ticket = engine.handle().submit_guided(request.clone(), guide, deliver);
+            let ticket = ticket.expect("it is taken");
             (ticket, receiver)
         })
         .collect();
@@ -254,11 +294,11 @@ fn differing_answers(
             let n_more = random.below(crowd.n_prompt_max - crowd.n_prompt_min);
             let n_prompt = crowd.n_prompt_min + n_more;
             let mut sampling = SamplingParams::greedy();
+            sampling.seed = idx as u64;
             if idx % 2 == 1 {
                 sampling.temperature = 0.9;
                 sampling.top_p = 0.95;
                 sampling.repetition_penalty = 1.1;
-                sampling.seed = idx as u64;
             }
             // Two in three begin alike.
             let n_alike = if idx % 3 == 0 { 0 } else { random.below(n_prompt + 1) };
@@ -283,6 +323,9 @@ fn differing_answers(
         .map(|request| answer(&engine, std::slice::from_ref(request)).remove(0))
         .collect();
     engine.shutdown();
+    let guided = requests.iter().zip(&alone).filter(|(request, _)| is_guided(request));
+    let n_chosen: usize = guided.map(|(_, answer)| check_guided(answer, vocab_size)).sum();
+    assert!(n_chosen > 20, "too few tokens were guided: {n_chosen}");
     let memory = Probe::new(Arc::clone(checkpoint), roomy).expect("it boots");
     let all_kv_bytes: u64 = memory.memory().ranks.iter().map(|rank| rank.kv_bytes).sum();
     drop(memory);

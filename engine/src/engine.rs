@@ -4,6 +4,9 @@
 //! are written into the plan that waits for them and the ranks start on it; only then are the
 //! results looked at and delivered. Between two steps there is no scheduling.
 
+mod guiding;
+mod inbox;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,12 +14,13 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use guiding::Guided;
 use parallel::{RankError, RankPool, RankWorker};
 use scheduler::{
     Effect, Event, Limits, Moment, RequestId, Scheduler, StepPlan, StepResult, TokenId,
 };
 
-use crate::handle::{Arrival, EngineHandle, EngineInfo, RunState, Shared};
+use crate::handle::{EngineHandle, EngineInfo, RunState, Shared};
 use crate::live::Live;
 use crate::rank::{Entering, RankCommand, RankReply, RowOutput, StepInput, StepOutput};
 use crate::request::{EndReason, Output};
@@ -80,6 +84,9 @@ struct EngineLoop<W: RankWorker> {
     effects: Vec<Effect>,
     /// The step that runs, between two turns of the loop only where steps overlap.
     running: Option<Running>,
+    guided: Guided,
+    /// Nothing runs or can be planned before something comes into the inbox.
+    is_idle: bool,
 }
 
 /// A step that the ranks were told to run.
@@ -110,6 +117,8 @@ where
             live: HashMap::new(),
             effects: Vec::new(),
             running: None,
+            guided: Guided::default(),
+            is_idle: false,
         }
     }
 
@@ -136,6 +145,7 @@ where
     fn turn(&mut self) -> Result<(), RankError> {
         let next = self.plan();
         let ran = self.receive()?;
+        self.is_idle = next.is_none() && ran.is_none();
         if let Some(mut next) = next {
             if let Some(ran) = &ran {
                 next.plan.settle(&ran.tokens);
@@ -157,7 +167,8 @@ where
     fn plan(&mut self) -> Option<StepInput> {
         let plan = self.scheduler.plan()?;
         let entering = self.entering(&plan, Instant::now());
-        Some(StepInput { plan, entering })
+        let allowed = self.allowed(&plan);
+        Some(StepInput { plan, entering, allowed })
     }
 
     fn start(&mut self, input: StepInput) -> Result<(), RankError> {
@@ -206,6 +217,7 @@ where
                 slot: admission.slot,
                 request: Arc::clone(&live.request),
                 generated: generated.to_vec(),
+                is_guided: live.guiding.is_some(),
             });
         }
         entering
@@ -263,6 +275,7 @@ where
         for request in gone {
             self.apply(Event::Cancel(request), &mut []);
         }
+        self.ask_guides();
     }
 
     fn deliver_token(
@@ -277,68 +290,17 @@ where
         }
         live.first_token.get_or_insert_with(Instant::now);
         live.n_generated += 1;
+        self.guided.remember(live, (request, token));
         (live.deliver)(Output::Token { token, score: row.score.take() })
     }
 
     fn finish(&mut self, request: RequestId, reason: EndReason) {
-        let Some(live) = self.live.remove(&request) else { return };
+        let Some(mut live) = self.live.remove(&request) else { return };
+        self.guided.leave(&mut live);
         // First, so that whoever has read the end finds room for one more.
         self.shared.n_live.fetch_sub(1, Ordering::Relaxed);
         // A reader that is gone needs no end.
         let _ = live.finish(reason);
-    }
-
-    /// Takes what has arrived; sleeps while there is nothing to do. False when it is time to stop.
-    fn take_inbox(&mut self) -> bool {
-        let shared = Arc::clone(&self.shared);
-        let mut inbox = shared.inbox.lock();
-        while inbox.arrivals.is_empty()
-            && inbox.cancels.is_empty()
-            && self.live.is_empty()
-            && self.running.is_none()
-            && inbox.state != RunState::Stopped
-        {
-            shared.wake.wait(&mut inbox);
-        }
-        if inbox.state == RunState::Stopped {
-            return false;
-        }
-        let arrivals = std::mem::take(&mut inbox.arrivals);
-        let cancels = std::mem::take(&mut inbox.cancels);
-        drop(inbox);
-        for arrival in arrivals {
-            self.arrive(arrival);
-        }
-        for request in cancels {
-            self.apply(Event::Cancel(request), &mut []);
-        }
-        true
-    }
-
-    fn arrive(&mut self, arrival: Arrival) {
-        let (id, live) = Live::new(arrival);
-        let request = &live.request;
-        let after = |timeout: Option<Duration>| {
-            // What no clock can say is never.
-            timeout.and_then(|timeout| live.arrived.checked_add(timeout)).map(|at| self.moment(at))
-        };
-        let event = Event::Arrive(scheduler::Request {
-            id,
-            prompt: Arc::clone(&request.prompt),
-            n_new_max: request.n_new_max,
-            stop_tokens: Arc::clone(&request.stop_tokens),
-            scores_prompt: request.n_prompt_logprobs.is_some(),
-            cache_salt: request.cache_salt.clone(),
-            is_guided: false,
-            terms: scheduler::Terms {
-                priority: request.terms.priority,
-                tenant: request.terms.tenant,
-                queue_deadline: after(request.terms.queue_timeout),
-                deadline: after(request.terms.timeout),
-            },
-        });
-        self.live.insert(id, live);
-        self.apply(event, &mut []);
     }
 
     fn moment(&self, instant: Instant) -> Moment {
@@ -373,6 +335,7 @@ where
         let arrivals = std::mem::take(&mut self.shared.inbox.lock().arrivals);
         for arrival in arrivals {
             let (id, live) = Live::new(arrival);
+            self.guided.enter(&live);
             self.live.insert(id, live);
         }
         let requests: Vec<RequestId> = self.live.keys().copied().collect();

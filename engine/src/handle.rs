@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use scheduler::RequestId;
 
 use crate::error::SubmitError;
+use crate::guide::{Answer, Guide};
 use crate::request::{Output, Request};
 use crate::stats::EngineStats;
 
@@ -66,12 +67,14 @@ pub(crate) struct Shared {
     pub(crate) stats: Mutex<EngineStats>,
 }
 
-/// What the engine's thread has not seen yet. Bounded: arrivals by `n_live`, cancels by the
-/// tickets that exist.
+/// What the engine's thread has not seen yet. Bounded: arrivals and answers by `n_live`, cancels by
+/// the tickets that exist.
 pub(crate) struct Inbox {
     pub(crate) n_submitted: u64,
     pub(crate) arrivals: VecDeque<Arrival>,
     pub(crate) cancels: Vec<RequestId>,
+    /// What guides said.
+    pub(crate) answers: Vec<Answer>,
     pub(crate) state: RunState,
 }
 
@@ -90,6 +93,7 @@ pub(crate) enum RunState {
 pub(crate) struct Arrival {
     pub(crate) id: RequestId,
     pub(crate) request: Request,
+    pub(crate) guide: Option<Guide>,
     pub(crate) deliver: Deliver,
     pub(crate) arrived: Instant,
 }
@@ -103,6 +107,7 @@ impl Shared {
                 n_submitted: 0,
                 arrivals: VecDeque::new(),
                 cancels: Vec::new(),
+                answers: Vec::new(),
                 state: RunState::Running,
             }),
             wake: Condvar::new(),
@@ -155,6 +160,19 @@ impl EngineHandle {
     /// # Errors
     /// What the request breaks, [`SubmitError::QueueFull`], or why the engine takes none.
     pub fn submit(&self, request: Request, deliver: Deliver) -> Result<Ticket, SubmitError> {
+        self.submit_guided(request, None, deliver)
+    }
+
+    /// The same for a request whose every token is one that `guide` allows, if there is one.
+    ///
+    /// # Errors
+    /// As for [`EngineHandle::submit`].
+    pub fn submit_guided(
+        &self,
+        request: Request,
+        guide: Option<Guide>,
+        deliver: Deliver,
+    ) -> Result<Ticket, SubmitError> {
         self.check(&request)?;
         let info = &self.shared.info;
         let n_max = info.n_slots + info.n_waiting_max;
@@ -168,7 +186,7 @@ impl EngineHandle {
         self.shared.n_live.fetch_add(1, Ordering::Relaxed);
         let id = RequestId(inbox.n_submitted);
         inbox.n_submitted += 1;
-        inbox.arrivals.push_back(Arrival { id, request, deliver, arrived: Instant::now() });
+        inbox.arrivals.push_back(Arrival { id, request, guide, deliver, arrived: Instant::now() });
         drop(inbox);
         self.shared.wake.notify_one();
         Ok(Ticket { shared: Arc::clone(&self.shared), request: id })

@@ -12,6 +12,7 @@ mod config;
 pub mod device;
 mod engine;
 mod error;
+mod guide;
 mod handle;
 #[doc(hidden)]
 pub mod kernels;
@@ -33,6 +34,7 @@ pub use cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
 pub use config::{DeviceKind, EngineConfig, KvDtype};
 pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
+pub use guide::{Allowed, Guide, NextAllowed, TokenSet};
 pub use handle::{Deliver, EngineHandle, EngineInfo, N_LOGPROBS_MAX, ReaderGone, Ticket};
 pub use loading::Unsupported;
 pub use memory_plan::{

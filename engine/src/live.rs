@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use scheduler::{FinishReason, RequestId};
 
+use crate::guide::{Allowed, Guide, NextAllowed};
 use crate::handle::{Arrival, Deliver, ReaderGone};
 use crate::request::{EndReason, Finish, Output, Request, Timing};
 
@@ -19,8 +20,18 @@ pub(crate) struct Live {
     pub(crate) n_generated: usize,
     /// Tokens of its prompt that were computed before it came.
     pub(crate) n_cached: usize,
+    /// Who says what it may say, if anybody does.
+    pub(crate) guiding: Option<Guiding>,
     /// How it ends, where that is not what the scheduler will say.
     pub(crate) end: Option<EndReason>,
+}
+
+/// What a guided request may say next.
+pub(crate) struct Guiding {
+    /// What was said last; it holds while `next` is here.
+    pub(crate) allowed: Allowed,
+    /// Who says it; away while asked.
+    pub(crate) next: Option<NextAllowed>,
 }
 
 impl Live {
@@ -33,6 +44,9 @@ impl Live {
             first_token: None,
             n_generated: 0,
             n_cached: 0,
+            guiding: arrival
+                .guide
+                .map(|Guide { first, next }| Guiding { allowed: first, next: Some(next) }),
             end: None,
         };
         (arrival.id, live)

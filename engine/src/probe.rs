@@ -39,7 +39,7 @@ impl Probe {
     /// The first rank that failed, and why.
     pub fn step(&mut self, plan: StepPlan) -> Result<StepOutput, RankError> {
         let entering = plan.admitted.iter().map(|admission| entering(&plan, admission)).collect();
-        let input = Arc::new(StepInput { plan, entering });
+        let input = Arc::new(StepInput { plan, entering, allowed: Vec::new() });
         let replies = self.pool.broadcast(RankCommand::Step(input))?;
         let output = replies.into_iter().find_map(|reply| match reply {
             RankReply::Stepped(output) => output,
@@ -77,5 +77,5 @@ fn entering(plan: &StepPlan, admission: &Admission) -> Entering {
         cache_salt: None,
         terms: Terms::ordinary(),
     };
-    Entering { slot, request: Arc::new(request), generated: Vec::new() }
+    Entering { slot, request: Arc::new(request), generated: Vec::new(), is_guided: false }
 }

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::batch::EmitPoint;
 use crate::device::{DeviceError, Exec};
+use crate::guide::TokenSet;
 use crate::kernels::sample::cuda::DeviceAnswer;
 use crate::model::{Model, Sampling, StepRun};
 use crate::request::{Request, TokenScore};
@@ -49,6 +50,8 @@ pub struct StepInput {
     pub plan: StepPlan,
     /// One entry for each of the plan's admissions.
     pub entering: Vec<Entering>,
+    /// Rows that sample among some tokens only, with these, in the plan's order.
+    pub allowed: Vec<(usize, Arc<TokenSet>)>,
 }
 
 /// A sequence that enters a slot.
@@ -60,6 +63,8 @@ pub struct Entering {
     pub request: Arc<Request>,
     /// Tokens that it generated before (it was preempted), in order.
     pub generated: Vec<TokenId>,
+    /// Which tokens it samples among may be said with each step.
+    pub is_guided: bool,
 }
 
 /// What a step yields, a row at a time in the plan's order.
@@ -132,7 +137,9 @@ impl ModelWorker {
         let mut output = StepOutput { rows: vec![RowOutput::default(); input.plan.rows.len()] };
         let mut drawn = Vec::new();
         let consume = &mut |point: &EmitPoint, logits: &[f32]| {
-            sampler.take(point, logits, &mut output.rows[point.row_idx]);
+            let place = input.allowed.binary_search_by_key(&point.row_idx, |(row_idx, _)| *row_idx);
+            let allowed = place.ok().map(|place| &*input.allowed[place].1);
+            sampler.take(point, (logits, allowed), &mut output.rows[point.row_idx]);
         };
         let take_drawn = &mut |point: &EmitPoint, answer| drawn.push((point.row_idx, answer));
         let sampling = Some(Sampling { entering: &input.entering, drawn: take_drawn });

@@ -52,8 +52,8 @@ impl Terms {
     }
 }
 
-/// How a token is drawn from its logits. Order: logit bias, penalties, `n_tokens_min`, temperature,
-/// top-k, top-p, min-p, draw.
+/// How a token is drawn from its logits. Order: logit bias, penalties, `n_tokens_min`, what a
+/// guide allows, temperature, top-k, top-p, min-p, draw.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token.
@@ -172,6 +172,8 @@ pub enum EndReason {
     QueueTimeout,
     /// It had not ended within its [timeout](Terms::timeout).
     DeadlinePassed,
+    /// Its guide could not go on; see the log.
+    GuideFailed,
     /// The engine failed; see the log.
     EngineFailed,
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use scheduler::{SlotIdx, TokenId};
 
 use crate::batch::EmitPoint;
+use crate::guide::TokenSet;
 use crate::kernels::sample::cpu::{Scratch, argmax, draw, score, uniform};
 use crate::rank::{Entering, RowOutput};
 use crate::request::Request;
@@ -59,8 +60,14 @@ impl Sampler {
         self.slots[entering.slot.idx()] = Some(slot);
     }
 
-    /// Does what the point asks with its logits `[vocab]`.
-    pub(crate) fn take(&mut self, point: &EmitPoint, logits: &[f32], output: &mut RowOutput) {
+    /// Does what the point asks with its logits `[vocab]`, and samples among the tokens that are
+    /// allowed, where not all are.
+    pub(crate) fn take(
+        &mut self,
+        point: &EmitPoint,
+        (logits, allowed): (&[f32], Option<&TokenSet>),
+        output: &mut RowOutput,
+    ) {
         if logits.iter().any(|logit| !logit.is_finite()) {
             output.is_broken = true;
         }
@@ -75,26 +82,35 @@ impl Sampler {
         if !point.samples {
             return;
         }
-        let token = self.sample(point.slot, logits);
+        let token = self.sample(point.slot, logits, allowed);
         output.token = Some(token);
         output.score = request.n_logprobs.map(|n_top| score(logits, token, n_top));
     }
 
-    /// The next token of a slot, drawn from its logits `[vocab]`.
-    pub(crate) fn sample(&mut self, slot: SlotIdx, logits: &[f32]) -> TokenId {
+    /// The next token of a slot, drawn from its logits `[vocab]` among those that are `allowed`.
+    pub(crate) fn sample(
+        &mut self,
+        slot: SlotIdx,
+        logits: &[f32],
+        allowed: Option<&TokenSet>,
+    ) -> TokenId {
         let slot = self.slots[slot.idx()].as_mut().expect("a row's slot was entered");
         let params = &slot.request.sampling;
-        let forbids_stop = slot.n_generated < params.n_tokens_min;
+        let forbids_stop = slot.forbids_stop(allowed);
         let token = if params.temperature == 0.0
             && params.logit_bias.is_empty()
             && !slot.has_penalties()
             && !forbids_stop
+            && allowed.is_none()
         {
             argmax(logits)
         } else {
             self.adjusted.clear();
             self.adjusted.extend_from_slice(logits);
             adjust(slot, forbids_stop, &mut self.adjusted);
+            if let Some(allowed) = allowed {
+                allowed.mask(&mut self.adjusted);
+            }
             if params.temperature == 0.0 {
                 argmax(&self.adjusted)
             } else {
@@ -113,7 +129,7 @@ impl Sampler {
         let slot = self.slots[slot.idx()].as_ref().expect("the slot was entered");
         let params = &slot.request.sampling;
         let mut adjusted = logits.to_vec();
-        adjust(slot, slot.n_generated < params.n_tokens_min, &mut adjusted);
+        adjust(slot, slot.forbids_stop(None), &mut adjusted);
         adjusted.iter_mut().for_each(|logit| *logit /= params.temperature);
         adjusted
     }
@@ -125,6 +141,19 @@ impl Slot {
         params.repetition_penalty != 1.0
             || params.presence_penalty != 0.0
             || params.frequency_penalty != 0.0
+    }
+
+    /// Whether stop tokens are out of the question: it is too short for one, unless nothing else is
+    /// allowed.
+    fn forbids_stop(&self, allowed: Option<&TokenSet>) -> bool {
+        if self.n_generated >= self.request.sampling.n_tokens_min {
+            return false;
+        }
+        let stops = self.request.stop_tokens.iter();
+        // Each once: a request may name one twice.
+        let stops: std::collections::BTreeSet<TokenId> = stops.copied().collect();
+        let n_stops = |set: &TokenSet| stops.iter().filter(|&&stop| set.contains(stop)).count();
+        allowed.is_none_or(|set| n_stops(set) < set.n_tokens())
     }
 
     fn push(&mut self, token: TokenId) {

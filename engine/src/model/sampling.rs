@@ -1,8 +1,8 @@
 //! Sampling on a device: the slots' state, and the answers of a step.
 //!
 //! Every rank gathers all logits and draws alike, so that each knows the token that its next step
-//! looks up. Requests that want scores, or more biases than a slot has room for, take the host's
-//! way: their rows are padding here.
+//! looks up. Requests that want scores, that are guided, or that have more biases than a slot has
+//! room for, take the host's way: their rows are padding here.
 
 use parallel::{Communicator, DeviceElement, DeviceSlice};
 use scheduler::{SlotIdx, TokenId};
@@ -113,6 +113,7 @@ impl DeviceSampling {
         let (request, slot_idx) = (&*entering.request, entering.slot.idx());
         let biases = sample::biases(&request.sampling);
         let is_of_host = wants_scores(request)
+            || entering.is_guided
             || biases.len() > N_BIASES_MAX
             || request.stop_tokens.len() > N_STOPS_MAX;
         self.of_host[slot_idx] = is_of_host;

@@ -24,6 +24,7 @@ fn sampler(sampling: SamplingParams, vocab_size: usize, generated: &[u32]) -> Sa
         slot: SlotIdx(0),
         request: Arc::new(request(sampling)),
         generated: generated.iter().map(|&token| TokenId(token)).collect(),
+        is_guided: false,
     });
     sampler
 }
@@ -34,7 +35,7 @@ fn point() -> EmitPoint {
 
 fn sample(sampler: &mut Sampler, logits: &[f32]) -> TokenId {
     let mut output = RowOutput::default();
-    sampler.take(&point(), logits, &mut output);
+    sampler.take(&point(), (logits, None), &mut output);
     output.token.expect("it samples")
 }
 
@@ -166,6 +167,41 @@ fn stop_tokens_wait_for_the_least_count() {
     assert_eq!(tokens, [2, 2, 0]);
 }
 
+/// As if the vocabulary were only what is allowed: the same draw from its logits alone.
+#[test]
+fn a_guided_draw_is_one_from_what_is_allowed() {
+    for (case_idx, params) in filters().into_iter().chain([SamplingParams::greedy()]).enumerate() {
+        let logits = pseudo_logits(500, case_idx as u64);
+        for seed in 0..200 {
+            let params = SamplingParams { seed, ..params.clone() };
+            let n_allowed = 1 + seed as usize % 40;
+            let ids: Vec<u32> = (0..500).filter(|id| (id * 7 + seed as u32) % 500 < 40).collect();
+            let ids = &ids[..n_allowed.min(ids.len())];
+            let tokens: Vec<TokenId> = ids.iter().copied().map(TokenId).collect();
+            let set = TokenSet::of(&tokens, 500).expect("not empty");
+            let alone: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+            let expected = sample(&mut sampler(params.clone(), ids.len(), &[]), &alone);
+            let mut guided = sampler(params, 500, &[]);
+            let drawn = guided.sample(SlotIdx(0), &logits, Some(&set));
+            assert_eq!(drawn.0, ids[expected.idx()], "case {case_idx}, seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_guide_that_allows_only_the_end_has_it_before_the_least_count() {
+    let params = SamplingParams { n_tokens_min: 9, ..SamplingParams::greedy() };
+    let mut sampler = sampler(params, 4, &[]);
+    let logits = [9.0, 1.0, 2.0, 0.0];
+    let allowing = |ids: &[u32]| {
+        TokenSet::of(&ids.iter().copied().map(TokenId).collect::<Vec<_>>(), 4).expect("some")
+    };
+    let both = sampler.sample(SlotIdx(0), &logits, Some(&allowing(&[0, 1])));
+    assert_eq!(both, TokenId(1), "0 stops, and it is too early");
+    let end = sampler.sample(SlotIdx(0), &logits, Some(&allowing(&[0])));
+    assert_eq!(end, TokenId(0));
+}
+
 #[test]
 fn greedy_takes_the_first_of_equals() {
     let mut sampler = sampler(SamplingParams::greedy(), 4, &[]);
@@ -190,7 +226,7 @@ fn broken_logits_are_noticed() {
     let mut sampler = sampler(SamplingParams::greedy(), 4, &[]);
     for broken in [f32::NAN, f32::INFINITY] {
         let mut output = RowOutput::default();
-        sampler.take(&point(), &[0.0, broken, 1.0, 2.0], &mut output);
+        sampler.take(&point(), (&[0.0, broken, 1.0, 2.0], None), &mut output);
         assert!(output.is_broken);
     }
 }

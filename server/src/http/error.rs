@@ -185,6 +185,17 @@ pub enum ApiError {
         "the answer was not complete within the request's timeout: give more time or ask for less"
     )]
     DeadlinePassed,
+    /// The format that the answer has to keep cannot be compiled.
+    #[error("`{field}` cannot be compiled: {problem}")]
+    Uncompilable {
+        /// The field that brought it.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The answer met a place in its format that takes more work than a token may.
+    #[error("the answer's format became too costly to follow: see the log, and give a simpler one")]
+    GuideFailed,
     /// The server is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -216,6 +227,7 @@ impl ApiError {
             | ApiError::PromptBytes { .. }
             | ApiError::Untokenizable { .. }
             | ApiError::NoChatTemplate
+            | ApiError::Uncompilable { .. }
             | ApiError::ChatTemplate { .. } => StatusCode::BAD_REQUEST,
             ApiError::UnknownModel { .. }
             | ApiError::UnknownVersion { .. }
@@ -232,7 +244,7 @@ impl ApiError {
             ApiError::QueueTimeout | ApiError::ShuttingDown | ApiError::EngineFailed { .. } => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            ApiError::GuideFailed | ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -252,6 +264,8 @@ impl ApiError {
             }
             ApiError::Untokenizable { .. } => "untokenizable",
             ApiError::NoChatTemplate | ApiError::ChatTemplate { .. } => "chat_template",
+            ApiError::Uncompilable { .. } => "invalid_format",
+            ApiError::GuideFailed => "format_failed",
             ApiError::UnknownModel { .. } => "model_not_found",
             ApiError::UnknownVersion { .. } => "version_not_found",
             ApiError::UnknownPath => "unknown_path",
@@ -276,6 +290,7 @@ impl ApiError {
             | ApiError::OutOfRange { field, .. }
             | ApiError::Empty { field, .. }
             | ApiError::TooMany { field, .. }
+            | ApiError::Uncompilable { field, .. }
             | ApiError::Unsupported { field, .. } => Some(field),
             ApiError::Missing { field, .. } => Some(field),
             ApiError::UnknownModel { .. } => Some("model"),

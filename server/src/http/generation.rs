@@ -232,6 +232,10 @@ impl Generations {
                 self.end(choice_idx, Ended::DeadlinePassed, Some(finish));
                 return Err(ApiError::DeadlinePassed);
             }
+            EndReason::GuideFailed => {
+                self.end(choice_idx, Ended::Failed, Some(finish));
+                return Err(ApiError::GuideFailed);
+            }
             EndReason::EngineFailed => {
                 self.end(choice_idx, Ended::Failed, Some(finish));
                 return Err(self.failed());

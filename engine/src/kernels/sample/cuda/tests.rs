@@ -102,7 +102,12 @@ fn host(sequence: &Sequence, params: SamplingParams, n_vocab: usize) -> Sampler 
     let mut sampler = Sampler::new(1, n_vocab);
     let request = Request { sampling: params, ..(*sequence.request).clone() };
     let generated = [&sequence.generated[..], &sequence.drawn[..]].concat();
-    sampler.enter(&Entering { slot: SlotIdx(0), request: Arc::new(request), generated });
+    sampler.enter(&Entering {
+        slot: SlotIdx(0),
+        request: Arc::new(request),
+        generated,
+        is_guided: false,
+    });
     sampler
 }
 
@@ -114,7 +119,7 @@ fn neighbours(sequence: &Sequence, logits: &[f32]) -> Vec<TokenId> {
         let top_p = ((params.top_p as f64 * factor) as f32).min(1.0);
         let params = SamplingParams { top_p, ..params.clone() };
         let mut sampler = host(sequence, params.clone(), logits.len());
-        tokens.push(sampler.sample(SlotIdx(0), logits));
+        tokens.push(sampler.sample(SlotIdx(0), logits, None));
         let sampler = host(sequence, params.clone(), logits.len());
         let n_before = sequence.generated.len() + sequence.drawn.len();
         let uniform = cpu::uniform(params.seed, n_before as u64);
@@ -264,7 +269,7 @@ fn compare(device: &TestDevice, vocabulary: Vocabulary, n_slots: usize, seed: u6
             let sequence = &mut sequences[slot as usize];
             let params = sequence.request.sampling.clone();
             let expected =
-                host(sequence, params.clone(), n_vocab).sample(SlotIdx(0), logits).0 as i32;
+                host(sequence, params.clone(), n_vocab).sample(SlotIdx(0), logits, None).0 as i32;
             let what = format!("{vocabulary:?}, seed {seed}, slot {slot}: {params:?}");
             if answer.token != expected {
                 let token = TokenId(answer.token as u32);
