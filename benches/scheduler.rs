@@ -37,6 +37,7 @@ fn limits(n_slots: usize, n_waiting: usize, n_context_tokens: usize) -> Limits {
         n_context_tokens,
         page_tokens: PAGE_TOKENS,
         prefix_cache: Some(PrefixCache { seed: 1 }),
+        speculation: None,
         groups: vec![GroupLimits { n_pages, window: None }],
     }
 }

@@ -102,6 +102,7 @@ fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
         n_context_tokens: 64,
         page_tokens: 16,
         prefix_cache: None,
+        speculation: None,
         groups: vec![GroupLimits { n_pages: 8, window: None }],
     };
     let info = EngineInfo {

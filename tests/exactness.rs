@@ -1,5 +1,6 @@
 //! The same request gives the same bits, whatever shares its batch: alone or together, whole or in
-//! chunks, after preemption; on the processor also with steps overlapped, and found in the cache.
+//! chunks, after preemption; on the processor also with steps overlapped, found in the cache, and
+//! with tokens guessed.
 //! On the processor always, on devices where they are told to be deterministic. No tolerance
 //! anywhere in this file. That threads change no bit is for the kernels' own tests to show: this
 //! model is mostly too small to be split.
@@ -67,6 +68,7 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        n_candidates_max: 0,
     }
 }
 
@@ -300,10 +302,13 @@ fn differing_answers(
                 sampling.top_p = 0.95;
                 sampling.repetition_penalty = 1.1;
             }
-            // Two in three begin alike.
+            // Two in three begin alike, one in four repeats itself.
             let n_alike = if idx % 3 == 0 { 0 } else { random.below(n_prompt + 1) };
             let mut prompt = beginning[..n_alike].to_vec();
             prompt.extend(random_tokens(&mut random, vocab_size, n_prompt - n_alike));
+            if idx % 4 == 0 {
+                prompt = prompt.iter().copied().cycle().skip(n_prompt / 2).take(n_prompt).collect();
+            }
             Request {
                 prompt: prompt.into(),
                 n_new_max: crowd.n_new,
@@ -316,7 +321,12 @@ fn differing_answers(
             }
         })
         .collect();
-    let plain = EngineConfig { overlaps_steps: false, caches_prefixes: false, ..roomy.clone() };
+    let plain = EngineConfig {
+        overlaps_steps: false,
+        caches_prefixes: false,
+        n_candidates_max: 0,
+        ..roomy.clone()
+    };
     let engine = engine::boot(Arc::clone(checkpoint), &plain).expect("it boots");
     let alone: Vec<Answer> = requests
         .iter()
@@ -344,6 +354,8 @@ fn differing_answers(
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
     assert_eq!(stats.n_pages_used, 0, "every page came back");
     assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
+    assert_eq!(stats.n_accepted_tokens > 0, roomy.n_candidates_max > 0, "some guess was right");
+    assert_eq!(stats.n_proposed_tokens > stats.n_accepted_tokens, roomy.n_candidates_max > 0);
     let differs = |&idx: &usize| {
         rounds.iter().any(|together| alone[idx] != together[idx])
             || idx == longest && repeated.iter().any(|again| alone[idx] != *again)
@@ -352,22 +364,32 @@ fn differing_answers(
 }
 
 #[test]
-fn answers_are_bit_equal_alone_preempted_overlapped_and_cached() {
+fn answers_are_bit_equal_alone_preempted_overlapped_cached_and_guessed() {
     // Room for little more than one sequence.
     let crowd =
         Crowd { n_requests: 12, n_prompt_min: 1, n_prompt_max: 61, n_new: 40, tenths_of_kv: 3 };
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("preemption", format);
         let seed = harness::seed_or(1);
-        for (overlaps_steps, caches_prefixes) in
-            [(false, false), (true, false), (false, true), (true, true)]
-        {
-            let roomy = EngineConfig { overlaps_steps, caches_prefixes, ..config(1, 2, kv_dtype) };
+        for (overlaps_steps, caches_prefixes, n_candidates_max) in [
+            (false, false, 0),
+            (true, false, 0),
+            (false, true, 0),
+            (true, true, 0),
+            (false, true, 3),
+            (true, true, 5),
+        ] {
+            let roomy = EngineConfig {
+                overlaps_steps,
+                caches_prefixes,
+                n_candidates_max,
+                ..config(1, 2, kv_dtype)
+            };
             let differing = differing_answers(&checkpoint, &roomy, &crowd, seed);
             assert!(
                 differing.is_empty(),
-                "{format:?}, overlapped: {overlaps_steps}, cached: {caches_prefixes}: requests \
-                 {differing:?} differ (SEED={seed})"
+                "{format:?}, overlapped: {overlaps_steps}, cached: {caches_prefixes}, guesses: \
+                 {n_candidates_max}: requests {differing:?} differ (SEED={seed})"
             );
         }
     }
@@ -382,4 +404,7 @@ fn devices_answer_alike_under_preemption_where_they_are_told_to() {
     let roomy = on_devices(2, KvDtype::Fp8, true);
     let differing = differing_answers(&checkpoint, &roomy, &crowd, 9);
     assert!(differing.is_empty(), "requests {differing:?} differ");
+    let guessing = EngineConfig { n_candidates_max: 4, ..roomy };
+    let differing = differing_answers(&checkpoint, &guessing, &crowd, 9);
+    assert!(differing.is_empty(), "with guesses requests {differing:?} differ");
 }

@@ -38,12 +38,16 @@ pub(crate) struct Span {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EmitPoint {
     pub(crate) row_idx: usize,
+    /// Of the plan's answers, the one that this token yields.
+    pub(crate) answer_idx: usize,
     pub(crate) slot: SlotIdx,
     pub(crate) position: usize,
     /// Score the prompt's token at `position + 1`, if the prompt has one.
     pub(crate) scores: bool,
     /// Sample the token at `position + 1`.
     pub(crate) samples: bool,
+    /// This token is a guess: nothing is sampled behind it unless the point before sampled it.
+    pub(crate) candidate: Option<TokenId>,
 }
 
 /// A step's inputs, as kernels take them.
@@ -145,20 +149,27 @@ impl Batch {
                 n_tokens: row.n_tokens,
                 start: row.start,
             });
-            for offset in 0..row.n_tokens {
+            let n_own = row.n_tokens - row.n_candidates;
+            for (offset, &token) in plan.row_tokens(row).iter().enumerate() {
                 let position = row.start + offset;
                 self.positions.push(position as u32);
                 for (group_idx, locations) in self.locations.iter_mut().enumerate() {
                     let group = GroupIdx(group_idx as u16);
                     locations.push(tables.location(group, row.slot, position));
                 }
-                let samples = row.emit.samples() && offset + 1 == row.n_tokens;
-                let scores = row.emit.scores();
+                let samples = row.emit.samples() && offset + 1 >= n_own;
+                let scores = row.emit.scores() && offset < n_own;
                 if samples || scores {
-                    let (token_idx, slot) = (row.token_idx + offset, row.slot);
-                    let point = EmitPoint { row_idx, slot, position, scores, samples };
-                    self.emits.push(point);
-                    self.emitting.push(token_idx as u32);
+                    self.emits.push(EmitPoint {
+                        row_idx,
+                        answer_idx: row.answer_idx + (offset + 1).saturating_sub(n_own),
+                        slot: row.slot,
+                        position,
+                        scores,
+                        samples,
+                        candidate: (offset >= n_own).then_some(token),
+                    });
+                    self.emitting.push((row.token_idx + offset) as u32);
                 }
             }
         }

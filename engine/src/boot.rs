@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parallel::{PoolConfig, RankPool, Seat, SpawnError, World};
-use scheduler::PrefixCache;
+use scheduler::{PrefixCache, Speculation};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
 
@@ -82,6 +82,8 @@ pub fn boot_watched(
     let (pool, plan) = spawn_ranks(checkpoint, config, progress)?;
     let mut limits = plan.limits(config.n_waiting_max);
     limits.prefix_cache = config.caches_prefixes.then(|| PrefixCache { seed: random_seed() });
+    let n_candidates_max = config.n_candidates_max;
+    limits.speculation = (n_candidates_max > 0).then_some(Speculation { n_candidates_max });
     let info = EngineInfo {
         n_context_tokens: plan.n_context_tokens,
         vocab_size,

@@ -65,4 +65,8 @@ pub struct EngineConfig {
     /// Whether KV that a prompt begins with is taken from an earlier request, where one began
     /// alike.
     pub caches_prefixes: bool,
+    /// Tokens that are guessed at most behind each one that a sequence generates, and verified in
+    /// the same step; 0 guesses none. No token and no score changes by it. On devices all rows are
+    /// sampled on the host then.
+    pub n_candidates_max: usize,
 }

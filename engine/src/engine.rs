@@ -99,7 +99,7 @@ struct Running {
 struct Ran {
     plan: StepPlan,
     output: StepOutput,
-    /// One entry a row.
+    /// One entry an answer of the plan.
     tokens: Vec<Option<TokenId>>,
     took: Duration,
 }
@@ -197,7 +197,7 @@ where
             .expect("rank 0 says what came out");
         let StepInput { plan, .. } =
             Arc::into_inner(input).expect("ranks drop the plan before they answer");
-        assert_eq!(output.rows.len(), plan.rows.len(), "one output a row");
+        assert_eq!(output.rows.len(), plan.n_answers(), "one output an answer");
         let tokens = output.rows.iter().map(|row| row.token).collect();
         Ok(Some(Ran { plan, output, tokens, took }))
     }
@@ -226,9 +226,12 @@ where
     fn apply_results(&mut self, ran: Ran) {
         let Ran { plan, mut output, tokens, took } = ran;
         let mut gone = Vec::new();
-        for (row, output) in plan.rows.iter().zip(&mut output.rows) {
+        for row in &plan.rows {
             let Some(live) = self.live.get_mut(&row.request) else { continue };
-            if output.is_broken {
+            let answers = &mut output.rows[row.answer_range()];
+            let is_broken = answers.iter().any(|answer| answer.is_broken);
+            let output = &mut answers[0];
+            if is_broken {
                 tracing::error!(request = row.request.0, "logits are not finite");
                 live.end = Some(EndReason::EngineFailed);
                 gone.push(row.request);
@@ -258,8 +261,8 @@ where
         let mut gone = Vec::new();
         for effect in effects.drain(..) {
             match effect {
-                Effect::Token { request, token, row_idx } => {
-                    if self.deliver_token(request, token, &mut rows[row_idx]).is_err() {
+                Effect::Token { request, token, answer_idx } => {
+                    if self.deliver_token(request, token, &mut rows[answer_idx]).is_err() {
                         gone.push(request);
                     }
                 }
@@ -318,6 +321,8 @@ where
         stats.n_cached_tokens = from.counters.n_cached_tokens;
         stats.n_prompt_tokens = from.counters.n_prompt_tokens;
         stats.n_generated_tokens = from.counters.n_generated_tokens;
+        stats.n_proposed_tokens = from.counters.n_proposed_tokens;
+        stats.n_accepted_tokens = from.counters.n_accepted_tokens;
         stats.n_preemptions = from.counters.n_preemptions;
     }
 

@@ -178,6 +178,7 @@ impl MemoryPlan {
             n_context_tokens: self.n_context_tokens,
             page_tokens: PAGE_TOKENS,
             prefix_cache: None,
+            speculation: None,
             groups: groups.map(|(&n_pages, &window)| GroupLimits { n_pages, window }).collect(),
         }
     }

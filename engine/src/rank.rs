@@ -70,14 +70,14 @@ pub struct Entering {
 /// What a step yields, a row at a time in the plan's order.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// One entry a row.
+    /// One entry a row, and behind it one for each of its candidates: the plan's answers.
     pub rows: Vec<RowOutput>,
 }
 
-/// What a row yields.
+/// What a row yields, or one of its candidates.
 #[derive(Clone, Debug, Default)]
 pub struct RowOutput {
-    /// The token after the row, where the row samples.
+    /// The token after the row, where the row samples, or after a candidate that was right.
     pub token: Option<TokenId>,
     /// Its score, where the request wants one.
     pub score: Option<TokenScore>,
@@ -134,21 +134,21 @@ impl ModelWorker {
         for entering in &input.entering {
             sampler.enter(entering);
         }
-        let mut output = StepOutput { rows: vec![RowOutput::default(); input.plan.rows.len()] };
+        let mut output = StepOutput { rows: vec![RowOutput::default(); input.plan.n_answers()] };
         let mut drawn = Vec::new();
         let consume = &mut |point: &EmitPoint, logits: &[f32]| {
             let place = input.allowed.binary_search_by_key(&point.row_idx, |(row_idx, _)| *row_idx);
             let allowed = place.ok().map(|place| &*input.allowed[place].1);
-            sampler.take(point, (logits, allowed), &mut output.rows[point.row_idx]);
+            sampler.take(point, (logits, allowed), &mut output.rows[point.answer_idx]);
         };
-        let take_drawn = &mut |point: &EmitPoint, answer| drawn.push((point.row_idx, answer));
+        let take_drawn = &mut |point: &EmitPoint, answer| drawn.push((point.answer_idx, answer));
         let sampling = Some(Sampling { entering: &input.entering, drawn: take_drawn });
         let plan = &input.plan;
         model.forward(StepRun { exec, communicator, plan, consume, sampling })?;
-        for (row_idx, answer) in drawn {
+        for (answer_idx, answer) in drawn {
             let answer: DeviceAnswer = answer;
-            output.rows[row_idx].token = Some(TokenId(answer.token as u32));
-            output.rows[row_idx].is_broken = answer.is_broken != 0;
+            output.rows[answer_idx].token = Some(TokenId(answer.token as u32));
+            output.rows[answer_idx].is_broken = answer.is_broken != 0;
         }
         Ok(RankReply::Stepped(Some(output)))
     }

@@ -22,6 +22,8 @@ pub(crate) struct Sampler {
 struct Slot {
     request: Arc<Request>,
     n_generated: usize,
+    /// What was sampled last for the row that is being taken, unless a guess was wrong since.
+    last: Option<TokenId>,
     /// Tokens seen; kept only for requests with penalties.
     seen: HashMap<TokenId, Seen>,
 }
@@ -47,8 +49,12 @@ impl Sampler {
 
     /// A sequence takes a slot.
     pub(crate) fn enter(&mut self, entering: &Entering) {
-        let mut slot =
-            Slot { request: Arc::clone(&entering.request), n_generated: 0, seen: HashMap::new() };
+        let mut slot = Slot {
+            request: Arc::clone(&entering.request),
+            n_generated: 0,
+            last: None,
+            seen: HashMap::new(),
+        };
         if slot.has_penalties() {
             for &token in slot.request.prompt.iter() {
                 slot.seen.entry(token).or_default();
@@ -61,17 +67,21 @@ impl Sampler {
     }
 
     /// Does what the point asks with its logits `[vocab]`, and samples among the tokens that are
-    /// allowed, where not all are.
+    /// allowed, where not all are. Nothing, from the first guess of a row on that was wrong.
     pub(crate) fn take(
         &mut self,
         point: &EmitPoint,
         (logits, allowed): (&[f32], Option<&TokenSet>),
         output: &mut RowOutput,
     ) {
+        let slot = self.slots[point.slot.idx()].as_mut().expect("a row's slot was entered");
+        if point.candidate.is_some() && point.candidate != slot.last {
+            slot.last = None;
+            return;
+        }
         if logits.iter().any(|logit| !logit.is_finite()) {
             output.is_broken = true;
         }
-        let slot = self.slots[point.slot.idx()].as_mut().expect("a row's slot was entered");
         let request = Arc::clone(&slot.request);
         if point.scores
             && let Some(&token) = request.prompt.get(point.position + 1)
@@ -158,6 +168,7 @@ impl Slot {
 
     fn push(&mut self, token: TokenId) {
         self.n_generated += 1;
+        self.last = Some(token);
         if self.has_penalties() {
             self.seen.entry(token).or_default().n_generated += 1;
         }

@@ -23,6 +23,10 @@ pub struct EngineStats {
     pub n_cached_tokens: u64,
     /// Tokens generated.
     pub n_generated_tokens: u64,
+    /// Tokens guessed.
+    pub n_proposed_tokens: u64,
+    /// Of the generated tokens, those that had been guessed.
+    pub n_accepted_tokens: u64,
     /// Sequences sent back to the queue for want of pages.
     pub n_preemptions: u64,
     /// Time from the step's plan to its result, summed.

@@ -66,6 +66,7 @@ mod tests {
             n_context_tokens: 24,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: vec![
                 GroupLimits { n_pages: 6, window: None },
                 GroupLimits { n_pages: 4, window: Some(5) },

@@ -5,7 +5,7 @@
 //! prompt is cut to what is left and goes on in the next step. As no more sequences run than a step
 //! has tokens, the oldest always gets at least one. It does not know pages or the queue.
 //!
-//! Speculative rows would ask for more than one token here, and for nothing else.
+//! Candidates of speculative rows come last: they get what nobody else wants.
 
 use crate::sequence::Sequence;
 
@@ -46,6 +46,16 @@ impl Budget {
         self.n_prefill_left -= n_tokens;
     }
 
+    /// What candidates may have, once all others are served.
+    pub(crate) fn n_spare(&self) -> usize {
+        self.n_prefill_left
+    }
+
+    /// Candidates take what is spare, or a part of it.
+    pub(crate) fn take_spare(&mut self, n_tokens: usize) {
+        self.n_prefill_left -= n_tokens;
+    }
+
     /// A sequence takes what it was offered, or a part of it.
     pub(crate) fn take(&mut self, sequence: &Sequence, n_tokens: usize) {
         assert!(n_tokens <= self.offer(sequence), "{n_tokens} > {}", self.offer(sequence));
@@ -80,6 +90,7 @@ mod tests {
             n_context_tokens: 64,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: Vec::new(),
         };
         let request = Request {

@@ -22,7 +22,9 @@ pub enum Event {
 pub struct StepResult {
     /// The step, as planned.
     pub step: StepId,
-    /// One entry a row, in the plan's order: its sampled token, if the row samples.
+    /// As many entries as the plan has answers ([`StepPlan::n_answers`](crate::StepPlan)), a row's
+    /// where it says: its sampled token, if the row samples, and behind it one for each candidate
+    /// that was right; `None` from the first that was wrong on.
     pub tokens: Vec<Option<TokenId>>,
     /// Microseconds that it ran, as measured; what the next steps may hold may follow from it.
     pub took_us: u64,
@@ -31,14 +33,14 @@ pub struct StepResult {
 /// Something to do for a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The request generated a token, in row `row_idx` of the completed plan.
+    /// The request generated a token.
     Token {
         /// Whose.
         request: RequestId,
         /// What was sampled.
         token: TokenId,
-        /// Where, in the plan's order.
-        row_idx: usize,
+        /// Which of the completed plan's results it is.
+        answer_idx: usize,
     },
     /// The request has ended; nothing follows for it.
     Finish {

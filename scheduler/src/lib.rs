@@ -15,6 +15,7 @@
 //!     n_context_tokens: 1024,
 //!     page_tokens: 16,
 //!     prefix_cache: None,
+//!     speculation: None,
 //!     groups: vec![GroupLimits { n_pages: 256, window: None }],
 //! });
 //! let request = Request {
@@ -32,7 +33,7 @@
 //!
 //! let plan = scheduler.plan().expect("a request waits");
 //! assert_eq!(plan.tokens, [TokenId(7), TokenId(8)]);
-//! let tokens = vec![Some(TokenId(9))]; // what the ranks sampled, one entry a row
+//! let tokens = vec![Some(TokenId(9))]; // what the ranks sampled, one entry a row here
 //! let result = StepResult { step: plan.step, tokens, took_us: 900 };
 //! scheduler.apply(Event::Complete(result), Moment(1000), &mut effects);
 //!
@@ -47,6 +48,7 @@ mod machine;
 mod admission;
 mod budget;
 mod expiry;
+mod lookup;
 mod lru;
 mod pages;
 mod pool;
@@ -65,7 +67,7 @@ mod request;
 
 pub use event::{Effect, Event, FinishReason, Refusal, StepResult};
 pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TenantId, TokenId};
-pub use limits::{GroupLimits, Limits, PrefixCache};
+pub use limits::{GroupLimits, Limits, PrefixCache, Speculation};
 pub use machine::Scheduler;
 pub use plan::{Admission, Emit, PageUpdate, Row, StepPlan};
 pub use request::Request;

@@ -17,6 +17,13 @@ pub struct PrefixCache {
     pub seed: u64,
 }
 
+/// How many tokens are guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Speculation {
+    /// Candidates that a row carries at most. They are looked up in the sequence's own past.
+    pub n_candidates_max: usize,
+}
+
 /// Bounds of queues, steps and pools. All counts are at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -33,6 +40,8 @@ pub struct Limits {
     pub page_tokens: usize,
     /// Whether and how full pages are kept for requests that begin alike; `None` keeps nothing.
     pub prefix_cache: Option<PrefixCache>,
+    /// Whether rows of decoding carry candidates to verify; `None` plans one token a row.
+    pub speculation: Option<Speculation>,
     /// Cache groups; empty for a model without attention.
     pub groups: Vec<GroupLimits>,
 }
@@ -63,6 +72,8 @@ impl Limits {
             self.n_slots,
             self.n_tokens_per_step,
         );
+        let n_candidates_max = self.speculation.map(|speculation| speculation.n_candidates_max);
+        assert!(n_candidates_max != Some(0), "speculation without candidates");
         assert!(u32::try_from(self.n_slots).is_ok(), "{} slots: a slot is a u32", self.n_slots);
         assert!(
             u32::try_from(self.n_context_tokens).is_ok(),
@@ -117,6 +128,7 @@ mod tests {
             n_context_tokens: 64,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: vec![GroupLimits { n_pages: 8, window: None }],
         }
     }
@@ -162,12 +174,14 @@ mod tests {
         limits().check();
         let group =
             |n_pages, window| Limits { groups: vec![GroupLimits { n_pages, window }], ..limits() };
+        let no_candidates = Some(Speculation { n_candidates_max: 0 });
         let cases = [
             (Limits { n_slots: 0, ..limits() }, "no slot"),
             (Limits { n_slots: 9, ..limits() }, "9 slots, 8 tokens a step"),
             (Limits { n_waiting_max: 0, ..limits() }, "no queue"),
             (Limits { n_context_tokens: 0, ..limits() }, "no context"),
             (Limits { page_tokens: 0, ..limits() }, "holds no token"),
+            (Limits { speculation: no_candidates, ..limits() }, "without candidates"),
             (group(0, None), "group 0 has no page"),
             (group(1, Some(0)), "sees at least itself"),
             (group(1 << 40, None), "a page is a u32"),

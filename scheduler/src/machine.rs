@@ -11,6 +11,9 @@
 //! - What a guided request may sample depends on all its tokens: no row of it samples while a token
 //!   of it is in flight, or before [`Event::Allow`] has answered the last one. It is the row that
 //!   waits; steps go on for others.
+//! - A sequence that speculates is not planned ahead of its tokens. Its rows of decoding carry
+//!   candidates, where the step has tokens and the pools have pages that nobody else wants; those
+//!   that were right land with the row, the pages of the others come back.
 //! - Ranks run plans in order. So whatever ends, finished or cancelled, gives its slot and pages
 //!   back at once, and so does whoever is preempted: the next plan's writes come after all that is
 //!   in flight. A preempted sequence is not admitted before its rows have landed.
@@ -60,12 +63,15 @@ struct Grant {
     slot: SlotIdx,
     n_tokens: usize,
     decodes: bool,
+    n_candidates: usize,
 }
 
 /// Vectors kept between steps, so that a steady step does not allocate.
 #[derive(Debug, Default)]
 struct Scratch {
     grants: Vec<Grant>,
+    /// Of all grants, in their order.
+    candidates: Vec<TokenId>,
     flight_rows: Vec<Vec<Row>>,
     plans: Vec<StepPlan>,
 }
@@ -140,6 +146,7 @@ impl Scheduler {
             self.recycle(plan);
             return None;
         }
+        self.propose(&mut budget, &mut plan);
         self.write_rows(&mut plan);
         Some(plan)
     }
@@ -214,28 +221,40 @@ impl Scheduler {
         else {
             panic!("{:?} was not planned, or not next", result.step);
         };
-        assert_eq!(result.tokens.len(), rows.len(), "results of {step:?}, one a row");
-        for (row_idx, (row, &token)) in rows.iter().zip(&result.tokens).enumerate() {
-            assert_eq!(token.is_some(), row.emit.samples(), "{step:?}, row {row_idx}: {token:?}");
-            self.land(row, token.map(|token| (token, row_idx)), effects);
+        let n_answers = rows.last().map_or(0, |row| row.answer_range().end);
+        assert_eq!(result.tokens.len(), n_answers, "results of {step:?}, one a row and candidate");
+        for (row_idx, row) in rows.iter().enumerate() {
+            let tokens = &result.tokens[row.answer_range()];
+            let samples = row.emit.samples();
+            assert_eq!(tokens[0].is_some(), samples, "{step:?}, row {row_idx}: {tokens:?}");
+            self.land(row, tokens, effects);
         }
         rows.clear();
         self.scratch.flight_rows.push(rows);
     }
 
     /// A row has run, and its sequence may have ended before or end by it.
-    fn land(&mut self, row: &Row, sampled: Option<(TokenId, usize)>, effects: &mut Vec<Effect>) {
+    fn land(&mut self, row: &Row, sampled: &[Option<TokenId>], effects: &mut Vec<Effect>) {
         let Some(place) = self.roster.landing(row) else { return };
         let sequence = self.roster.at_mut(place);
-        sequence.land(row);
+        let mut n_pushed = 0;
+        for (token, answer_idx) in sampled.iter().map_while(|token| *token).zip(row.answer_idx..) {
+            sequence.push(token);
+            n_pushed += 1;
+            effects.push(Effect::Token { request: row.request, token, answer_idx });
+            // What was guessed behind a stop token is nobody's.
+            if sequence.is_stopped() {
+                break;
+            }
+        }
+        let n_accepted = usize::saturating_sub(n_pushed, 1);
+        self.counters.n_generated_tokens += n_pushed as u64;
+        self.counters.n_accepted_tokens += n_accepted as u64;
+        sequence.land(row, n_accepted);
         if let Place::Running(slot) = place {
             let read = |range, tokens: &mut Vec<TokenId>| sequence.read(range, tokens);
             self.pools.commit(slot, sequence.n_computed(), &read);
-        }
-        if let Some((token, row_idx)) = sampled {
-            sequence.push(token);
-            self.counters.n_generated_tokens += 1;
-            effects.push(Effect::Token { request: row.request, token, row_idx });
+            self.pools.truncate(slot, sequence.n_planned());
         }
         if let Some(reason) = sequence.finish_reason() {
             self.counters.n_finished += 1;
@@ -265,7 +284,7 @@ impl Scheduler {
                 let sequence = self.roster.sequence(slot);
                 budget.take(sequence, n_tokens);
                 let decodes = decodes(sequence);
-                self.grant(Grant { slot, n_tokens, decodes }, plan);
+                self.grant(Grant { slot, n_tokens, decodes, n_candidates: 0 }, plan);
             }
         }
     }
@@ -299,7 +318,7 @@ impl Scheduler {
             let n_tokens = self.pools.n_affordable(slot, n_cached, n_offered);
             assert!(n_tokens > 0, "{:?} was admitted for nothing", sequence.id());
             budget.take_newcomer(n_tokens);
-            self.grant(Grant { slot, n_tokens, decodes: false }, plan);
+            self.grant(Grant { slot, n_tokens, decodes: false, n_candidates: 0 }, plan);
         }
     }
 
@@ -310,19 +329,55 @@ impl Scheduler {
         self.scratch.grants.push(grant);
     }
 
+    /// Adds candidates to the grants of those that decode, oldest first, from what is left of the
+    /// step's tokens and of the pages: nobody gives way for a guess.
+    fn propose(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
+        let Some(speculation) = self.limits.speculation else { return };
+        let Scheduler { roster, pools, scratch: Scratch { grants, candidates, .. }, .. } = self;
+        candidates.clear();
+        for grant in grants.iter_mut().filter(|grant| grant.decodes) {
+            let sequence = roster.sequence_mut(grant.slot);
+            let first = sequence.n_planned() + 1;
+            let n_max = speculation.n_candidates_max.min(sequence.n_candidates_max());
+            let n_max = pools.n_affordable(grant.slot, first, n_max.min(budget.n_spare()));
+            let n_before = candidates.len();
+            sequence.propose(n_max, candidates);
+            grant.n_candidates = candidates.len() - n_before;
+            pools.reserve(grant.slot, first + grant.n_candidates, &mut plan.pages);
+            budget.take_spare(grant.n_candidates);
+        }
+        self.counters.n_proposed_tokens += self.scratch.candidates.len() as u64;
+    }
+
     /// Turns the grants into rows, decode rows first, and remembers the step.
     fn write_rows(&mut self, plan: &mut StepPlan) {
         let mut grants = std::mem::take(&mut self.scratch.grants);
+        let mut candidates = self.scratch.candidates.as_slice();
+        let mut answer_idx = 0;
         let decode = grants.iter().filter(|grant| grant.decodes);
         let prefill = grants.iter().filter(|grant| !grant.decodes);
-        for &Grant { slot, n_tokens, .. } in decode.chain(prefill) {
+        for &Grant { slot, n_tokens, n_candidates, .. } in decode.chain(prefill) {
             let sequence = self.roster.sequence_mut(slot);
             let (request, start) = (sequence.id(), sequence.n_planned());
             let n_prompt_left = sequence.prompt().len().saturating_sub(start);
             self.counters.n_prompt_tokens += n_prompt_left.min(n_tokens) as u64;
             let token_idx = plan.tokens.len();
-            let (follows, emit) = sequence.plan(n_tokens, plan.rows.len(), &mut plan.tokens);
-            plan.rows.push(Row { request, slot, start, n_tokens, token_idx, follows, emit });
+            let (follows, emit) = sequence.plan(n_tokens, answer_idx, &mut plan.tokens);
+            sequence.plan_candidates(n_candidates);
+            plan.tokens.extend(candidates.split_off(..n_candidates).into_iter().flatten());
+            let n_tokens = n_tokens + n_candidates;
+            plan.rows.push(Row {
+                request,
+                slot,
+                start,
+                n_tokens,
+                n_candidates,
+                token_idx,
+                answer_idx,
+                follows,
+                emit,
+            });
+            answer_idx += 1 + n_candidates;
         }
         grants.clear();
         self.scratch.grants = grants;

@@ -191,6 +191,19 @@ impl Pools {
         }
     }
 
+    /// Gives back the pages that hold no position before `end`: those of wrong candidates. No row in
+    /// flight writes them.
+    pub(crate) fn truncate(&mut self, slot: SlotIdx, end: usize) {
+        let end_idx = end.div_ceil(self.page_tokens);
+        for pool in &mut self.pools {
+            while pool.tables[slot.idx()].end_idx() > end_idx {
+                let page = pool.tables[slot.idx()].pages.pop_back();
+                pool.give_back(page.expect("what begins behind a table's end has pages"));
+                self.n_returns += 1;
+            }
+        }
+    }
+
     fn file(&mut self, slot: SlotIdx, n_computed: usize, read: ReadTokens<'_>) {
         let Pools { page_tokens, pools, prefixes, paths, scratch, .. } = self;
         let Some(prefixes) = prefixes else { return };
@@ -334,6 +347,7 @@ mod tests {
             n_context_tokens: 64,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: vec![
                 GroupLimits { n_pages: 6, window: None },
                 GroupLimits { n_pages: 3, window: Some(window) },

@@ -19,8 +19,8 @@ pub struct StepPlan {
     pub pages: Vec<PageUpdate>,
     /// Rows, at most one a slot; those that decode come first, each group by age.
     pub rows: Vec<Row>,
-    /// Input tokens of all rows, back to back in row order. Those of rows that follow others are
-    /// not known yet.
+    /// Input tokens of all rows, back to back in row order, candidates among them. Those of rows
+    /// that follow others are not known yet.
     pub tokens: Vec<TokenId>,
 }
 
@@ -63,8 +63,15 @@ pub struct Row {
     pub n_tokens: usize,
     /// Where the row's tokens begin in [`StepPlan::tokens`].
     pub token_idx: usize,
-    /// The row's one token is what this row of the step before samples, which had not landed when
-    /// this was planned. [`StepPlan::settle`] writes it where `token_idx` says.
+    /// Of its tokens, the last ones that are guesses at what the row samples. The token after each
+    /// is sampled as if it were right; the first that is not ends what the row yields. Their KV is
+    /// void from there on, and the sequence's next row writes it anew.
+    pub n_candidates: usize,
+    /// Where the row's results begin: [`Row::n_answers`] of them, one for what follows its own
+    /// tokens and one for each candidate.
+    pub answer_idx: usize,
+    /// The row's one token is this result of the step before, which had not landed when this was
+    /// planned. [`StepPlan::settle`] writes it where `token_idx` says.
     pub follows: Option<usize>,
     /// What the row yields besides KV.
     pub emit: Emit,
@@ -75,7 +82,7 @@ pub struct Row {
 pub enum Emit {
     /// Nothing: a chunk of a prompt that goes on.
     Nothing,
-    /// A token sampled after the row's last position.
+    /// A token sampled after the row's last position, candidates aside.
     Sample,
     /// The log-probability of each prompt token that follows a position of the row.
     Score,
@@ -108,16 +115,21 @@ impl StepPlan {
     }
 
     /// Writes the tokens that were not known when this was planned. `sampled` is what the step
-    /// before it sampled, one entry a row.
+    /// before it sampled, as in [`StepResult::tokens`](crate::StepResult::tokens).
     ///
     /// # Panics
     /// If a row follows one that sampled nothing.
     pub fn settle(&mut self, sampled: &[Option<TokenId>]) {
         for row in &self.rows {
-            let Some(row_idx) = row.follows else { continue };
-            let token = sampled[row_idx];
+            let Some(answer_idx) = row.follows else { continue };
+            let token = sampled[answer_idx];
             self.tokens[row.token_idx] = token.expect("a row follows one that samples");
         }
+    }
+
+    /// Results of all rows together.
+    pub fn n_answers(&self) -> usize {
+        self.rows.last().map_or(0, |row| row.answer_range().end)
     }
 
     /// The input tokens of a row of this plan.
@@ -127,6 +139,16 @@ impl StepPlan {
 }
 
 impl Row {
+    /// Results that the row has a place for.
+    pub fn n_answers(&self) -> usize {
+        1 + self.n_candidates
+    }
+
+    /// Where the row's results lie.
+    pub fn answer_range(&self) -> Range<usize> {
+        self.answer_idx..self.answer_idx + self.n_answers()
+    }
+
     /// Where the row's tokens lie in [`StepPlan::tokens`].
     pub fn token_range(&self) -> Range<usize> {
         self.token_idx..self.token_idx + self.n_tokens

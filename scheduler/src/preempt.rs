@@ -57,6 +57,7 @@ mod tests {
             n_context_tokens: 36,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: vec![GroupLimits { n_pages: 9, window: None }],
         };
         let (mut roster, mut pools) = (Roster::new(&limits), Pools::new(&limits));
@@ -85,8 +86,19 @@ mod tests {
         pools.reserve(slot, start + n_tokens, &mut Vec::new());
         let (follows, emit) = sequence.plan(n_tokens, 0, &mut Vec::new());
         let request = sequence.id();
-        let row = crate::Row { request, slot, start, n_tokens, token_idx: 0, follows, emit };
-        sequence.land(&row);
+        let (token_idx, answer_idx, n_candidates) = (0, 0, 0);
+        let row = crate::Row {
+            request,
+            slot,
+            start,
+            n_tokens,
+            n_candidates,
+            token_idx,
+            answer_idx,
+            follows,
+            emit,
+        };
+        sequence.land(&row, 0);
     }
 
     #[test]

@@ -253,6 +253,7 @@ mod tests {
             n_context_tokens: 16,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: Vec::new(),
         }
     }

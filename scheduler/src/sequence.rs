@@ -5,6 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::lookup::Lookup;
 use crate::{Emit, FinishReason, Limits, Moment, Request, RequestId, Row, TokenId};
 
 /// The order of arrival, counted from 0. The smaller, the older.
@@ -31,10 +32,15 @@ pub(crate) struct Sequence {
     n_computed: usize,
     n_in_flight: usize,
     n_rows_in_flight: usize,
-    /// Tokens that rows in flight sample.
+    /// Tokens that rows in flight sample, at most: as if every candidate were right.
     n_late: usize,
-    /// Row of the last planned step that samples the last of them.
-    late_row_idx: usize,
+    /// Result of the last planned step that is the last of them.
+    late_answer_idx: usize,
+    /// Where what may come next is looked up. A sequence that has this is not planned ahead of its
+    /// tokens: before they are known there is nothing to look up, nor is it known how many a row
+    /// with candidates yields.
+    lookup: Option<Lookup>,
+    speculates: bool,
     /// Rows in flight, the first to land, whose KV was lost to a preemption. What they sample
     /// holds.
     n_void_rows: usize,
@@ -49,6 +55,8 @@ pub(crate) struct Sequence {
 impl Sequence {
     pub(crate) fn new(request: Request, arrival: Arrival, limits: &Limits) -> Sequence {
         let n_tokens_end = request.prompt.len().saturating_add(request.n_new_max);
+        // What may follow a guess of a guided one is not known.
+        let speculates = limits.speculation.is_some() && !request.is_guided;
         Sequence {
             request,
             arrival,
@@ -58,7 +66,9 @@ impl Sequence {
             n_in_flight: 0,
             n_rows_in_flight: 0,
             n_late: 0,
-            late_row_idx: 0,
+            late_answer_idx: 0,
+            lookup: None,
+            speculates,
             n_void_rows: 0,
             n_scored: 0,
             is_held: false,
@@ -111,8 +121,12 @@ impl Sequence {
         self.n_tokens() + self.n_late
     }
 
-    /// Tokens that no row computes yet, of those known and of those that rows in flight sample.
+    /// Tokens that no row computes yet, of those known and of those that rows in flight sample and
+    /// that may be planned ahead of.
     pub(crate) fn n_remaining(&self) -> usize {
+        if self.speculates && self.n_late > 0 {
+            return 0;
+        }
         let n_tokens = self.n_tokens_planned();
         // The last token that it generates needs no KV.
         let is_last = self.n_late > 0 && n_tokens == self.n_tokens_end;
@@ -173,6 +187,9 @@ impl Sequence {
         let n_new = self.n_tokens_end - self.request.prompt.len();
         self.generated.reserve_exact(n_new - self.generated.len());
         self.has_begun = true;
+        if self.speculates && self.lookup.is_none() {
+            self.lookup = Some(Lookup::new(self.n_tokens_end));
+        }
     }
 
     /// When it will have been waited for in vain, as far as can be told now. A preemption is not
@@ -200,12 +217,13 @@ impl Sequence {
         n_lost
     }
 
-    /// Plans the next `n_tokens` as row `row_idx` of a step: which row of the step before it
-    /// follows, if any, and what it yields. Appends its tokens to `tokens`.
+    /// Plans the next `n_tokens` as a row whose first result is `answer_idx` of its step: which
+    /// result of the step before it follows, if any, and what it yields. Appends its tokens to
+    /// `tokens`.
     pub(crate) fn plan(
         &mut self,
         n_tokens: usize,
-        row_idx: usize,
+        answer_idx: usize,
         tokens: &mut Vec<TokenId>,
     ) -> (Option<usize>, Emit) {
         let start = self.n_planned();
@@ -213,7 +231,7 @@ impl Sequence {
         let n_row_max = self.n_row_tokens_max();
         assert!((1..=n_row_max).contains(&n_tokens), "{n_tokens} tokens of {n_row_max}");
         let emit = self.emit(start..end);
-        let follows = (start == self.n_tokens()).then_some(self.late_row_idx);
+        let follows = (start == self.n_tokens()).then_some(self.late_answer_idx);
         if follows.is_some() {
             assert_eq!(n_tokens, 1, "{:?}: one token follows a row in flight", self.id());
             tokens.push(UNKNOWN);
@@ -224,9 +242,36 @@ impl Sequence {
         self.n_rows_in_flight += 1;
         if emit.samples() {
             self.n_late += 1;
-            self.late_row_idx = row_idx;
+            self.late_answer_idx = answer_idx;
         }
         (follows, emit)
+    }
+
+    /// Candidates that a row of decoding may carry: what they and the row sample, all together, does
+    /// not reach beyond the sequence's end.
+    pub(crate) fn n_candidates_max(&self) -> usize {
+        if !self.speculates {
+            return 0;
+        }
+        self.n_tokens_end.saturating_sub(self.n_tokens() + 1)
+    }
+
+    /// Appends guesses at what its next row samples to `candidates`: `n_wanted` or none.
+    pub(crate) fn propose(&mut self, n_wanted: usize, candidates: &mut Vec<TokenId>) {
+        let (prompt, generated) = (&self.request.prompt, &self.generated);
+        let token_at = |at: usize| match at.checked_sub(prompt.len()) {
+            None => prompt[at],
+            Some(generated_idx) => generated[generated_idx],
+        };
+        let Some(lookup) = &mut self.lookup else { return };
+        lookup.propose(prompt.len() + generated.len(), n_wanted, token_at, candidates);
+    }
+
+    /// The row that was just planned carries candidates.
+    pub(crate) fn plan_candidates(&mut self, n_candidates: usize) {
+        assert!(n_candidates <= self.n_candidates_max(), "{:?}: {n_candidates}", self.id());
+        self.n_in_flight += n_candidates;
+        self.n_late += n_candidates;
     }
 
     fn emit(&self, positions: Range<usize>) -> Emit {
@@ -243,21 +288,22 @@ impl Sequence {
         }
     }
 
-    /// A row of it has run.
-    pub(crate) fn land(&mut self, row: &Row) {
+    /// A row of it has run, and of its candidates the first `n_accepted` are tokens of the sequence.
+    pub(crate) fn land(&mut self, row: &Row, n_accepted: usize) {
         self.n_rows_in_flight -= 1;
         if row.emit.samples() {
-            self.n_late -= 1;
+            self.n_late -= row.n_answers();
         }
         if row.emit.scores() {
-            self.n_scored = self.n_scored.max(row.start + row.n_tokens);
+            let end = row.start + row.n_tokens - row.n_candidates;
+            self.n_scored = self.n_scored.max(end);
         }
         if self.n_void_rows > 0 {
             self.n_void_rows -= 1;
             return;
         }
         assert_eq!(row.start, self.n_computed, "rows of {:?} land in order", self.id());
-        self.n_computed += row.n_tokens;
+        self.n_computed += row.n_tokens - row.n_candidates + n_accepted;
         self.n_in_flight -= row.n_tokens;
     }
 
@@ -268,10 +314,16 @@ impl Sequence {
         self.is_held = self.request.is_guided;
     }
 
+    /// Whether its last token is a stop token.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let last = self.generated.last();
+        last.is_some_and(|token| self.request.stop_tokens.contains(token))
+    }
+
     /// Whether and why it ends, now that a row has landed and its token, if any, is pushed.
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
         if let Some(&token) = self.generated.last()
-            && self.request.stop_tokens.contains(&token)
+            && self.is_stopped()
         {
             return Some(FinishReason::Stop(token));
         }
@@ -294,7 +346,8 @@ impl Sequence {
         assert!(n_tokens <= self.n_tokens_end, "{id:?}: {n_tokens} > {}", self.n_tokens_end);
         assert!(n_planned <= n_tokens, "{id:?}: {n_planned} > {n_tokens}");
         assert!(self.n_void_rows <= self.n_rows_in_flight, "{id:?}: void rows have landed");
-        assert!(self.n_late <= self.n_rows_in_flight, "{id:?}: a row samples two tokens");
+        let samples_once = self.n_late <= self.n_rows_in_flight;
+        assert!(samples_once || self.speculates, "{id:?}: a row samples two tokens");
         let n_rows = self.n_rows_in_flight - self.n_void_rows;
         assert_eq!(self.n_in_flight == 0, n_rows == 0, "{id:?}: in flight");
         assert!(self.n_scored <= self.request.prompt.len(), "{id:?}: scores past its prompt");
@@ -315,6 +368,7 @@ mod tests {
             n_context_tokens: 12,
             page_tokens: 4,
             prefix_cache: None,
+            speculation: None,
             groups: Vec::new(),
         };
         let request = Request {
@@ -338,7 +392,19 @@ mod tests {
         let start = sequence.n_planned();
         let (follows, emit) = sequence.plan(n_tokens, 0, &mut tokens);
         let (request, slot) = (sequence.id(), SlotIdx(0));
-        sequence.land(&Row { request, slot, start, n_tokens, token_idx: 0, follows, emit });
+        let (token_idx, answer_idx, n_candidates) = (0, 0, 0);
+        let row = Row {
+            request,
+            slot,
+            start,
+            n_tokens,
+            n_candidates,
+            token_idx,
+            answer_idx,
+            follows,
+            emit,
+        };
+        sequence.land(&row, 0);
         if emit.samples() {
             sequence.push(TokenId(sampled));
         }

@@ -53,6 +53,10 @@ pub struct Counters {
     pub n_cached_tokens: u64,
     /// Tokens generated for requests that still wanted them.
     pub n_generated_tokens: u64,
+    /// Candidates in planned rows.
+    pub n_proposed_tokens: u64,
+    /// Of the generated tokens, those that a candidate had guessed.
+    pub n_accepted_tokens: u64,
     /// Sequences sent back to the queue for want of pages.
     pub n_preemptions: u64,
     /// Computed tokens whose KV those sequences lost.

@@ -134,6 +134,7 @@ mod tests {
             is_deterministic: false,
             overlaps_steps: false,
             caches_prefixes: false,
+            n_candidates_max: 0,
         }
     }
 

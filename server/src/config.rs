@@ -2,6 +2,7 @@
 //! typed parts. No other module reads either.
 
 mod arguments;
+mod reuse;
 mod size;
 
 use std::ffi::OsString;

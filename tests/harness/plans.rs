@@ -98,6 +98,8 @@ impl Planner {
                 start: span.start,
                 n_tokens: span.tokens.len(),
                 token_idx: plan.tokens.len(),
+                n_candidates: 0,
+                answer_idx: plan.rows.len(),
                 follows: None,
                 emit: Emit::ScoreAndSample,
             });

@@ -134,6 +134,7 @@ impl TestServer {
             // As the program does.
             overlaps_steps: settings.device == DeviceKind::Cuda,
             caches_prefixes: true,
+            n_candidates_max: 0,
         };
         let Booted { engine, text } =
             boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");

@@ -20,7 +20,7 @@ struct Plant {
     wrong: &'static str,
 }
 
-const PLANTS: [Plant; 18] = [
+const PLANTS: [Plant; 25] = [
     Plant {
         what: "an end leaks its pages",
         file: "machine.rs",
@@ -90,8 +90,8 @@ const PLANTS: [Plant; 18] = [
     Plant {
         what: "a row follows the first row instead of its own",
         file: "sequence.rs",
-        right: "self.late_row_idx = row_idx;",
-        wrong: "self.late_row_idx = row_idx.min(0);",
+        right: "self.late_answer_idx = answer_idx;",
+        wrong: "self.late_answer_idx = answer_idx.min(0);",
     },
     Plant {
         what: "a row is planned for the last token",
@@ -128,6 +128,48 @@ const PLANTS: [Plant; 18] = [
         file: "sequence.rs",
         right: "self.is_held || (self.request.is_guided && self.n_late > 0)",
         wrong: "self.is_held",
+    },
+    Plant {
+        what: "wrong guesses count as computed",
+        file: "sequence.rs",
+        right: "self.n_computed += row.n_tokens - row.n_candidates + n_accepted;",
+        wrong: "self.n_computed += row.n_tokens;",
+    },
+    Plant {
+        what: "pages of wrong guesses are kept",
+        file: "machine.rs",
+        right: "self.pools.truncate(slot, sequence.n_planned());",
+        wrong: "let _ = slot;",
+    },
+    Plant {
+        what: "what was sampled behind a stop token is told",
+        file: "machine.rs",
+        right: "if sequence.is_stopped() {",
+        wrong: "if sequence.is_stopped() && n_pushed == 0 {",
+    },
+    Plant {
+        what: "a row is planned ahead of guesses",
+        file: "sequence.rs",
+        right: "if self.speculates && self.n_late > 0 {",
+        wrong: "if self.speculates && self.n_late > 1 {",
+    },
+    Plant {
+        what: "guesses reach beyond the end",
+        file: "sequence.rs",
+        right: "saturating_sub(self.n_tokens() + 1)",
+        wrong: "saturating_sub(self.n_tokens())",
+    },
+    Plant {
+        what: "guesses are not taken from the budget",
+        file: "machine.rs",
+        right: "budget.take_spare(grant.n_candidates);",
+        wrong: "budget.take_spare(0);",
+    },
+    Plant {
+        what: "guesses take pages that are not there",
+        file: "machine.rs",
+        right: "pools.n_affordable(grant.slot, first, n_max.min(budget.n_spare()))",
+        wrong: "n_max.min(budget.n_spare())",
     },
 ];
 

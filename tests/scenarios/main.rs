@@ -6,11 +6,14 @@
 //! ```text
 //! limits slots=2 waiting=4 step=8 context=64 page=4 pages=6,3/5   two groups; 3 pages, window of 5
 //!                                                                 `cache`: prefixes are cached
+//!                                                                 `speculate=3`: a row carries up
+//!                                                                 to three candidates
 //! arrive 0 prompt=5 new=3 stop=7,8 score guided                   prompt of five tokens
 //! arrive 1 prompt=5 new=3 as=0:4 salt=x                           its first four are request 0's
 //! plan                                                            what a step holds
 //! complete 7 -                                                    a sampled token, or none, a row
-//!                                                                 of the oldest plan
+//!                                                                 of the oldest plan, its
+//!                                                                 candidates counting as rows
 //! now 30                                                          what time it is from here on
 //! arrive 3 prompt=5 new=3 queued=40 until=90                      has a slot by 40, ends by 90, or
 //!                                                                 nobody wants it
@@ -29,7 +32,8 @@ use std::path::Path;
 
 use scheduler::{
     Admission, Effect, Emit, Event, FinishReason, GroupLimits, Limits, Moment, PageUpdate,
-    PrefixCache, Refusal, Request, RequestId, Row, Scheduler, StepPlan, StepResult, Terms, TokenId,
+    PrefixCache, Refusal, Request, RequestId, Row, Scheduler, Speculation, StepPlan, StepResult,
+    Terms, TokenId,
 };
 
 /// A transcript that is being written.
@@ -129,8 +133,8 @@ impl Transcript {
         self.scheduler().apply(event, now, &mut effects);
         for effect in effects {
             match effect {
-                Effect::Token { request, token, row_idx } => {
-                    self.say(format_args!("token {} {} row {row_idx}", request.0, token.0));
+                Effect::Token { request, token, answer_idx } => {
+                    self.say(format_args!("token {} {} row {answer_idx}", request.0, token.0));
                 }
                 Effect::Finish { request, reason } => match reason {
                     FinishReason::Stop(token) => {
@@ -184,7 +188,8 @@ impl Transcript {
             self.say(format_args!("admit {} s{}{cached}", request.0, slot.0));
         }
         for row in &plan.rows {
-            let (request, slot, end) = (row.request.0, row.slot.0, row.start + row.n_tokens);
+            let (request, slot) = (row.request.0, row.slot.0);
+            let end = row.start + row.n_tokens - row.n_candidates;
             let emit = match row.emit {
                 Emit::Nothing => "",
                 Emit::Sample => " sample",
@@ -193,7 +198,12 @@ impl Transcript {
             };
             let follows = row.follows.map(|row_idx| format!(" follows {row_idx}"));
             let follows = follows.unwrap_or_default();
-            self.say(format_args!("row {request} s{slot} {}..{end}{emit}{follows}", row.start));
+            let candidates = plan.row_tokens(row).iter().skip(end - row.start);
+            let candidates: String = candidates.map(|token| format!(" ?{}", token.0)).collect();
+            let start = row.start;
+            self.say(format_args!(
+                "row {request} s{slot} {start}..{end}{candidates}{emit}{follows}"
+            ));
             if row.follows.is_none() {
                 self.check_tokens(&plan, row);
             }
@@ -209,7 +219,8 @@ impl Transcript {
         let tokens = self.scheduler().request_tokens(row.request);
         let Some((prompt, generated)) = tokens else { return };
         let tokens = [prompt, generated].concat();
-        assert_eq!(plan.row_tokens(row), &tokens[row.start..row.start + row.n_tokens]);
+        let n_own = row.n_tokens - row.n_candidates;
+        assert_eq!(&plan.row_tokens(row)[..n_own], &tokens[row.start..row.start + n_own]);
     }
 
     fn stats(&mut self) {
@@ -265,6 +276,9 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
         n_context_tokens: number(fields["context"]),
         page_tokens: number(fields["page"]),
         prefix_cache: fields.contains_key("cache").then_some(PrefixCache { seed: 0 }),
+        speculation: fields
+            .get("speculate")
+            .map(|word| Speculation { n_candidates_max: number(word) }),
         groups: fields.get("pages").map_or(Vec::new(), |all| all.split(',').map(group).collect()),
     }
 }

@@ -1,6 +1,8 @@
 //! Random limits and requests: small, so that every bound is met often.
 
-use scheduler::{GroupLimits, Limits, PrefixCache, Request, RequestId, Terms, TokenId};
+use scheduler::{
+    GroupLimits, Limits, PrefixCache, Request, RequestId, Speculation, Terms, TokenId,
+};
 
 use crate::model::VOCAB_SIZE;
 use crate::random::Random;
@@ -27,6 +29,9 @@ pub(crate) fn limits(random: &mut Random) -> Limits {
         n_context_tokens,
         page_tokens,
         prefix_cache: (!random.one_in(3)).then(|| PrefixCache { seed: random.next() % 4 }),
+        speculation: random
+            .one_in(2)
+            .then(|| Speculation { n_candidates_max: random.within(1, 6) }),
         groups: (0..n_groups).map(|_| group(random)).collect(),
     }
 }

@@ -69,6 +69,10 @@ fn every_rule_holds_after_every_event() {
         ("rows that ran for nothing", sum(|s| s.n_rows_for_nothing), 1_000),
         ("rows of guided requests", sum(|s| s.n_guided), 10_000),
         ("guided requests held while others ran", sum(|s| s.n_held_beside), 10_000),
+        ("rows with candidates", sum(|s| s.n_speculative), 10_000),
+        ("right candidates", sum(|s| s.n_accepted), 2_000),
+        ("rows with a wrong candidate", sum(|s| s.n_rejected), 5_000),
+        ("stops among candidates", sum(|s| s.n_stopped_early), 10),
         ("pages given back by a window", sum(|s| s.n_windowed_give_backs), 1_000),
     ];
     for (what, n_met, n_wanted) in met {

@@ -75,6 +75,8 @@ fn hash(tokens: &[TokenId]) -> u64 {
 fn token_of(n_tokens: usize, last: TokenId, seen: impl Iterator<Item = u64>) -> TokenId {
     let start = mix(n_tokens as u64 ^ (u64::from(last.0) << 32));
     let hash = seen.fold(start, |hash, group| mix(hash ^ group));
+    // Every other token follows from the last one: else nobody could guess any.
+    let hash = if hash & 1 == 0 { hash >> 1 } else { mix(u64::from(last.0)) };
     TokenId((hash % VOCAB_SIZE) as u32)
 }
 
@@ -98,7 +100,7 @@ impl Rank {
         }
     }
 
-    /// Runs a step: one entry a row.
+    /// Runs a step: its results.
     pub(crate) fn run(
         &mut self,
         plan: &StepPlan,
@@ -127,7 +129,7 @@ impl Rank {
             assert_eq!(*entry, None, "wrong: {update:?} replaces an entry");
             *entry = Some(update.page);
         }
-        plan.rows.iter().map(|row| self.run_row(plan, row, known)).collect()
+        plan.rows.iter().flat_map(|row| self.run_row(plan, row, known)).collect()
     }
 
     /// A page will be written anew: whoever could still read it must have lost its slot.
@@ -145,7 +147,7 @@ impl Rank {
         plan: &StepPlan,
         row: &Row,
         known: &BTreeMap<RequestId, Known>,
-    ) -> Option<TokenId> {
+    ) -> Vec<Option<TokenId>> {
         let slot = &mut self.slots[row.slot.idx()];
         let tenant = slot.tenant.unwrap_or_else(|| panic!("wrong: {row:?} lost its pages"));
         assert_eq!(tenant, row.request, "wrong: {row:?} in the slot of {tenant:?}");
@@ -162,13 +164,31 @@ impl Rank {
                 self.memory[group_idx][page.idx()][place] = Some(cell);
             }
         }
-        let mut last = None;
-        for query in row.start..row.start + row.n_tokens {
-            last = Some(self.attend(row, query));
+        let mut answers = vec![None; row.n_answers()];
+        let n_own = row.n_tokens - row.n_candidates;
+        let mut is_right = row.emit.samples();
+        for (offset, &input) in plan.row_tokens(row).iter().enumerate() {
+            let query = row.start + offset;
+            let seen = self.attend(row, query);
+            let Some(answer_idx) = (offset + 1).checked_sub(n_own) else { continue };
+            is_right &= answer_idx == 0 || answers[answer_idx - 1] == Some(input);
+            if is_right {
+                answers[answer_idx] = Some(token_of(query + 1, input, seen.into_iter()));
+            }
         }
-        let (query, seen) = (row.start + row.n_tokens - 1, last.expect("a row has tokens"));
-        let input = *plan.row_tokens(row).last().expect("a row has tokens");
-        row.emit.samples().then(|| token_of(query + 1, input, seen.into_iter()))
+        let n_right = answers.iter().flatten().count().saturating_sub(1);
+        self.forget(row, row.start + n_own + n_right);
+        answers
+    }
+
+    /// What a row computed from `end` on is void: its sequence goes on there.
+    fn forget(&mut self, row: &Row, end: usize) {
+        let slot = &mut self.slots[row.slot.idx()];
+        slot.histories.truncate(end);
+        let end_idx = end.div_ceil(self.limits.page_tokens);
+        for table in &mut slot.tables {
+            table[end_idx..].fill(None);
+        }
     }
 
     /// Nobody else reads a page that a row writes.

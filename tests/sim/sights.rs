@@ -31,4 +31,12 @@ pub(crate) struct Sights {
     pub(crate) n_guided: u64,
     /// Guided requests that waited for a word while a step was planned for others.
     pub(crate) n_held_beside: u64,
+    /// Rows that carry candidates.
+    pub(crate) n_speculative: u64,
+    /// Candidates that were right.
+    pub(crate) n_accepted: u64,
+    /// Rows of which some candidate was wrong.
+    pub(crate) n_rejected: u64,
+    /// Stop tokens with right candidates behind them.
+    pub(crate) n_stopped_early: u64,
 }

@@ -52,7 +52,7 @@ struct Expected {
     tokens: Vec<TokenId>,
     reason: FinishReason,
     n_known: usize,
-    /// Tokens that rows in flight sample.
+    /// Tokens that rows in flight sample, at most.
     n_late: usize,
     /// Positions in planned rows.
     n_computed: usize,
@@ -137,8 +137,14 @@ impl World {
         let (tokens, reason) = run_alone(&self.limits, &request, n_tokens_end);
         let n_ahead: usize =
             self.live.values().map(|older| self.n_tokens_end(&older.request)).sum();
-        // Every token of a guided request may hold it for as many steps, and others behind it.
-        let delay = if self.guided_in < 1_000_000 { 2 + N_HELD_MAX as u64 } else { 1 };
+        let n_ahead_and_own = (n_ahead + n_tokens_end + self.live.len()) as u64;
+        // Every token of a guided request may hold it for as many steps, and others behind it; who
+        // waits for its own token lets one step of others pass.
+        let delay = match self.limits.speculation {
+            _ if self.guided_in < 1_000_000 => 2 + N_HELD_MAX as u64,
+            Some(_) => 2,
+            None => 1,
+        };
         let expected = Expected {
             n_known: request.prompt.len(),
             n_late: 0,
@@ -148,9 +154,7 @@ impl World {
             n_scored: 0,
             held: None,
             was_preempted: false,
-            deadline: self.n_steps()
-                + (n_ahead + n_tokens_end + self.live.len()) as u64 * delay
-                + 2,
+            deadline: self.n_steps() + n_ahead_and_own * delay + 2,
             request,
         };
         let (tokens, salt) = (expected.tokens.clone(), expected.request.cache_salt.clone());
@@ -232,10 +236,11 @@ impl World {
         for row in &plan.rows {
             // Who ended meanwhile runs for nothing.
             let Some(expected) = self.live.get(&row.request) else { continue };
-            let Some(tokens) = expected.tokens.get(row.start..row.start + row.n_tokens) else {
+            let n_own = row.n_tokens - row.n_candidates;
+            let Some(tokens) = expected.tokens.get(row.start..row.start + n_own) else {
                 panic!("wrong: {row:?} is beyond its end");
             };
-            assert_eq!(plan.row_tokens(row), tokens, "wrong: tokens of {row:?}");
+            assert_eq!(&plan.row_tokens(row)[..n_own], tokens, "wrong: tokens of {row:?}");
         }
         let tokens = self.rank.run(&plan, &self.known);
         self.flight = Some(Flight { plan, tokens });
@@ -273,8 +278,8 @@ impl World {
         let result = StepResult { step: plan.step, tokens: tokens.clone(), took_us: 1 };
         let effects = self.apply(Event::Complete(result));
         let mut wanted = Vec::new();
-        for (row_idx, (row, token)) in plan.rows.iter().zip(tokens).enumerate() {
-            wanted.extend(self.expected_effects(row, row_idx, token));
+        for row in &plan.rows {
+            wanted.extend(self.expected_effects(row, &tokens[row.answer_range()]));
         }
         assert_eq!(effects, wanted, "wrong: effects");
         let all_live = plan.rows.iter().all(|row| self.live.contains_key(&row.request));
@@ -285,12 +290,7 @@ impl World {
         }
     }
 
-    fn expected_effects(
-        &mut self,
-        row: &Row,
-        row_idx: usize,
-        token: Option<TokenId>,
-    ) -> Vec<Effect> {
+    fn expected_effects(&mut self, row: &Row, sampled: &[Option<TokenId>]) -> Vec<Effect> {
         let request = row.request;
         // Ended in flight: its end was told.
         let Some(expected) = self.live.get_mut(&request) else {
@@ -298,16 +298,25 @@ impl World {
             return Vec::new();
         };
         let mut effects = Vec::new();
-        if let Some(token) = token {
-            let alone = expected.tokens[expected.n_known];
+        expected.n_late -= if row.emit.samples() { row.n_answers() } else { 0 };
+        for (token, answer_idx) in sampled.iter().map_while(|token| *token).zip(row.answer_idx..) {
+            let Some(&alone) = expected.tokens.get(expected.n_known) else {
+                let stops = matches!(expected.reason, FinishReason::Stop(_));
+                assert!(stops, "wrong: {row:?} generates past the end");
+                self.sights.n_stopped_early += 1;
+                break;
+            };
             assert_eq!(token, alone, "wrong: {row:?} does not see what it sees alone");
             expected.n_known += 1;
-            expected.n_late -= 1;
             expected.held = expected.request.is_guided.then_some(0);
-            effects.push(Effect::Token { request, token, row_idx });
+            effects.push(Effect::Token { request, token, answer_idx });
         }
+        let n_accepted = effects.len().saturating_sub(1);
+        expected.n_computed -= row.n_candidates - n_accepted;
+        self.sights.n_accepted += n_accepted as u64;
+        self.sights.n_rejected += u64::from(sampled.contains(&None) && row.n_candidates > 0);
         let n_prompt = expected.request.prompt.len();
-        let is_done = token.is_some() || expected.request.n_new_max == 0;
+        let is_done = row.emit.samples() || expected.request.n_new_max == 0;
         let is_computed = row.start + row.n_tokens >= n_prompt;
         if is_done && expected.n_known == expected.tokens.len() && is_computed {
             let reason = expected.reason;

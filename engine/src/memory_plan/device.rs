@@ -36,6 +36,7 @@ pub(crate) struct StepSizes {
     pub(crate) inputs: InputSizes,
     pub(crate) n_local: usize,
     pub(crate) n_logit_rows: usize,
+    pub(crate) samples_on_host: bool,
     widths: Widths,
     attention: WorkspaceSize,
     quantizes_inner: bool,
@@ -176,6 +177,8 @@ impl StepSizes {
             },
             n_local: spec.vocab_size.div_ceil(n_ranks),
             n_logit_rows: config.n_slots.max(N_LOGIT_ROWS),
+            // A draw needs the one before it, and a device draws for all rows at once.
+            samples_on_host: config.n_candidates_max > 0,
             widths: widths(spec, n_ranks, WIDTH_MULTIPLE),
             attention,
             quantizes_inner,
@@ -226,8 +229,7 @@ impl StepSizes {
         let inputs = InputPlaces::carve(self.inputs, carve);
         let inputs_bytes = since_last(carve);
         let sampling = self.sampling();
-        let sampling = sampling
-            .is_possible()
+        let sampling = (sampling.is_possible() && !self.samples_on_host)
             .then(|| SamplingPlaces::carve(sampling, inputs.last_tokens, carve));
         let sampling_bytes = since_last(carve);
         let scratch = Scratch::on_device(scratch, carve);

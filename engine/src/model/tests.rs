@@ -33,6 +33,8 @@ fn plan(start: usize, n_tokens: usize, n_groups: usize) -> StepPlan {
             start,
             n_tokens,
             token_idx: plan.tokens.len(),
+            n_candidates: 0,
+            answer_idx: plan.rows.len(),
             follows: None,
             emit: Emit::Sample,
         });
@@ -57,6 +59,7 @@ fn a_step_allocates_nothing() {
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        n_candidates_max: 0,
     };
     for format in [SyntheticFormat::Bf16, SyntheticFormat::ModelOptFp8, SyntheticFormat::Fp8Dynamic]
     {

@@ -30,7 +30,15 @@ fn sampler(sampling: SamplingParams, vocab_size: usize, generated: &[u32]) -> Sa
 }
 
 fn point() -> EmitPoint {
-    EmitPoint { row_idx: 0, slot: SlotIdx(0), position: 2, scores: false, samples: true }
+    EmitPoint {
+        row_idx: 0,
+        answer_idx: 0,
+        slot: SlotIdx(0),
+        position: 2,
+        scores: false,
+        samples: true,
+        candidate: None,
+    }
 }
 
 fn sample(sampler: &mut Sampler, logits: &[f32]) -> TokenId {

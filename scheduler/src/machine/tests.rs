@@ -16,6 +16,7 @@ fn scheduler(n_waiting_max: usize) -> Scheduler {
         n_context_tokens: 256,
         page_tokens: 4,
         prefix_cache: None,
+        speculation: None,
         groups: vec![
             GroupLimits { n_pages: 256, window: None },
             GroupLimits { n_pages: 32, window: Some(9) },
@@ -113,6 +114,8 @@ fn stats_count_what_happened() {
         n_prompt_tokens: 24,
         n_cached_tokens: 0,
         n_generated_tokens: 12,
+        n_proposed_tokens: 0,
+        n_accepted_tokens: 0,
         n_preemptions: 0,
         n_lost_tokens: 0,
     };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::reuse::ReuseArguments;
 use super::size::ByteSize;
 use super::*;
 
@@ -219,9 +220,8 @@ struct DeviceArguments {
     #[arg(long, value_name = "SIZE", help_heading = "Memory")]
     kv_memory: Option<ByteSize>,
 
-    /// Computes every prompt from its first token, also where an earlier one began alike
-    #[arg(long, help_heading = "Memory")]
-    no_prefix_cache: bool,
+    #[command(flatten)]
+    reuse: ReuseArguments,
 
     /// What to run on: this machine's processor, or its H100s, one a rank
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Device")]
@@ -292,7 +292,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 impl DeviceArguments {
     fn engine(self, capacity: CapacityArguments) -> EngineConfig {
-        EngineConfig {
+        let engine = EngineConfig {
             device: match self.device {
                 Device::Cpu => DeviceKind::Cpu,
                 Device::Cuda => DeviceKind::Cuda,
@@ -312,8 +312,10 @@ impl DeviceArguments {
             kv_bytes: self.kv_memory.map(|size| size.0),
             is_deterministic: self.deterministic,
             overlaps_steps: matches!(self.device, Device::Cuda),
-            caches_prefixes: !self.no_prefix_cache,
-        }
+            caches_prefixes: true,
+            n_candidates_max: 0,
+        };
+        self.reuse.decide(engine)
     }
 }
 

@@ -42,7 +42,7 @@ fn every_option_of_serve_arrives() {
         "serve some/dir --host 0.0.0.0 --port 9 --device cpu --tp 8 --max-seqs 3 --max-waiting 0 \
          --max-tokens-per-step 64 --max-model-len 1000 --kv-dtype fp8 --kv-memory 1.5GiB \
          --served-model-name a --served-model-name b --api-key secret --threads 16 \
-         --deterministic --no-prefix-cache",
+         --deterministic --no-prefix-cache --speculate ngram:5",
     );
     assert_eq!(command.model, ModelSource::Directory(PathBuf::from("some/dir")));
     assert_eq!((command.host.as_str(), command.port), ("0.0.0.0", 9));
@@ -55,6 +55,8 @@ fn every_option_of_serve_arrives() {
     assert_eq!((engine.kv_dtype, engine.kv_bytes), (Some(KvDtype::Fp8), Some(3 << 29)));
     assert!(engine.is_deterministic);
     assert!(!engine.caches_prefixes && serve("serve some/dir").engine.caches_prefixes);
+    assert_eq!(engine.n_candidates_max, 5);
+    assert_eq!(serve("serve some/dir").engine.n_candidates_max, 0);
 }
 
 #[test]

@@ -98,6 +98,7 @@ impl Steps {
             kv_bytes: None,
             overlaps_steps: false,
             caches_prefixes: false,
+            n_candidates_max: 0,
             is_deterministic: false,
         };
         let mut probe = Probe::new(checkpoint, &config)?;

@@ -28,13 +28,18 @@ impl World {
         // Unless all that it will ever compute is in flight, a last token's KV not among it.
         let n_known = oldest.n_known + oldest.n_late;
         let is_at_end = oldest.n_late > 0 && n_known == self.n_tokens_end(&oldest.request);
-        let goes_on = oldest.n_computed < n_known && !is_at_end;
+        let speculates = self.limits.speculation.is_some() && !oldest.request.is_guided;
+        let waits = speculates && oldest.n_late > 0;
+        let goes_on = oldest.n_computed < n_known && !is_at_end && !waits;
         let runs = plan.rows.iter().any(|row| row.request == *id);
         let is_held = oldest.is_held();
         assert!(runs || !goes_on || is_held, "stuck: {id:?}, the oldest, gets no row");
         let mut token_idx = 0;
         let mut n_decode_rows = 0;
+        let mut answer_idx = 0;
         for (row_idx, row) in plan.rows.iter().enumerate() {
+            assert_eq!(row.answer_idx, answer_idx, "wrong: answers of {row:?}");
+            answer_idx += row.n_answers();
             assert_eq!(row.token_idx, token_idx, "wrong: {row:?} is not next to the last row");
             token_idx += row.n_tokens;
             let enters = plan.admitted.iter().any(|admission| admission.request == row.request);
@@ -70,14 +75,15 @@ impl World {
     /// Whether a row that is being planned is of one token, its sequence's last.
     fn decodes(&self, row: &Row) -> bool {
         let expected = &self.live[&row.request];
-        row.start > 0 && row.n_tokens == 1 && row.start + 1 == expected.n_known + expected.n_late
+        let n_own = row.n_tokens - row.n_candidates;
+        row.start > 0 && n_own == 1 && row.start + 1 == expected.n_known + expected.n_late
     }
 
     fn check_row(&mut self, row_idx: usize, row: &Row) {
-        let end = row.start + row.n_tokens;
+        let end = row.start + row.n_tokens - row.n_candidates;
         let n_tokens_end = self.n_tokens_end(&self.live[&row.request].request);
         let expected = self.live.get_mut(&row.request).expect("wrong: not alive");
-        assert!(row.n_tokens > 0, "wrong: {row:?} is empty");
+        assert!(row.n_tokens > row.n_candidates, "wrong: {row:?} is empty");
         assert_eq!(row.start, expected.n_computed, "wrong: {row:?} starts elsewhere");
         let n_known = expected.n_known + expected.n_late;
         assert!(end <= n_known, "wrong: {row:?} has tokens that nobody will know");
@@ -85,7 +91,7 @@ impl World {
         assert!(is_needed, "wrong: {row:?} computes KV that nobody will read");
         let follows = self.flight.as_ref().filter(|_| end > expected.n_known).and_then(|flight| {
             let is_before = |before: &Row| before.request == row.request && before.emit.samples();
-            flight.plan.rows.iter().position(is_before)
+            flight.plan.rows.iter().find(|before| is_before(before)).map(|before| before.answer_idx)
         });
         assert_eq!(row.follows, follows, "wrong: {row:?} follows another row");
         assert_eq!(follows.is_some(), end > expected.n_known, "wrong: {row:?} follows nobody");
@@ -94,8 +100,18 @@ impl World {
         assert_eq!(row.emit.samples(), samples, "wrong: row {row_idx}, {row:?}");
         let is_held = expected.is_held();
         assert!(!(samples && is_held), "wrong: {row:?} samples before it is known what it may");
-        self.sights.n_guided += u64::from(samples && expected.request.is_guided);
-        expected.n_late += usize::from(samples);
+        let is_guided = expected.request.is_guided;
+        self.sights.n_guided += u64::from(samples && is_guided);
+        let speculation = self.limits.speculation.filter(|_| !is_guided);
+        let n_candidates_max = speculation.map_or(0, |speculation| speculation.n_candidates_max);
+        assert!(row.n_candidates <= n_candidates_max, "wrong: {row:?} guesses too much");
+        let is_ahead = speculation.is_some() && expected.n_late > 0;
+        assert!(!is_ahead, "wrong: {row:?} does not wait for its token");
+        let reach = n_known + row.n_answers();
+        let is_within = row.n_candidates == 0 || samples && reach <= n_tokens_end;
+        assert!(is_within, "wrong: {row:?} guesses beyond the end");
+        self.sights.n_speculative += u64::from(row.n_candidates > 0);
+        expected.n_late += if samples { row.n_answers() } else { 0 };
         let n_prompt = expected.request.prompt.len();
         let is_new = expected.n_scored < n_prompt && end > expected.n_scored;
         let scores = expected.request.scores_prompt && is_new;
@@ -106,6 +122,6 @@ impl World {
             expected.n_scored = end;
             self.sights.n_scored_after_preemption += u64::from(expected.was_preempted);
         }
-        expected.n_computed = end;
+        expected.n_computed = end + row.n_candidates;
     }
 }

@@ -37,6 +37,8 @@ fn batch(rows: &[(u32, usize, usize, Emit)]) -> Batch {
             start,
             n_tokens,
             token_idx: plan.tokens.len(),
+            n_candidates: 0,
+            answer_idx: plan.rows.len(),
             follows: None,
             emit,
         });
