@@ -280,6 +280,44 @@ struct Crowd {
     tenths_of_kv: u64,
 }
 
+impl Crowd {
+    /// Some greedy, some drawn with penalties.
+    fn requests(&self, random: &mut Random, vocab_size: usize) -> Vec<Request> {
+        let beginning = random_tokens(random, vocab_size, self.n_prompt_max);
+        (0..self.n_requests)
+            .map(|idx| {
+                let n_more = random.below(self.n_prompt_max - self.n_prompt_min);
+                let n_prompt = self.n_prompt_min + n_more;
+                let mut sampling = SamplingParams::greedy();
+                sampling.seed = idx as u64;
+                if idx % 2 == 1 {
+                    sampling.temperature = 0.9;
+                    sampling.top_p = 0.95;
+                    sampling.repetition_penalty = 1.1;
+                }
+                // Two in three begin alike, one in four repeats itself.
+                let n_alike = if idx % 3 == 0 { 0 } else { random.below(n_prompt + 1) };
+                let mut prompt = beginning[..n_alike].to_vec();
+                prompt.extend(random_tokens(random, vocab_size, n_prompt - n_alike));
+                if idx % 4 == 0 {
+                    prompt =
+                        prompt.iter().copied().cycle().skip(n_prompt / 2).take(n_prompt).collect();
+                }
+                Request {
+                    prompt: prompt.into(),
+                    n_new_max: self.n_new,
+                    stop_tokens: Vec::new().into(),
+                    sampling,
+                    n_logprobs: Some(0),
+                    n_prompt_logprobs: None,
+                    cache_salt: None,
+                    terms: Terms::ordinary(),
+                }
+            })
+            .collect()
+    }
+}
+
 /// Has every request answered alone, then all of them where somebody is always sent back. Which
 /// ones differ.
 fn differing_answers(
@@ -290,37 +328,7 @@ fn differing_answers(
 ) -> Vec<usize> {
     let mut random = Random::new(seed);
     let vocab_size = checkpoint.spec().vocab_size;
-    let beginning = random_tokens(&mut random, vocab_size, crowd.n_prompt_max);
-    let requests: Vec<Request> = (0..crowd.n_requests)
-        .map(|idx| {
-            let n_more = random.below(crowd.n_prompt_max - crowd.n_prompt_min);
-            let n_prompt = crowd.n_prompt_min + n_more;
-            let mut sampling = SamplingParams::greedy();
-            sampling.seed = idx as u64;
-            if idx % 2 == 1 {
-                sampling.temperature = 0.9;
-                sampling.top_p = 0.95;
-                sampling.repetition_penalty = 1.1;
-            }
-            // Two in three begin alike, one in four repeats itself.
-            let n_alike = if idx % 3 == 0 { 0 } else { random.below(n_prompt + 1) };
-            let mut prompt = beginning[..n_alike].to_vec();
-            prompt.extend(random_tokens(&mut random, vocab_size, n_prompt - n_alike));
-            if idx % 4 == 0 {
-                prompt = prompt.iter().copied().cycle().skip(n_prompt / 2).take(n_prompt).collect();
-            }
-            Request {
-                prompt: prompt.into(),
-                n_new_max: crowd.n_new,
-                stop_tokens: Vec::new().into(),
-                sampling,
-                n_logprobs: Some(0),
-                n_prompt_logprobs: None,
-                cache_salt: None,
-                terms: Terms::ordinary(),
-            }
-        })
-        .collect();
+    let requests = crowd.requests(&mut random, vocab_size);
     let plain = EngineConfig {
         overlaps_steps: false,
         caches_prefixes: false,

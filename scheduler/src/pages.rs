@@ -191,8 +191,8 @@ impl Pools {
         }
     }
 
-    /// Gives back the pages that hold no position before `end`: those of wrong candidates. No row in
-    /// flight writes them.
+    /// Gives back the pages that hold no position before `end`: those of wrong candidates. No row
+    /// in flight writes them.
     pub(crate) fn truncate(&mut self, slot: SlotIdx, end: usize) {
         let end_idx = end.div_ceil(self.page_tokens);
         for pool in &mut self.pools {

@@ -247,8 +247,8 @@ impl Sequence {
         (follows, emit)
     }
 
-    /// Candidates that a row of decoding may carry: what they and the row sample, all together, does
-    /// not reach beyond the sequence's end.
+    /// Candidates that a row of decoding may carry: what they and the row sample, all together,
+    /// does not reach beyond the sequence's end.
     pub(crate) fn n_candidates_max(&self) -> usize {
         if !self.speculates {
             return 0;
@@ -288,7 +288,7 @@ impl Sequence {
         }
     }
 
-    /// A row of it has run, and of its candidates the first `n_accepted` are tokens of the sequence.
+    /// A row of it has run, and its first `n_accepted` candidates are tokens of the sequence.
     pub(crate) fn land(&mut self, row: &Row, n_accepted: usize) {
         self.n_rows_in_flight -= 1;
         if row.emit.samples() {

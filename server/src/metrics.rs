@@ -45,8 +45,7 @@ const REQUEST_BUCKETS: [f64; 19] = [
 const RUNNING: &str = "Generations that hold a slot";
 const WAITING: &str = "Generations that wait for a slot";
 const CACHED_PAGES: &str = "Pages of the KV cache that nobody uses and a prompt may begin with";
-const CACHED_TOKENS: &str =
-    "Tokens that were not computed because an earlier request's KV was there";
+const CACHED_TOKENS: &str = "Tokens not computed because an earlier request's KV was there";
 const PROPOSED: &str = "Tokens guessed and verified";
 const ACCEPTED: &str = "Guessed tokens that were right";
 const PREEMPTIONS: &str = "Sequences sent back to the queue for want of pages";

@@ -7,7 +7,7 @@ use clap::Args;
 use engine::EngineConfig;
 use thiserror::Error;
 
-/// Guesses that a step verifies at most for one sequence: more are seldom right and always paid for.
+/// Guesses that a step verifies at most for one sequence: more are seldom right, and paid for.
 const N_CANDIDATES_MAX: usize = 32;
 
 /// Options.
