@@ -7,8 +7,8 @@ use std::time::Instant;
 use allocation_counter::measure;
 use benches::Report;
 use scheduler::{
-    Effect, Event, GroupLimits, Limits, Moment, PrefixCache, Request, RequestId, Scheduler,
-    StepPlan, StepResult, Terms, TokenId,
+    Effect, Event, GroupLimits, Limits, Moment, PrefixCache, Priorities, Request, RequestId,
+    Scheduler, StepPlan, StepResult, Terms, TokenId,
 };
 
 const PAGE_TOKENS: usize = 16;
@@ -36,6 +36,9 @@ fn limits(n_slots: usize, n_waiting: usize, n_context_tokens: usize) -> Limits {
         n_tokens_per_step: 8192.max(32 * n_slots),
         n_context_tokens,
         page_tokens: PAGE_TOKENS,
+        priorities: Priorities::single(),
+        n_tenants: 1,
+        latency: None,
         prefix_cache: Some(PrefixCache { seed: 1 }),
         speculation: None,
         groups: vec![GroupLimits { n_pages, window: None }],

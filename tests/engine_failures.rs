@@ -11,7 +11,7 @@ use engine::{
     Ticket, TokenId,
 };
 use parallel::{PoolConfig, RankPool, RankWorker, Seat, World};
-use scheduler::{GroupLimits, Limits};
+use scheduler::{GroupLimits, Limits, Priorities};
 
 const VOCAB_SIZE: usize = 100;
 
@@ -101,6 +101,9 @@ fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
         n_tokens_per_step: 16,
         n_context_tokens: 64,
         page_tokens: 16,
+        priorities: Priorities::single(),
+        n_tenants: 1,
+        latency: None,
         prefix_cache: None,
         speculation: None,
         groups: vec![GroupLimits { n_pages: 8, window: None }],

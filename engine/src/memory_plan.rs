@@ -9,7 +9,7 @@ mod pools;
 mod reserve;
 mod terms;
 
-use scheduler::{GroupLimits, Limits};
+use scheduler::{GroupLimits, Limits, Priorities};
 use weights::{Checkpoint, LoadError};
 
 use crate::blocks::{Scratch, Widths};
@@ -177,6 +177,9 @@ impl MemoryPlan {
             n_tokens_per_step: self.n_tokens_per_step,
             n_context_tokens: self.n_context_tokens,
             page_tokens: PAGE_TOKENS,
+            priorities: Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: groups.map(|(&n_pages, &window)| GroupLimits { n_pages, window }).collect(),

@@ -56,7 +56,7 @@ pub(crate) fn has_room(newcomer: &Sequence, found: Found, roster: &Roster, pools
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{GroupLimits, RequestId, Terms, TokenId};
+    use crate::{GroupLimits, Priorities, RequestId, Terms, TokenId};
 
     fn limits() -> Limits {
         Limits {
@@ -65,6 +65,9 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 24,
             page_tokens: 4,
+            priorities: Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: vec![
@@ -91,10 +94,15 @@ mod tests {
     fn first_runs(requests: &[Request]) -> Roster {
         let mut roster = Roster::new(&limits());
         for (id, request) in (0..).map(RequestId).zip(requests) {
-            roster.arrive(Request { id, ..request.clone() }, &limits());
+            roster.arrive(Request { id, ..request.clone() }, 0, &limits());
         }
-        roster.admit();
+        let first = roster.queue().next(0).expect("the first waits");
+        roster.admit(first);
         roster
+    }
+
+    fn next_waiting(roster: &Roster) -> &Sequence {
+        roster.queue().at(roster.queue().next(0).expect("somebody waits"))
     }
 
     #[test]
@@ -111,8 +119,8 @@ mod tests {
     #[test]
     fn the_longest_prompt_has_room_alone() {
         let mut roster = Roster::new(&limits());
-        roster.arrive(request(24, 0), &limits());
-        let newcomer = roster.next_waiting().expect("it waits");
+        roster.arrive(request(24, 0), 0, &limits());
+        let newcomer = next_waiting(&roster);
         assert!(has_room(newcomer, Found::default(), &roster, &Pools::new(&limits())));
     }
 
@@ -123,7 +131,7 @@ mod tests {
             [(12, 0, true), (13, 0, false), (8, 9, true), (9, 9, false), (9, 3, true)]
         {
             let roster = first_runs(&[request(8, 9), request(n_prompt, n_new_max)]);
-            let newcomer = roster.next_waiting().expect("the second waits");
+            let newcomer = next_waiting(&roster);
             let has_room = has_room(newcomer, Found::default(), &roster, &Pools::new(&limits()));
             assert_eq!(has_room, expected, "prompt of {n_prompt}, {n_new_max} to generate");
         }
@@ -134,7 +142,7 @@ mod tests {
         let roster = first_runs(&[request(8, 9), request(8, 9)]);
         let mut pools = Pools::new(&limits());
         pools.reserve(roster.running()[0], 8, &mut Vec::new());
-        let newcomer = roster.next_waiting().expect("the second waits");
+        let newcomer = next_waiting(&roster);
         assert!(has_room(newcomer, Found::default(), &roster, &pools));
     }
 }

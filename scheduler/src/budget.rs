@@ -7,6 +7,7 @@
 //!
 //! Candidates of speculative rows come last: they get what nobody else wants.
 
+use crate::pace::Pace;
 use crate::sequence::Sequence;
 
 /// The tokens of one step that are not spoken for.
@@ -16,15 +17,24 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// Sets one token aside for each of the running sequences that decode.
+    /// Sets one token aside for each of the running sequences that decode. While any does, also one
+    /// that is held, prefill has what the `pace` allows.
     pub(crate) fn new<'a>(
         n_tokens_per_step: usize,
+        pace: &Pace,
         running: impl Iterator<Item = &'a Sequence>,
     ) -> Budget {
-        let is_set_aside = |sequence: &&Sequence| decodes(sequence) && !sequence.is_held();
-        let n_decodes = running.filter(is_set_aside).count();
-        let n_prefill_left = n_tokens_per_step.checked_sub(n_decodes);
-        Budget { n_prefill_left: n_prefill_left.expect("no more slots than tokens in a step") }
+        let (mut n_decodes, mut n_held) = (0, 0);
+        for sequence in running.filter(|sequence| decodes(sequence)) {
+            let n = if sequence.is_held() { &mut n_held } else { &mut n_decodes };
+            *n += 1;
+        }
+        let n_left = n_tokens_per_step.checked_sub(n_decodes);
+        let n_left = n_left.expect("no more slots than tokens in a step");
+        let somebody_reads = n_decodes + n_held > 0;
+        let n_prefill_left =
+            if somebody_reads { n_left.min(pace.n_prompt_tokens_max()) } else { n_left };
+        Budget { n_prefill_left }
     }
 
     /// Tokens that a sequence may have, zero if none is left for it.
@@ -79,8 +89,8 @@ pub(crate) fn decodes(sequence: &Sequence) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sequence::Arrival;
-    use crate::{Limits, Request, RequestId, Terms, TokenId};
+    use crate::turn::Turn;
+    use crate::{Limits, Priorities, Request, RequestId, Terms, TokenId};
 
     fn newcomer(n_prompt: usize) -> Sequence {
         let limits = Limits {
@@ -89,6 +99,9 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 64,
             page_tokens: 4,
+            priorities: Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: Vec::new(),
@@ -103,7 +116,7 @@ mod tests {
             is_guided: false,
             terms: Terms::ordinary(),
         };
-        Sequence::new(request, Arrival(0), &limits)
+        Sequence::new(request, Turn::new(0, 0), &limits)
     }
 
     /// A sequence with `n_remaining` of `n_prompt` tokens to compute.
@@ -116,7 +129,8 @@ mod tests {
     #[test]
     fn decode_rows_come_off_the_top() {
         let all = [running(9, 1), running(20, 10), running(5, 1)];
-        let mut budget = Budget::new(8, all.iter());
+        let full = Pace::new(None, 8);
+        let mut budget = Budget::new(8, &full, all.iter());
         assert_eq!(budget.offer(&all[1]), 6);
         budget.take(&all[1], 5);
         assert_eq!(budget.offer_newcomer(&newcomer(7)), 1);
@@ -129,8 +143,18 @@ mod tests {
     }
 
     #[test]
+    fn prefill_keeps_pace_only_while_somebody_decodes() {
+        let target = crate::LatencyTarget { step_us: 1, n_prompt_tokens_min: 3 };
+        let pace = Pace::new(Some(target), 8);
+        let prefills = [running(20, 10)];
+        assert_eq!(Budget::new(8, &pace, prefills.iter()).offer(&prefills[0]), 8);
+        let both = [running(20, 10), running(9, 1)];
+        assert_eq!(Budget::new(8, &pace, both.iter()).offer(&both[0]), 3);
+    }
+
+    #[test]
     fn the_last_prefill_among_full_slots_has_a_token() {
         let all = [running(20, 10), running(9, 1), running(9, 1), running(9, 1)];
-        assert_eq!(Budget::new(4, all.iter()).offer(&all[0]), 1);
+        assert_eq!(Budget::new(4, &Pace::new(None, 4), all.iter()).offer(&all[0]), 1);
     }
 }

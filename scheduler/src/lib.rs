@@ -14,6 +14,9 @@
 //!     n_tokens_per_step: 256,
 //!     n_context_tokens: 1024,
 //!     page_tokens: 16,
+//!     priorities: Priorities::single(),
+//!     n_tenants: 1,
+//!     latency: None,
 //!     prefix_cache: None,
 //!     speculation: None,
 //!     groups: vec![GroupLimits { n_pages: 256, window: None }],
@@ -50,14 +53,17 @@ mod budget;
 mod expiry;
 mod lookup;
 mod lru;
+mod pace;
 mod pages;
 mod pool;
 mod preempt;
 mod prefix;
+mod queue;
 mod roster;
 mod sequence;
 mod stats;
 mod terms;
+mod turn;
 
 mod event;
 mod ids;
@@ -67,7 +73,7 @@ mod request;
 
 pub use event::{Effect, Event, FinishReason, Refusal, StepResult};
 pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TenantId, TokenId};
-pub use limits::{GroupLimits, Limits, PrefixCache, Speculation};
+pub use limits::{GroupLimits, LatencyTarget, Limits, PrefixCache, Priorities, Speculation};
 pub use machine::Scheduler;
 pub use plan::{Admission, Emit, PageUpdate, Row, StepPlan};
 pub use request::Request;

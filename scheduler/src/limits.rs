@@ -24,6 +24,27 @@ pub struct Speculation {
     pub n_candidates_max: usize,
 }
 
+/// Levels of priority, and how long one may be passed by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priorities {
+    /// Levels, counted from 1, which goes first.
+    pub n_levels: u32,
+    /// The level of who asks for none, or for one that there is not.
+    pub default_level: u32,
+    /// Steps in which who waits rises by a level: who comes at level `n` is passed by nobody who
+    /// comes more than `(n - 1) * n_steps_a_level` steps later.
+    pub n_steps_a_level: u32,
+}
+
+/// How long a step may take while somebody reads an answer: prompts get what that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatencyTarget {
+    /// Microseconds.
+    pub step_us: u64,
+    /// Prompt tokens that a step may have whatever it takes, so that prompts go on.
+    pub n_prompt_tokens_min: usize,
+}
+
 /// Bounds of queues, steps and pools. All counts are at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -38,6 +59,13 @@ pub struct Limits {
     pub n_context_tokens: usize,
     /// Tokens in a page, the same for every group.
     pub page_tokens: usize,
+    /// How priorities are understood.
+    pub priorities: Priorities,
+    /// Tenants that are told apart. What they were served is remembered for each; those whose
+    /// numbers are the same modulo this share one share.
+    pub n_tenants: usize,
+    /// Whether steps are kept short while prompts are computed; `None` fills them.
+    pub latency: Option<LatencyTarget>,
     /// Whether and how full pages are kept for requests that begin alike; `None` keeps nothing.
     pub prefix_cache: Option<PrefixCache>,
     /// Whether rows of decoding carry candidates to verify; `None` plans one token a row.
@@ -63,6 +91,19 @@ impl Limits {
     pub(crate) fn check(&self) {
         assert!(self.n_slots > 0, "no slot: nothing could run");
         assert!(self.n_waiting_max > 0, "no queue: a full batch would refuse everybody");
+        assert!(self.n_tenants > 0, "no tenant: nobody could ask");
+        assert!(
+            u32::try_from(self.n_tenants).is_ok(),
+            "{} tenants: a tenant is a u32",
+            self.n_tenants,
+        );
+        let Priorities { n_levels, default_level, .. } = self.priorities;
+        assert!(
+            (1..=n_levels).contains(&default_level),
+            "level {default_level} is the default, but there are levels 1 to {n_levels}",
+        );
+        let n_prompt_min = self.latency.map_or(1, |latency| latency.n_prompt_tokens_min);
+        assert!(n_prompt_min > 0, "no prompt token is guaranteed to a step: a prompt could starve");
         assert!(self.n_context_tokens > 0, "no context: no prompt would fit");
         assert!(self.page_tokens > 0, "a page holds no token");
         assert!(
@@ -97,6 +138,32 @@ impl Limits {
     }
 }
 
+impl Priorities {
+    /// One level: turns are those of arrival.
+    pub fn single() -> Priorities {
+        Priorities { n_levels: 1, default_level: 1, n_steps_a_level: 1 }
+    }
+
+    /// The level that a request gets that asks for `priority`.
+    pub fn level(&self, priority: u32) -> u32 {
+        match priority {
+            0 => self.default_level,
+            level if level > self.n_levels => self.default_level,
+            level => level,
+        }
+    }
+
+    /// The step at which who comes at step `arrival` has risen to the first level.
+    pub(crate) fn due(&self, arrival: u64, level: u32) -> u64 {
+        arrival + u64::from(level - 1) * u64::from(self.n_steps_a_level)
+    }
+
+    /// Levels below the first, after `n_steps`, of who is to rise to it at step `due`.
+    pub(crate) fn n_levels_below_first(&self, due: u64, n_steps: u64) -> u64 {
+        due.saturating_sub(n_steps).div_ceil(u64::from(self.n_steps_a_level.max(1)))
+    }
+}
+
 impl GroupLimits {
     /// Tokens that a sequence alone may reach with this pool; `usize::MAX` where a window gives
     /// pages back as fast as they are taken.
@@ -127,6 +194,9 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 64,
             page_tokens: 4,
+            priorities: Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: vec![GroupLimits { n_pages: 8, window: None }],
@@ -170,15 +240,31 @@ mod tests {
     }
 
     #[test]
+    fn priorities_are_triton_s_and_who_waits_rises() {
+        let priorities = Priorities { n_levels: 3, default_level: 2, n_steps_a_level: 10 };
+        let levels = [0, 1, 2, 3, 4, u32::MAX].map(|priority| priorities.level(priority));
+        assert_eq!(levels, [2, 1, 2, 3, 2, 2]);
+        let due = priorities.due(100, 3);
+        let below = [100, 109, 110, 119, 120, 500].map(|n| priorities.n_levels_below_first(due, n));
+        assert_eq!(below, [2, 2, 1, 1, 0, 0]);
+        assert_eq!(Priorities::single().due(7, 1), 7);
+    }
+
+    #[test]
     fn limits_that_do_not_fit_each_other_are_refused_with_the_reason() {
         limits().check();
         let group =
             |n_pages, window| Limits { groups: vec![GroupLimits { n_pages, window }], ..limits() };
         let no_candidates = Some(Speculation { n_candidates_max: 0 });
+        let no_prompt = Some(LatencyTarget { step_us: 1, n_prompt_tokens_min: 0 });
+        let default_of_none = Priorities { default_level: 3, n_levels: 2, n_steps_a_level: 1 };
         let cases = [
             (Limits { n_slots: 0, ..limits() }, "no slot"),
             (Limits { n_slots: 9, ..limits() }, "9 slots, 8 tokens a step"),
             (Limits { n_waiting_max: 0, ..limits() }, "no queue"),
+            (Limits { n_tenants: 0, ..limits() }, "no tenant"),
+            (Limits { latency: no_prompt, ..limits() }, "a prompt could starve"),
+            (Limits { priorities: default_of_none, ..limits() }, "there are levels 1 to 2"),
             (Limits { n_context_tokens: 0, ..limits() }, "no context"),
             (Limits { page_tokens: 0, ..limits() }, "holds no token"),
             (Limits { speculation: no_candidates, ..limits() }, "without candidates"),

@@ -18,13 +18,16 @@
 //!   back at once, and so does whoever is preempted: the next plan's writes come after all that is
 //!   in flight. A preempted sequence is not admitted before its rows have landed.
 
+mod rows;
+
 use std::collections::VecDeque;
 
 use crate::budget::{Budget, decodes};
+use crate::pace::Pace;
 use crate::pages::Pools;
 use crate::roster::{Place, Roster};
-use crate::sequence::Arrival;
 use crate::stats::{Counters, Stats};
+use crate::turn::Turn;
 use crate::{
     Admission, Effect, Event, FinishReason, Limits, Moment, Request, RequestId, Row, SlotIdx,
     StepId, StepPlan, StepResult, TokenId, admission, preempt,
@@ -42,11 +45,11 @@ pub struct Scheduler {
     /// Planned, not completed; in order.
     flights: VecDeque<Flight>,
     counters: Counters,
+    pace: Pace,
     /// The latest moment that was ever told: time does not go back, whatever a clock does.
     now: Moment,
-    /// Who found no room last, and how often pages had been given back by then: nobody asks again
-    /// before that changes, so whoever waits costs a step nothing.
-    last_attempt: Option<(Arrival, u64)>,
+    /// Who found no room last.
+    last_attempt: Option<Attempt>,
     scratch: Scratch,
 }
 
@@ -55,6 +58,17 @@ pub struct Scheduler {
 struct Flight {
     step: StepId,
     rows: Vec<Row>,
+    /// Tokens of rows that do not decode, where others do: nobody waits for a step without.
+    n_prompt_tokens: Option<usize>,
+}
+
+/// Somebody found no room. Nobody asks again before pages are given back or the queue changes, nor
+/// the same before pages are: so whoever waits costs a step nothing.
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    turn: Turn,
+    n_returns: u64,
+    n_changes: u64,
 }
 
 /// Tokens granted to a running sequence in the step that is being planned.
@@ -86,6 +100,7 @@ impl Scheduler {
         Scheduler {
             roster: Roster::new(&limits),
             pools: Pools::new(&limits),
+            pace: Pace::new(limits.latency, limits.n_tokens_per_step),
             limits,
             flights: VecDeque::new(),
             counters: Counters::default(),
@@ -133,7 +148,7 @@ impl Scheduler {
         let mut plan = self.scratch.plans.pop().unwrap_or_else(StepPlan::empty);
         plan.step = StepId(self.counters.n_steps);
         let running = self.roster.running().iter().map(|&slot| self.roster.sequence(slot));
-        let mut budget = Budget::new(self.limits.n_tokens_per_step, running);
+        let mut budget = Budget::new(self.limits.n_tokens_per_step, &self.pace, running);
         let n_preemptions = self.counters.n_preemptions;
         self.grant_running(&mut budget, &mut plan);
         // Where somebody had to give way, nobody comes.
@@ -193,7 +208,7 @@ impl Scheduler {
             return;
         }
         self.counters.n_arrived += 1;
-        self.roster.arrive(request, &self.limits);
+        self.roster.arrive(request, self.counters.n_steps, &self.limits);
     }
 
     fn cancel(&mut self, request: RequestId, effects: &mut Vec<Effect>) {
@@ -217,7 +232,8 @@ impl Scheduler {
 
     fn complete(&mut self, result: &StepResult, effects: &mut Vec<Effect>) {
         let flight = self.flights.pop_front();
-        let Some(Flight { step, mut rows }) = flight.filter(|flight| flight.step == result.step)
+        let Some(Flight { step, mut rows, n_prompt_tokens }) =
+            flight.filter(|flight| flight.step == result.step)
         else {
             panic!("{:?} was not planned, or not next", result.step);
         };
@@ -231,6 +247,9 @@ impl Scheduler {
         }
         rows.clear();
         self.scratch.flight_rows.push(rows);
+        if let Some(n_prompt_tokens) = n_prompt_tokens {
+            self.pace.learn(n_prompt_tokens, result.took_us);
+        }
     }
 
     /// A row has run, and its sequence may have ended before or end by it.
@@ -271,12 +290,12 @@ impl Scheduler {
         }
     }
 
-    /// Grants tokens to those that run, oldest first, and reserves their pages. Whoever is
-    /// preempted on the way is younger than all that were granted something.
+    /// Grants tokens to those that run, in turn, and reserves their pages. Whoever is preempted on
+    /// the way is behind all that were granted something.
     fn grant_running(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
-        let mut age_idx = 0;
-        while let Some(&slot) = self.roster.running().get(age_idx) {
-            age_idx += 1;
+        let mut order_idx = 0;
+        while let Some(&slot) = self.roster.running().get(order_idx) {
+            order_idx += 1;
             let n_offered = budget.offer(self.roster.sequence(slot));
             let Scheduler { roster, pools, counters, .. } = self;
             let n_tokens = preempt::make_room(slot, n_offered, roster, pools, counters);
@@ -289,26 +308,29 @@ impl Scheduler {
         }
     }
 
-    /// Admits from the head of the queue while there are slots, pages and tokens.
+    /// Admits whose turn it is while there are slots, pages and tokens.
     fn admit_waiting(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
-        while let Some(newcomer) = self.roster.next_waiting() {
+        while !budget.is_spent() && self.roster.has_free_slot() && self.is_worth_asking() {
+            let Some(place) = self.roster.queue().next(self.counters.n_steps) else { return };
+            let newcomer = self.roster.queue().at(place);
             // Who is held may find all but its last token in the cache, and have nothing to do.
-            let is_absent = newcomer.n_rows_in_flight() > 0 || newcomer.is_held();
-            if budget.is_spent() || !self.roster.has_free_slot() || is_absent {
+            if newcomer.n_rows_in_flight() > 0 || newcomer.is_held() {
                 return;
             }
-            let attempt = Some((newcomer.arrival(), self.pools.n_returns()));
-            if self.last_attempt == attempt {
+            let (turn, n_returns) = (newcomer.turn(), self.pools.n_returns());
+            let asked = self.last_attempt.map(|last| (last.turn, last.n_returns));
+            if asked == Some((turn, n_returns)) {
                 return;
             }
             let read = |range, tokens: &mut Vec<TokenId>| newcomer.read(range, tokens);
             let salt = newcomer.cache_salt().clone();
             let found = self.pools.find(&salt, newcomer.n_cacheable(), &read);
             if !admission::has_room(newcomer, found, &self.roster, &self.pools) {
-                self.last_attempt = attempt;
+                let n_changes = self.roster.queue().n_changes();
+                self.last_attempt = Some(Attempt { turn, n_returns, n_changes });
                 return;
             }
-            let slot = self.roster.admit().expect("a slot is free and somebody waits");
+            let slot = self.roster.admit(place);
             let n_cached = self.pools.adopt(slot, &salt, found, &mut plan.pages);
             self.counters.n_cached_tokens += n_cached as u64;
             let sequence = self.roster.sequence_mut(slot);
@@ -322,70 +344,21 @@ impl Scheduler {
         }
     }
 
+    /// Whether there may be more room, or somebody else to ask, than when there was none.
+    fn is_worth_asking(&self) -> bool {
+        self.last_attempt.is_none_or(|last| {
+            let now = (self.pools.n_returns(), self.roster.queue().n_changes());
+            (last.n_returns, last.n_changes) != now
+        })
+    }
+
     /// Reserves what a grant's row writes.
     fn grant(&mut self, grant: Grant, plan: &mut StepPlan) {
         let end = self.roster.sequence(grant.slot).n_planned() + grant.n_tokens;
         self.pools.reserve(grant.slot, end, &mut plan.pages);
+        // At once, so that the next turn in the same step is another tenant's.
+        self.roster.serve(grant.slot, end);
         self.scratch.grants.push(grant);
-    }
-
-    /// Adds candidates to the grants of those that decode, oldest first, from what is left of the
-    /// step's tokens and of the pages: nobody gives way for a guess.
-    fn propose(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
-        let Some(speculation) = self.limits.speculation else { return };
-        let Scheduler { roster, pools, scratch: Scratch { grants, candidates, .. }, .. } = self;
-        candidates.clear();
-        for grant in grants.iter_mut().filter(|grant| grant.decodes) {
-            let sequence = roster.sequence_mut(grant.slot);
-            let first = sequence.n_planned() + 1;
-            let n_max = speculation.n_candidates_max.min(sequence.n_candidates_max());
-            let n_max = pools.n_affordable(grant.slot, first, n_max.min(budget.n_spare()));
-            let n_before = candidates.len();
-            sequence.propose(n_max, candidates);
-            grant.n_candidates = candidates.len() - n_before;
-            pools.reserve(grant.slot, first + grant.n_candidates, &mut plan.pages);
-            budget.take_spare(grant.n_candidates);
-        }
-        self.counters.n_proposed_tokens += self.scratch.candidates.len() as u64;
-    }
-
-    /// Turns the grants into rows, decode rows first, and remembers the step.
-    fn write_rows(&mut self, plan: &mut StepPlan) {
-        let mut grants = std::mem::take(&mut self.scratch.grants);
-        let mut candidates = self.scratch.candidates.as_slice();
-        let mut answer_idx = 0;
-        let decode = grants.iter().filter(|grant| grant.decodes);
-        let prefill = grants.iter().filter(|grant| !grant.decodes);
-        for &Grant { slot, n_tokens, n_candidates, .. } in decode.chain(prefill) {
-            let sequence = self.roster.sequence_mut(slot);
-            let (request, start) = (sequence.id(), sequence.n_planned());
-            let n_prompt_left = sequence.prompt().len().saturating_sub(start);
-            self.counters.n_prompt_tokens += n_prompt_left.min(n_tokens) as u64;
-            let token_idx = plan.tokens.len();
-            let (follows, emit) = sequence.plan(n_tokens, answer_idx, &mut plan.tokens);
-            sequence.plan_candidates(n_candidates);
-            plan.tokens.extend(candidates.split_off(..n_candidates).into_iter().flatten());
-            let n_tokens = n_tokens + n_candidates;
-            plan.rows.push(Row {
-                request,
-                slot,
-                start,
-                n_tokens,
-                n_candidates,
-                token_idx,
-                answer_idx,
-                follows,
-                emit,
-            });
-            answer_idx += 1 + n_candidates;
-        }
-        grants.clear();
-        self.scratch.grants = grants;
-        self.counters.n_steps += 1;
-        self.counters.n_rows += plan.rows.len() as u64;
-        let mut rows = self.scratch.flight_rows.pop().unwrap_or_default();
-        rows.extend_from_slice(&plan.rows);
-        self.flights.push_back(Flight { step: plan.step, rows });
     }
 }
 

@@ -333,7 +333,7 @@ fn pages_before(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GroupLimits;
+    use crate::{GroupLimits, Priorities};
 
     const SLOT: SlotIdx = SlotIdx(0);
     const FULL: GroupIdx = GroupIdx(0);
@@ -346,6 +346,9 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 64,
             page_tokens: 4,
+            priorities: Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: vec![

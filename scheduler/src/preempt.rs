@@ -1,19 +1,24 @@
-//! Who gives way when pages run out: always the youngest that runs.
+//! Who gives way when pages run out: always whose turn is last of those that run. That is the
+//! youngest, a level counting as an earlier arrival.
 //!
-//! A preempted sequence keeps its tokens, loses its pages and goes back to the head of the queue;
-//! admitted again, it computes prompt and generated tokens anew, as one prefill. A row of it may be
-//! in flight: the KV that it writes is lost, what it samples holds. It is not admitted before that
-//! row has landed.
+//! A preempted sequence keeps its tokens, loses its pages and goes back to the queue; admitted
+//! again, it computes prompt and generated tokens anew, as one prefill. A row of it may be in
+//! flight: the KV that it writes is lost, what it samples holds. It is not admitted before that row
+//! has landed.
 //!
-//! **Nobody starves.** A sequence takes pages only from younger ones, so the oldest is never
-//! preempted, and alone it fits the pools (`admission`): it computes at least one token in every
-//! step, until all that it will ever compute is in flight. While its last row is, or one too many
-//! of a sequence whose stop token was seen late, one step more may be planned for others. Whoever
-//! is taken therefore ends after no more steps than it and the sequences older than it may hold
-//! tokens, together, and one more for each of them. The youngest has nobody to take pages from: it
-//! keeps its slot and what it has computed, and sits the step out.
+//! **Nobody who has begun starves.** A sequence takes pages only from those behind it, so the first
+//! that runs is never preempted, and alone it fits the pools (`admission`): it computes at least
+//! one token in every step, until all that it will ever compute is in flight. While its last row
+//! is, or one too many of a sequence whose stop token was seen late, one step more may be planned
+//! for others. Who was preempted is behind all that run, and returns before any newcomer of its
+//! level. So whoever has begun and has risen to the first level ([`Priorities`]) ends after no more
+//! steps than it and those before it may hold tokens, together, and one more for each of them:
+//! nobody gets before it any more. The last that runs has nobody to take pages from: it keeps its
+//! slot and what it has computed, and sits the step out. When who waits begins is in `queue`.
 //!
 //! A host tier would copy pages out instead of forfeiting them, here.
+//!
+//! [`Priorities`]: crate::Priorities
 
 use crate::SlotIdx;
 use crate::pages::Pools;
@@ -21,7 +26,7 @@ use crate::roster::Roster;
 use crate::stats::Counters;
 
 /// How many of `n_wanted` tokens a running sequence can have pages for, after preempting as many
-/// younger ones as the first token takes. A chunk is rather cut than paid for with another's work.
+/// behind it as the first token takes. A chunk is rather cut than paid for with another's work.
 pub(crate) fn make_room(
     slot: SlotIdx,
     n_wanted: usize,
@@ -32,11 +37,11 @@ pub(crate) fn make_room(
     let start = roster.sequence(slot).n_planned();
     loop {
         let n_affordable = pools.n_affordable(slot, start, n_wanted);
-        let youngest = *roster.running().last().expect("it runs itself");
-        if n_affordable > 0 || n_wanted == 0 || youngest == slot {
+        let last = *roster.running().last().expect("it runs itself");
+        if n_affordable > 0 || n_wanted == 0 || last == slot {
             return n_affordable;
         }
-        let (victim, n_lost) = roster.preempt_youngest();
+        let (victim, n_lost) = roster.preempt_last();
         pools.forfeit(victim);
         counters.n_preemptions += 1;
         counters.n_lost_tokens += n_lost as u64;
@@ -56,6 +61,9 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 36,
             page_tokens: 4,
+            priorities: crate::Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: vec![GroupLimits { n_pages: 9, window: None }],
@@ -72,9 +80,11 @@ mod tests {
                 is_guided: false,
                 terms: crate::Terms::ordinary(),
             };
-            roster.arrive(request, &limits);
+            roster.arrive(request, 0, &limits);
         }
-        while let Some(slot) = roster.admit() {
+        while roster.has_free_slot() {
+            let next = roster.queue().next(0).expect("six wait for three slots");
+            let slot = roster.admit(next);
             compute(slot, 12, &mut roster, &mut pools);
         }
         (roster, pools, limits)
@@ -110,7 +120,8 @@ mod tests {
         assert_eq!(n_tokens, 12, "the three pages of the youngest, and no more");
         assert_eq!((counters.n_preemptions, counters.n_lost_tokens), (1, 12));
         assert_eq!(roster.running().len(), 2);
-        assert_eq!(roster.next_waiting().map(|next| next.id()), Some(RequestId(2)));
+        let next = roster.queue().next(0).expect("it waits");
+        assert_eq!(roster.queue().at(next).id(), RequestId(2));
         roster.check(&limits);
         pools.check(|slot| roster.span(slot));
     }

@@ -1,29 +1,28 @@
-//! Who lives, and where: slots, the running sequences, the waiting queue.
+//! Who lives, and where: slots, the running sequences, those that wait.
 //!
-//! **The running sequences followed by the waiting ones are in order of arrival**, always: whoever
-//! is admitted is the oldest that waits, whoever is preempted is the youngest that runs. So age
-//! needs no sorting, both ends of both lists are where the work happens, and an arrival number is
-//! found by halving. It does not know pages, steps or effects.
-//!
-//! Priorities would order both lists by class before arrival, and nothing else here.
+//! **The running sequences are in the order of their turns**, and those that were preempted are
+//! behind them all: whoever is preempted is the last that runs, and a place is found by halving. It
+//! does not know pages, steps or effects; whose turn it is of those that wait is the queue's
+//! business.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::expiry::Expiry;
-use crate::sequence::{Arrival, Sequence};
-use crate::{Limits, Moment, Request, RequestId, Row, SlotIdx};
+use crate::queue::{Queue, QueuePlace};
+use crate::sequence::Sequence;
+use crate::turn::Turn;
+use crate::{Limits, Moment, Request, RequestId, Row, SlotIdx, TenantId};
 
 /// Every sequence that has not ended.
 #[derive(Debug)]
 pub(crate) struct Roster {
     slots: Vec<Option<Sequence>>,
     free_slots: Vec<SlotIdx>,
-    /// By age, oldest first.
+    /// By turn.
     running: Vec<SlotIdx>,
-    /// By age, oldest first, and younger than all that run.
-    waiting: VecDeque<Sequence>,
+    queue: Queue,
     /// Requests that have not ended. Not touched by a step in which nobody arrives or ends.
-    arrivals: BTreeMap<RequestId, Arrival>,
+    turns: BTreeMap<RequestId, (TenantId, Turn)>,
     expiry: Expiry,
     n_arrivals: u64,
     /// Rows in flight of sequences that have ended.
@@ -35,8 +34,8 @@ pub(crate) struct Roster {
 pub(crate) enum Place {
     /// In this slot.
     Running(SlotIdx),
-    /// At this position of the queue.
-    Waiting(usize),
+    /// At this place of the queue.
+    Waiting(QueuePlace),
 }
 
 impl Roster {
@@ -45,66 +44,74 @@ impl Roster {
             slots: (0..limits.n_slots).map(|_| None).collect(),
             free_slots: (0..limits.n_slots as u32).rev().map(SlotIdx).collect(),
             running: Vec::with_capacity(limits.n_slots),
-            waiting: VecDeque::new(),
-            arrivals: BTreeMap::new(),
+            queue: Queue::new(limits),
+            turns: BTreeMap::new(),
             expiry: Expiry::default(),
             n_arrivals: 0,
             n_orphan_rows: 0,
         }
     }
 
-    /// Queues a request behind all others.
-    pub(crate) fn arrive(&mut self, request: Request, limits: &Limits) {
-        let arrival = Arrival(self.n_arrivals);
+    /// Queues a request that comes after `n_steps`.
+    pub(crate) fn arrive(&mut self, request: Request, n_steps: u64, limits: &Limits) {
+        let level = limits.priorities.level(request.terms.priority);
+        let turn = Turn::new(limits.priorities.due(n_steps, level), self.n_arrivals);
         self.n_arrivals += 1;
-        let twin = self.arrivals.insert(request.id, arrival);
-        assert!(twin.is_none(), "{:?} arrives twice", request.id);
-        let sequence = Sequence::new(request, arrival, limits);
-        self.expiry.watch(sequence.id(), sequence.wanted_until());
-        self.waiting.push_back(sequence);
+        let sequence = Sequence::new(request, turn, limits);
+        let id = sequence.id();
+        let twin = self.turns.insert(id, (sequence.tenant(), turn));
+        assert!(twin.is_none(), "{id:?} arrives twice");
+        self.expiry.watch(id, sequence.wanted_until());
+        self.queue.join(sequence);
     }
 
-    /// Gives the oldest waiting sequence a slot, if both exist.
-    pub(crate) fn admit(&mut self) -> Option<SlotIdx> {
-        if self.waiting.is_empty() {
-            return None;
-        }
-        let slot = self.free_slots.pop()?;
-        let mut sequence = self.waiting.pop_front()?;
+    /// Gives a sequence that waits a slot. One must be free.
+    pub(crate) fn admit(&mut self, place: QueuePlace) -> SlotIdx {
+        let slot = self.free_slots.pop().expect("a slot is free");
+        let mut sequence = self.queue.take(place);
         self.expiry.forget(sequence.id(), sequence.wanted_until());
         sequence.enter();
         self.expiry.watch(sequence.id(), sequence.wanted_until());
+        let is_before = |&other: &SlotIdx| self.sequence(other).turn() < sequence.turn();
+        let order_idx = self.running.partition_point(is_before);
+        self.running.insert(order_idx, slot);
         self.slots[slot.idx()] = Some(sequence);
-        self.running.push(slot);
-        Some(slot)
+        slot
     }
 
-    /// Sends the youngest running sequence back to the head of the queue, also while rows of it are
-    /// in flight. Returns its slot and how many of its tokens are to be computed again. Its pages
-    /// must be forfeited.
-    pub(crate) fn preempt_youngest(&mut self) -> (SlotIdx, usize) {
+    /// Sends the last running sequence back to the queue, also while rows of it are in flight.
+    /// Returns its slot and how many of its tokens are to be computed again. Its pages must be
+    /// forfeited.
+    pub(crate) fn preempt_last(&mut self) -> (SlotIdx, usize) {
         let slot = self.running.pop().expect("somebody runs");
         let mut sequence = self.slots[slot.idx()].take().expect("a running slot is taken");
         let n_lost = sequence.rewind();
         self.free_slots.push(slot);
-        self.waiting.push_front(sequence);
+        self.queue.join(sequence);
         (slot, n_lost)
+    }
+
+    /// Planned rows compute a sequence's positions before `end`: its tenant was served what was
+    /// never computed before.
+    pub(crate) fn serve(&mut self, slot: SlotIdx, end: usize) {
+        let sequence = self.sequence_mut(slot);
+        let (tenant, n_new) = (sequence.tenant(), sequence.serve(end));
+        self.queue.serve(tenant, n_new);
     }
 
     /// A request has ended: it is unknown from now on, and rows of it in flight are nobody's. The
     /// slot that it had is free; its pages must be forfeited.
     pub(crate) fn end(&mut self, place: Place) {
         let sequence = match place {
-            Place::Waiting(queue_idx) => self.waiting.remove(queue_idx),
+            Place::Waiting(place) => self.queue.leave(place),
             Place::Running(slot) => {
-                let order_idx = self.order_idx(self.sequence(slot).arrival());
+                let order_idx = self.order_idx(self.sequence(slot).turn());
                 self.running.remove(order_idx.expect("it runs"));
                 self.free_slots.push(slot);
-                self.slots[slot.idx()].take()
+                self.slots[slot.idx()].take().expect("a running slot is taken")
             }
         };
-        let sequence = sequence.expect("it was found there");
-        self.arrivals.remove(&sequence.id());
+        self.turns.remove(&sequence.id());
         self.expiry.forget(sequence.id(), sequence.wanted_until());
         self.n_orphan_rows += sequence.n_rows_in_flight();
     }
@@ -132,7 +139,7 @@ impl Roster {
         self.slots[slot.idx()].as_mut().expect("the slot is taken")
     }
 
-    /// Slots of running sequences, oldest first.
+    /// Slots of running sequences, by turn.
     pub(crate) fn running(&self) -> &[SlotIdx] {
         &self.running
     }
@@ -142,9 +149,9 @@ impl Roster {
         self.expiry.expired(now)
     }
 
-    /// The oldest waiting sequence.
-    pub(crate) fn next_waiting(&self) -> Option<&Sequence> {
-        self.waiting.front()
+    /// Who waits.
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
     }
 
     pub(crate) fn has_free_slot(&self) -> bool {
@@ -154,33 +161,29 @@ impl Roster {
     /// Whether some sequence is held until it is known what may follow its last token.
     pub(crate) fn holds_any(&self) -> bool {
         let running = self.running.iter().map(|&slot| self.sequence(slot));
-        running.chain(&self.waiting).any(Sequence::is_held)
-    }
-
-    pub(crate) fn n_waiting(&self) -> usize {
-        self.waiting.len()
+        // A newcomer has no last token.
+        running.chain(self.queue.preempted()).any(Sequence::is_held)
     }
 
     /// Requests that have not ended.
     pub(crate) fn n_live(&self) -> usize {
-        self.running.len() + self.waiting.len()
+        self.running.len() + self.queue.len()
     }
 
     /// Where a request is, unless it has ended or is unknown.
     pub(crate) fn find(&self, request: RequestId) -> Option<Place> {
-        let arrival = *self.arrivals.get(&request)?;
-        if let Some(order_idx) = self.order_idx(arrival) {
-            return Some(Place::Running(self.running[order_idx]));
-        }
-        let queue_idx = self.waiting.binary_search_by_key(&arrival, Sequence::arrival);
-        Some(Place::Waiting(queue_idx.expect("a request that has not ended runs or waits")))
+        let &(tenant, turn) = self.turns.get(&request)?;
+        Some(match self.order_idx(turn) {
+            Some(order_idx) => Place::Running(self.running[order_idx]),
+            None => Place::Waiting(self.queue.find(tenant, turn)),
+        })
     }
 
     /// The sequence at a place that [`Roster::find`] found.
     pub(crate) fn at(&self, place: Place) -> &Sequence {
         match place {
             Place::Running(slot) => self.sequence(slot),
-            Place::Waiting(queue_idx) => &self.waiting[queue_idx],
+            Place::Waiting(place) => self.queue.at(place),
         }
     }
 
@@ -188,12 +191,12 @@ impl Roster {
     pub(crate) fn at_mut(&mut self, place: Place) -> &mut Sequence {
         match place {
             Place::Running(slot) => self.sequence_mut(slot),
-            Place::Waiting(queue_idx) => &mut self.waiting[queue_idx],
+            Place::Waiting(place) => self.queue.at_mut(place),
         }
     }
 
-    fn order_idx(&self, arrival: Arrival) -> Option<usize> {
-        self.running.binary_search_by_key(&arrival, |&slot| self.sequence(slot).arrival()).ok()
+    fn order_idx(&self, turn: Turn) -> Option<usize> {
+        self.running.binary_search_by_key(&turn, |&slot| self.sequence(slot).turn()).ok()
     }
 
     /// Asserts that every sequence is in one place, and in order.
@@ -207,23 +210,25 @@ impl Roster {
         }
         assert_eq!(self.running.len(), n_taken, "whoever has a slot runs");
         assert!(self.n_live() <= limits.n_live_max(), "{} live", self.n_live());
-        assert_eq!(self.n_live(), self.arrivals.len(), "live requests are those in the map");
+        assert_eq!(self.n_live(), self.turns.len(), "live requests are those in the map");
+        self.queue.check();
 
         let running = self.running.iter().map(|&slot| self.sequence(slot));
         let (mut last, mut n_watched) = (None, 0);
-        for sequence in running.chain(&self.waiting) {
-            let arrival = Some(sequence.arrival());
-            assert!(last < arrival, "{:?} is out of order", sequence.id());
-            last = arrival;
-            assert_eq!(self.arrivals.get(&sequence.id()).copied(), arrival);
+        for sequence in running.clone().chain(self.queue.preempted()) {
+            let turn = Some(sequence.turn());
+            assert!(last < turn, "{:?} is out of order", sequence.id());
+            last = turn;
+        }
+        for sequence in running.chain(self.queue.iter()) {
+            sequence.check();
             let (id, until) = (sequence.id(), sequence.wanted_until());
+            assert_eq!(self.turns.get(&id), Some(&(sequence.tenant(), sequence.turn())));
             assert!(self.expiry.watches(id, until), "{id:?} is not watched until {until:?}");
             n_watched += usize::from(until.is_some());
         }
         assert_eq!(self.expiry.len(), n_watched, "only those that live can expire");
-        taken.for_each(Sequence::check);
-        for sequence in &self.waiting {
-            sequence.check();
+        for sequence in self.queue.iter() {
             assert_eq!(sequence.n_planned(), 0, "{:?} waits with tokens computed", sequence.id());
         }
     }
@@ -236,7 +241,7 @@ impl Roster {
 
     /// Rows in flight: of those that run, of those that were preempted, and nobody's.
     pub(crate) fn n_rows_in_flight(&self) -> usize {
-        let alive = self.slots.iter().flatten().chain(&self.waiting);
+        let alive = self.slots.iter().flatten().chain(self.queue.iter());
         self.n_orphan_rows + alive.map(Sequence::n_rows_in_flight).sum::<usize>()
     }
 }
@@ -252,6 +257,9 @@ mod tests {
             n_tokens_per_step: 4,
             n_context_tokens: 16,
             page_tokens: 4,
+            priorities: crate::Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: Vec::new(),
@@ -271,7 +279,7 @@ mod tests {
                 is_guided: false,
                 terms: crate::Terms::ordinary(),
             };
-            roster.arrive(request, &limits());
+            roster.arrive(request, 0, &limits());
         }
         roster
     }
@@ -281,25 +289,34 @@ mod tests {
         roster.find(RequestId(id))
     }
 
+    fn admit_next(roster: &mut Roster, n_steps: u64) -> SlotIdx {
+        let next = roster.queue().next(n_steps).expect("somebody waits");
+        roster.admit(next)
+    }
+
     #[test]
-    fn the_oldest_is_admitted_the_youngest_preempted() {
+    fn the_first_in_turn_is_admitted_the_last_preempted() {
         let mut roster = roster(4);
-        assert_eq!(roster.admit(), Some(SlotIdx(0)));
-        assert_eq!(roster.admit(), Some(SlotIdx(1)));
-        assert_eq!(roster.admit(), None, "no slot is free");
+        assert_eq!(admit_next(&mut roster, 0), SlotIdx(0));
+        assert_eq!(admit_next(&mut roster, 0), SlotIdx(1));
+        assert!(!roster.has_free_slot());
         assert_eq!(place(&roster, 1), Some(Place::Running(SlotIdx(1))));
-        assert_eq!(roster.preempt_youngest(), (SlotIdx(1), 0));
-        assert_eq!(place(&roster, 1), Some(Place::Waiting(0)), "before those that came later");
-        assert_eq!(place(&roster, 3), Some(Place::Waiting(2)));
+        assert_eq!(roster.preempt_last(), (SlotIdx(1), 0));
+        let turn = Turn::new(0, 1);
+        assert_eq!(place(&roster, 1), Some(Place::Waiting(QueuePlace::Preempted(turn))));
+        assert_eq!(roster.queue().next(0), Some(QueuePlace::Preempted(turn)));
+        let waits = QueuePlace::New(TenantId(0), Turn::new(0, 3));
+        assert_eq!(place(&roster, 3), Some(Place::Waiting(waits)));
     }
 
     #[test]
     fn the_ended_are_unknown() {
         let mut roster = roster(3);
-        roster.admit();
-        roster.end(Place::Waiting(0));
+        admit_next(&mut roster, 0);
+        roster.end(Place::Waiting(QueuePlace::New(TenantId(0), Turn::new(0, 1))));
         assert_eq!(place(&roster, 1), None);
-        assert_eq!(place(&roster, 2), Some(Place::Waiting(0)));
+        let waits = QueuePlace::New(TenantId(0), Turn::new(0, 2));
+        assert_eq!(place(&roster, 2), Some(Place::Waiting(waits)));
         roster.end(Place::Running(SlotIdx(0)));
         assert_eq!(place(&roster, 0), None);
         assert_eq!(roster.n_live(), 1);

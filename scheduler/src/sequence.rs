@@ -6,11 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::lookup::Lookup;
-use crate::{Emit, FinishReason, Limits, Moment, Request, RequestId, Row, TokenId};
-
-/// The order of arrival, counted from 0. The smaller, the older.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Arrival(pub(crate) u64);
+use crate::turn::Turn;
+use crate::{Emit, FinishReason, Limits, Moment, Request, RequestId, Row, TenantId, TokenId};
 
 /// Stands in a plan where the row before is still computing the token; settling the plan puts the
 /// computed one there.
@@ -25,7 +22,9 @@ const UNKNOWN: TokenId = TokenId(0);
 #[derive(Debug)]
 pub(crate) struct Sequence {
     request: Request,
-    arrival: Arrival,
+    turn: Turn,
+    level: u32,
+    tenant: TenantId,
     generated: Vec<TokenId>,
     /// Prompt and generated tokens at which it ends.
     n_tokens_end: usize,
@@ -48,18 +47,21 @@ pub(crate) struct Sequence {
     n_scored: usize,
     /// It is guided, and nobody has said yet what may follow its last token.
     is_held: bool,
-    /// Whether it has ever had a slot.
     has_begun: bool,
+    /// Positions that were computed for it, or found, at least once.
+    n_served: usize,
 }
 
 impl Sequence {
-    pub(crate) fn new(request: Request, arrival: Arrival, limits: &Limits) -> Sequence {
+    pub(crate) fn new(request: Request, turn: Turn, limits: &Limits) -> Sequence {
         let n_tokens_end = request.prompt.len().saturating_add(request.n_new_max);
         // What may follow a guess of a guided one is not known.
         let speculates = limits.speculation.is_some() && !request.is_guided;
         Sequence {
+            level: limits.priorities.level(request.terms.priority),
+            tenant: TenantId(request.terms.tenant.0 % limits.n_tenants as u32),
             request,
-            arrival,
+            turn,
             generated: Vec::new(),
             n_tokens_end: n_tokens_end.min(limits.n_sequence_tokens_max()),
             n_computed: 0,
@@ -73,6 +75,7 @@ impl Sequence {
             n_scored: 0,
             is_held: false,
             has_begun: false,
+            n_served: 0,
         }
     }
 
@@ -80,8 +83,23 @@ impl Sequence {
         self.request.id
     }
 
-    pub(crate) fn arrival(&self) -> Arrival {
-        self.arrival
+    pub(crate) fn turn(&self) -> Turn {
+        self.turn
+    }
+
+    /// The level that it came with.
+    pub(crate) fn level(&self) -> u32 {
+        self.level
+    }
+
+    /// Whose share it takes.
+    pub(crate) fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Whether it has ever had a slot.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     pub(crate) fn prompt(&self) -> &[TokenId] {
@@ -171,6 +189,14 @@ impl Sequence {
         assert_eq!(self.n_planned(), 0, "{:?} has pages of its own", self.id());
         assert!(n_tokens <= self.n_cacheable(), "{:?}: {n_tokens} tokens adopted", self.id());
         self.n_computed = n_tokens;
+        self.n_served = self.n_served.max(n_tokens);
+    }
+
+    /// Positions before `end` will have been computed for it: how many never were before.
+    pub(crate) fn serve(&mut self, end: usize) -> usize {
+        let n_new = end.saturating_sub(self.n_served);
+        self.n_served += n_new;
+        n_new
     }
 
     /// Appends the tokens of a range to `tokens`.
@@ -358,7 +384,7 @@ impl Sequence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{SlotIdx, Terms};
+    use crate::{Priorities, SlotIdx, Terms};
 
     fn sequence(n_prompt: u32, n_new_max: usize, scores_prompt: bool) -> Sequence {
         let limits = Limits {
@@ -367,6 +393,9 @@ mod tests {
             n_tokens_per_step: 8,
             n_context_tokens: 12,
             page_tokens: 4,
+            priorities: Priorities::single(),
+            n_tenants: 1,
+            latency: None,
             prefix_cache: None,
             speculation: None,
             groups: Vec::new(),
@@ -381,7 +410,7 @@ mod tests {
             is_guided: false,
             terms: Terms::ordinary(),
         };
-        let mut sequence = Sequence::new(request, Arrival(0), &limits);
+        let mut sequence = Sequence::new(request, Turn::new(0, 0), &limits);
         sequence.enter();
         sequence
     }

@@ -11,6 +11,8 @@ pub struct Stats {
     pub n_running: usize,
     /// Requests that wait for a slot, the preempted among them.
     pub n_waiting: usize,
+    /// The same, by the level that they asked for, the first level first.
+    pub n_waiting_by_level: Vec<usize>,
     /// Pages, by group.
     pub groups: Vec<GroupStats>,
     /// What happened since the start.
@@ -97,7 +99,8 @@ impl Stats {
         };
         Stats {
             n_running: roster.running().len(),
-            n_waiting: roster.n_waiting(),
+            n_waiting: roster.queue().len(),
+            n_waiting_by_level: roster.queue().n_by_level().to_vec(),
             groups: pools.groups().map(group_stats).collect(),
             counters: *counters,
         }

@@ -48,8 +48,8 @@ const PLANTS: [Plant; 25] = [
     Plant {
         what: "who found no room is not asked again",
         file: "machine.rs",
-        right: "Some((newcomer.arrival(), self.pools.n_returns()))",
-        wrong: "Some((newcomer.arrival(), 0))",
+        right: "let now = (self.pools.n_returns(), self.roster.queue().n_changes());",
+        wrong: "let now = (last.n_returns, self.roster.queue().n_changes());",
     },
     Plant {
         what: "equal tokens after other tokens pass for the same",
@@ -112,7 +112,7 @@ const PLANTS: [Plant; 25] = [
         wrong: "            budget.take_newcomer(0);\n",
     },
     Plant {
-        what: "the oldest gives way",
+        what: "the first in turn gives way",
         file: "roster.rs",
         right: "let slot = self.running.pop().expect(\"somebody runs\");",
         wrong: "let slot = self.running.remove(0);",
@@ -161,13 +161,13 @@ const PLANTS: [Plant; 25] = [
     },
     Plant {
         what: "guesses are not taken from the budget",
-        file: "machine.rs",
+        file: "machine/rows.rs",
         right: "budget.take_spare(grant.n_candidates);",
         wrong: "budget.take_spare(0);",
     },
     Plant {
         what: "guesses take pages that are not there",
-        file: "machine.rs",
+        file: "machine/rows.rs",
         right: "pools.n_affordable(grant.slot, first, n_max.min(budget.n_spare()))",
         wrong: "n_max.min(budget.n_spare())",
     },
@@ -219,13 +219,7 @@ fn complaint(name: &str, change: impl FnOnce(&Path)) -> Option<String> {
         fs::remove_dir_all(&folder).expect("an earlier run's folder can be removed");
     }
     let copy = folder.join("src");
-    fs::create_dir_all(&copy).expect("a folder can be made");
-    for entry in fs::read_dir(repository.join("scheduler/src")).expect("the sources") {
-        let path = entry.expect("it is readable").path();
-        if path.is_file() {
-            fs::copy(&path, copy.join(path.file_name().expect("a file"))).expect("it is copied");
-        }
-    }
+    copy_sources(&repository.join("scheduler/src"), &copy);
     change(&copy);
     let (library, program) = (folder.join("libscheduler.rlib"), folder.join("sim"));
     compile(&copy.join("lib.rs"), &library, &["--crate-type", "rlib", "--crate-name", "scheduler"]);
@@ -238,6 +232,19 @@ fn complaint(name: &str, change: impl FnOnce(&Path)) -> Option<String> {
         String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
     let panicked = said.lines().skip_while(|line| !line.contains("panicked at"));
     (!run.status.success()).then(|| panicked.skip(1).take(1).collect())
+}
+
+fn copy_sources(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder can be made");
+    for entry in fs::read_dir(from).expect("the sources") {
+        let path = entry.expect("it is readable").path();
+        let to = to.join(path.file_name().expect("it has a name"));
+        if path.is_dir() {
+            copy_sources(&path, &to);
+        } else {
+            fs::copy(&path, to).expect("it is copied");
+        }
+    }
 }
 
 /// With the compiler that compiled this.

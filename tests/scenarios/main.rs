@@ -14,6 +14,10 @@
 //! complete 7 -                                                    a sampled token, or none, a row
 //!                                                                 of the oldest plan, its
 //!                                                                 candidates counting as rows
+//!                                                                 `levels=3/2/9`: of priority, the
+//!                                                                 default, steps to rise by one
+//! arrive 2 prompt=5 new=3 priority=1 tenant=4                     of `tenants=5`
+//! took 90                                                         microseconds of steps from here on
 //! now 30                                                          what time it is from here on
 //! arrive 3 prompt=5 new=3 queued=40 until=90                      has a slot by 40, ends by 90, or
 //!                                                                 nobody wants it
@@ -31,9 +35,9 @@ use std::fs;
 use std::path::Path;
 
 use scheduler::{
-    Admission, Effect, Emit, Event, FinishReason, GroupLimits, Limits, Moment, PageUpdate,
-    PrefixCache, Refusal, Request, RequestId, Row, Scheduler, Speculation, StepPlan, StepResult,
-    Terms, TokenId,
+    Admission, Effect, Emit, Event, FinishReason, GroupLimits, LatencyTarget, Limits, Moment,
+    PageUpdate, PrefixCache, Priorities, Refusal, Request, RequestId, Row, Scheduler, Speculation,
+    StepPlan, StepResult, TenantId, Terms, TokenId,
 };
 
 /// A transcript that is being written.
@@ -42,6 +46,7 @@ struct Transcript {
     /// Not completed, oldest first.
     plans: VecDeque<StepPlan>,
     now: Moment,
+    took_us: u64,
     text: String,
 }
 
@@ -81,8 +86,13 @@ fn a_wrong_expectation_is_noticed() {
 
 /// Runs a transcript's commands and writes what follows from each.
 fn replay(script: &str) -> String {
-    let mut transcript =
-        Transcript { scheduler: None, plans: VecDeque::new(), now: Moment(0), text: String::new() };
+    let mut transcript = Transcript {
+        scheduler: None,
+        plans: VecDeque::new(),
+        now: Moment(0),
+        took_us: 1,
+        text: String::new(),
+    };
     for line in script.lines() {
         if line.starts_with("  ") {
             continue;
@@ -113,6 +123,7 @@ impl Transcript {
             }
             "plan" => self.plan(),
             "stats" => self.stats(),
+            "took" => self.took_us = number(arguments[0]) as u64,
             "now" => self.now = Moment(number(arguments[0]) as u64),
             _ => panic!("unknown command {command:?}"),
         }
@@ -168,7 +179,7 @@ impl Transcript {
         if let Some(next) = next {
             next.settle(&tokens);
         }
-        self.apply(Event::Complete(StepResult { step: plan.step, tokens, took_us: 1 }));
+        self.apply(Event::Complete(StepResult { step: plan.step, tokens, took_us: self.took_us }));
         self.scheduler().recycle(plan);
         if let Some(next) = self.plans.pop_front() {
             for row in &next.rows {
@@ -262,6 +273,14 @@ fn token(word: &str) -> Option<TokenId> {
     (word != "-").then(|| TokenId(number(word) as u32))
 }
 
+/// `levels=3/2/10`: three, of which the second is the default, ten steps each.
+fn priorities(fields: &BTreeMap<&str, &str>) -> Priorities {
+    let Some(word) = fields.get("levels") else { return Priorities::single() };
+    let numbers: Vec<u32> = word.split('/').map(|word| number(word) as u32).collect();
+    let [n_levels, default_level, n_steps_a_level] = numbers[..] else { panic!("{word:?}") };
+    Priorities { n_levels, default_level, n_steps_a_level }
+}
+
 fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
     let group = |word: &str| match word.split_once('/') {
         Some((pages, window)) => {
@@ -275,6 +294,12 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
         n_tokens_per_step: number(fields["step"]),
         n_context_tokens: number(fields["context"]),
         page_tokens: number(fields["page"]),
+        priorities: priorities(fields),
+        n_tenants: fields.get("tenants").map_or(1, |word| number(word)),
+        latency: fields.get("pace").map(|word| {
+            let (step_us, n_min) = word.split_once('/').expect("pace=100/2");
+            LatencyTarget { step_us: number(step_us) as u64, n_prompt_tokens_min: number(n_min) }
+        }),
         prefix_cache: fields.contains_key("cache").then_some(PrefixCache { seed: 0 }),
         speculation: fields
             .get("speculate")
@@ -285,7 +310,13 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
 
 fn terms(fields: &BTreeMap<&str, &str>) -> Terms {
     let moment = |field| fields.get(field).map(|word| Moment(number(word) as u64));
-    Terms { queue_deadline: moment("queued"), deadline: moment("until"), ..Terms::ordinary() }
+    let given = |field| fields.get(field).map_or(0, |word| number(word) as u32);
+    Terms {
+        priority: given("priority"),
+        tenant: TenantId(given("tenant")),
+        queue_deadline: moment("queued"),
+        deadline: moment("until"),
+    }
 }
 
 fn request(words: &[&str]) -> Request {

@@ -1,7 +1,7 @@
 //! Random limits and requests: small, so that every bound is met often.
 
 use scheduler::{
-    GroupLimits, Limits, PrefixCache, Request, RequestId, Speculation, Terms, TokenId,
+    GroupLimits, Limits, PrefixCache, Priorities, Request, RequestId, Speculation, Terms, TokenId,
 };
 
 use crate::model::VOCAB_SIZE;
@@ -28,6 +28,9 @@ pub(crate) fn limits(random: &mut Random) -> Limits {
         n_tokens_per_step: n_slots + random.within(0, 8),
         n_context_tokens,
         page_tokens,
+        priorities: Priorities::single(),
+        n_tenants: 1,
+        latency: None,
         prefix_cache: (!random.one_in(3)).then(|| PrefixCache { seed: random.next() % 4 }),
         speculation: random
             .one_in(2)

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
-use crate::{Emit, GroupLimits, Terms};
+use crate::{Emit, GroupLimits, Priorities, Terms};
 
 const NOW: Moment = Moment(7);
 
@@ -15,6 +15,9 @@ fn scheduler(n_waiting_max: usize) -> Scheduler {
         n_tokens_per_step: 32,
         n_context_tokens: 256,
         page_tokens: 4,
+        priorities: Priorities::single(),
+        n_tenants: 1,
+        latency: None,
         prefix_cache: None,
         speculation: None,
         groups: vec![
