@@ -49,6 +49,7 @@ impl Ultra {
             kv_bytes: None,
             overlaps_steps: false,
             caches_prefixes: false,
+            policy: engine::Policy::plain(),
             n_candidates_max: 0,
             is_deterministic: false,
         };

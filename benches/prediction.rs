@@ -76,6 +76,7 @@ fn our_kernels_move_the_bytes_that_are_predicted() {
         kv_bytes: None,
         overlaps_steps: false,
         caches_prefixes: false,
+        policy: engine::Policy::plain(),
         n_candidates_max: 0,
         is_deterministic: false,
     };

@@ -39,6 +39,7 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        policy: engine::Policy::plain(),
         n_candidates_max: 0,
     };
     let rss_before = resident_bytes("RssAnon:")?;

@@ -89,6 +89,7 @@ fn config(device: DeviceKind, n_ranks: usize, kv_dtype: KvDtype, n_slots: usize)
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        policy: engine::Policy::plain(),
         n_candidates_max: 0,
     }
 }

@@ -117,6 +117,7 @@ fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
         page_tokens: 16,
         n_ranks: 2,
         overlaps_steps,
+        policy: engine::Policy::plain(),
     };
     Engine::start(pool, limits, info)
 }

@@ -68,6 +68,7 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        policy: engine::Policy::plain(),
         n_candidates_max: 0,
     }
 }

@@ -34,6 +34,7 @@ fn config(n_ranks: usize) -> EngineConfig {
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        policy: engine::Policy::plain(),
         n_candidates_max: 0,
     }
 }

@@ -12,7 +12,7 @@ use scheduler::{PrefixCache, Speculation};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
 
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, N_TENANTS};
 use crate::device::{CpuExec, DeviceError, Exec};
 use crate::engine::Engine;
 use crate::handle::EngineInfo;
@@ -84,6 +84,9 @@ pub fn boot_watched(
     limits.prefix_cache = config.caches_prefixes.then(|| PrefixCache { seed: random_seed() });
     let n_candidates_max = config.n_candidates_max;
     limits.speculation = (n_candidates_max > 0).then_some(Speculation { n_candidates_max });
+    limits.priorities = config.policy.priorities;
+    limits.n_tenants = N_TENANTS;
+    limits.latency = config.policy.latency();
     let info = EngineInfo {
         n_context_tokens: plan.n_context_tokens,
         vocab_size,
@@ -93,6 +96,7 @@ pub fn boot_watched(
         page_tokens: limits.page_tokens,
         n_ranks: plan.n_ranks,
         overlaps_steps: config.overlaps_steps,
+        policy: config.policy,
     };
     Ok(Engine::start(pool, limits, info))
 }

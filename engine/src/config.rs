@@ -1,5 +1,16 @@
 //! What the operator decides about an engine. Parts have no defaults: the caller decides.
 
+use std::time::Duration;
+
+use scheduler::{LatencyTarget, Priorities};
+
+/// Tenants that are told apart; others share with one of them.
+pub(crate) const N_TENANTS: usize = 1024;
+
+/// Prompt tokens of a step, whatever the latency target: a page of every group and more, so that no
+/// prompt comes to a halt.
+const N_PROMPT_TOKENS_MIN: usize = 64;
+
 /// Where the model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -28,6 +39,33 @@ impl KvDtype {
             KvDtype::Bf16 => 2,
             KvDtype::Fp8 => 1,
         }
+    }
+}
+
+/// Whose turn it is, and how long anybody waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How priorities are understood.
+    pub priorities: Priorities,
+    /// What a step should take at most while somebody reads an answer: prompts get what that
+    /// leaves. `None` fills every step.
+    pub step_target: Option<Duration>,
+    /// From submission to a slot at most, where a request sets no such time itself.
+    pub queue_timeout: Option<Duration>,
+}
+
+impl Policy {
+    /// Turns are those of arrival, steps are full, everybody waits as long as it takes.
+    pub fn plain() -> Policy {
+        Policy { priorities: Priorities::single(), step_target: None, queue_timeout: None }
+    }
+
+    /// What steps should take, as the scheduler understands it.
+    pub(crate) fn latency(&self) -> Option<LatencyTarget> {
+        self.step_target.map(|target| LatencyTarget {
+            step_us: target.as_micros() as u64,
+            n_prompt_tokens_min: N_PROMPT_TOKENS_MIN,
+        })
     }
 }
 
@@ -65,6 +103,8 @@ pub struct EngineConfig {
     /// Whether KV that a prompt begins with is taken from an earlier request, where one began
     /// alike.
     pub caches_prefixes: bool,
+    /// Whose turn it is, and how long anybody waits.
+    pub policy: Policy,
     /// Tokens that are guessed at most behind each one that a sequence generates, and verified in
     /// the same step; 0 guesses none. No token and no score changes by it. On devices all rows are
     /// sampled on the host then.

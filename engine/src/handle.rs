@@ -8,6 +8,7 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 use scheduler::RequestId;
 
+use crate::config::Policy;
 use crate::error::SubmitError;
 use crate::guide::{Answer, Guide};
 use crate::request::{Output, Request};
@@ -43,6 +44,8 @@ pub struct EngineInfo {
     pub n_ranks: usize,
     /// Whether a step is planned while the one before it runs.
     pub overlaps_steps: bool,
+    /// Whose turn it is, and how long anybody waits.
+    pub policy: Policy,
 }
 
 /// A way to reach a running engine.

@@ -31,7 +31,7 @@ mod stats;
 
 pub use boot::{BootError, BuildError, LoadProgress, boot, boot_watched};
 pub use cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
-pub use config::{DeviceKind, EngineConfig, KvDtype};
+pub use config::{DeviceKind, EngineConfig, KvDtype, Policy};
 pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
 pub use guide::{Allowed, Guide, NextAllowed, TokenSet};
@@ -43,5 +43,5 @@ pub use memory_plan::{
 };
 pub use probe::Probe;
 pub use request::{EndReason, Finish, Output, Request, SamplingParams, Terms, Timing, TokenScore};
-pub use scheduler::{TenantId, TokenId};
+pub use scheduler::{Priorities, TenantId, TokenId};
 pub use stats::EngineStats;

@@ -134,6 +134,7 @@ mod tests {
             is_deterministic: false,
             overlaps_steps: false,
             caches_prefixes: false,
+            policy: engine::Policy::plain(),
             n_candidates_max: 0,
         }
     }

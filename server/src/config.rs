@@ -4,13 +4,14 @@
 mod arguments;
 mod reuse;
 mod size;
+mod turns;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Parser;
-use engine::{DeviceKind, EngineConfig, KvDtype};
+use engine::{DeviceKind, EngineConfig, KvDtype, Policy};
 use weights::synthetic::SyntheticFormat;
 
 use crate::text::Thinking;

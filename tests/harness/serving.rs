@@ -134,6 +134,7 @@ impl TestServer {
             // As the program does.
             overlaps_steps: settings.device == DeviceKind::Cuda,
             caches_prefixes: true,
+            policy: engine::Policy::plain(),
             n_candidates_max: 0,
         };
         let Booted { engine, text } =

@@ -17,7 +17,7 @@
 //!                                                                 `levels=3/2/9`: of priority, the
 //!                                                                 default, steps to rise by one
 //! arrive 2 prompt=5 new=3 priority=1 tenant=4                     of `tenants=5`
-//! took 90                                                         microseconds of steps from here on
+//! took 90                                                         microseconds that steps take now
 //! now 30                                                          what time it is from here on
 //! arrive 3 prompt=5 new=3 queued=40 until=90                      has a slot by 40, ends by 90, or
 //!                                                                 nobody wants it

@@ -54,6 +54,8 @@ where
             // What no clock can say is never.
             timeout.and_then(|timeout| live.arrived.checked_add(timeout)).map(|at| self.moment(at))
         };
+        let default = self.shared.info.policy.queue_timeout;
+        let queue_timeout = request.terms.queue_timeout.or(default);
         let event = Event::Arrive(scheduler::Request {
             id,
             prompt: Arc::clone(&request.prompt),
@@ -65,7 +67,7 @@ where
             terms: scheduler::Terms {
                 priority: request.terms.priority,
                 tenant: request.terms.tenant,
-                queue_deadline: after(request.terms.queue_timeout),
+                queue_deadline: after(queue_timeout),
                 deadline: after(request.terms.timeout),
             },
         });

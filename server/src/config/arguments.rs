@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::reuse::ReuseArguments;
 use super::size::ByteSize;
+use super::turns::TurnArguments;
 use super::*;
 
 const EXAMPLES: &str = "\
@@ -96,6 +97,9 @@ pub(super) struct ServeArguments {
 
     #[command(flatten)]
     capacity: CapacityArguments,
+
+    #[command(flatten)]
+    turns: TurnArguments,
 
     #[command(flatten)]
     device: DeviceArguments,
@@ -313,6 +317,7 @@ impl DeviceArguments {
             is_deterministic: self.deterministic,
             overlaps_steps: matches!(self.device, Device::Cuda),
             caches_prefixes: true,
+            policy: Policy::plain(),
             n_candidates_max: 0,
         };
         self.reuse.decide(engine)
@@ -327,7 +332,10 @@ impl From<ServeArguments> for ServeCommand {
             port: arguments.port,
             served_model_names: arguments.served_model_name,
             api_key: arguments.api_key,
-            engine: arguments.device.engine(arguments.capacity),
+            engine: EngineConfig {
+                policy: arguments.turns.policy(),
+                ..arguments.device.engine(arguments.capacity)
+            },
         }
     }
 }

@@ -1,5 +1,9 @@
 //! Defaults, every option, and what is refused.
 
+use std::time::Duration;
+
+use engine::{Policy, Priorities};
+
 use super::*;
 
 fn parse(line: &str) -> Result<Command, clap::Error> {
@@ -33,6 +37,8 @@ fn no_arguments_serve_the_demo_model() {
         assert_eq!((engine.n_tokens_per_step, engine.n_context_tokens), (512, None));
         assert_eq!((engine.kv_dtype, engine.kv_bytes), (None, None));
         assert!(!engine.is_deterministic);
+        let priorities = Priorities { n_levels: 3, default_level: 2, n_steps_a_level: 256 };
+        assert_eq!(engine.policy, Policy { priorities, ..Policy::plain() });
     }
 }
 
@@ -42,7 +48,8 @@ fn every_option_of_serve_arrives() {
         "serve some/dir --host 0.0.0.0 --port 9 --device cpu --tp 8 --max-seqs 3 --max-waiting 0 \
          --max-tokens-per-step 64 --max-model-len 1000 --kv-dtype fp8 --kv-memory 1.5GiB \
          --served-model-name a --served-model-name b --api-key secret --threads 16 \
-         --deterministic --no-prefix-cache --speculate ngram:5",
+         --deterministic --no-prefix-cache --speculate ngram:5 --priority-levels 4 \
+         --priority-steps 9 --itl-target-ms 30 --queue-timeout 5",
     );
     assert_eq!(command.model, ModelSource::Directory(PathBuf::from("some/dir")));
     assert_eq!((command.host.as_str(), command.port), ("0.0.0.0", 9));
@@ -56,6 +63,13 @@ fn every_option_of_serve_arrives() {
     assert!(engine.is_deterministic);
     assert!(!engine.caches_prefixes && serve("serve some/dir").engine.caches_prefixes);
     assert_eq!(engine.n_candidates_max, 5);
+    let priorities = Priorities { n_levels: 4, default_level: 2, n_steps_a_level: 9 };
+    let policy = Policy {
+        priorities,
+        step_target: Some(Duration::from_millis(30)),
+        queue_timeout: Some(Duration::from_secs(5)),
+    };
+    assert_eq!(engine.policy, policy);
     assert_eq!(serve("serve some/dir").engine.n_candidates_max, 0);
 }
 
@@ -155,6 +169,11 @@ fn help_mentions_every_option_and_its_default() {
         "64",
         "--max-waiting",
         "512",
+        "--priority-levels",
+        "--priority-steps",
+        "256",
+        "--itl-target-ms",
+        "--queue-timeout",
         "curl",
         "demo",
     ];

@@ -98,6 +98,7 @@ impl Steps {
             kv_bytes: None,
             overlaps_steps: false,
             caches_prefixes: false,
+            policy: engine::Policy::plain(),
             n_candidates_max: 0,
             is_deterministic: false,
         };
