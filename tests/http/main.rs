@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod crowd;
+mod kserve;
 mod lifecycle;
 mod malformed;
 mod probes;

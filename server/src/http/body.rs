@@ -27,6 +27,14 @@ pub async fn read(
         let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
         return Err(ApiError::BodyEncoded { encoding });
     }
+    read_encoded(body, limits).await
+}
+
+/// Reads a whole body as it is, compressed or not.
+///
+/// # Errors
+/// The body is longer than its bound, late, or broke off.
+pub async fn read_encoded(body: Body, limits: &HttpLimits) -> Result<Vec<u8>, ApiError> {
     let seconds = limits.body_timeout.as_secs();
     let reading = read_within(body, limits.n_body_bytes_max);
     match tokio::time::timeout(limits.body_timeout, reading).await {

@@ -134,6 +134,14 @@ pub enum ApiError {
         /// The name.
         name: String,
     },
+    /// An operator has unloaded the model.
+    #[error(
+        "the model is unloaded: POST /v2/repository/models/{name}/load makes it take requests again"
+    )]
+    ModelUnloaded {
+        /// The model.
+        name: String,
+    },
     /// The model has no such version.
     #[error("the model '{name}' has no version {version}")]
     UnknownVersion {
@@ -167,6 +175,12 @@ pub enum ApiError {
     BodyEncoded {
         /// The encoding.
         encoding: String,
+    },
+    /// The body is not compressed as it says.
+    #[error("the body is not valid {encoding}: send it whole, or uncompressed")]
+    BodyGarbled {
+        /// The encoding.
+        encoding: &'static str,
     },
     /// The key is missing or wrong.
     #[error("the API key is missing or wrong: send `Authorization: Bearer KEY`")]
@@ -216,6 +230,7 @@ impl ApiError {
         match self {
             ApiError::NotUtf8 { .. }
             | ApiError::NotJson { .. }
+            | ApiError::BodyGarbled { .. }
             | ApiError::NotAnObject { .. }
             | ApiError::WrongType { .. }
             | ApiError::OutOfRange { .. }
@@ -241,9 +256,10 @@ impl ApiError {
             ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
             ApiError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             // As Triton's queue policy answers, and what OpenAI's clients try again.
-            ApiError::QueueTimeout | ApiError::ShuttingDown | ApiError::EngineFailed { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            ApiError::QueueTimeout
+            | ApiError::ShuttingDown
+            | ApiError::ModelUnloaded { .. }
+            | ApiError::EngineFailed { .. } => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::GuideFailed | ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -268,11 +284,12 @@ impl ApiError {
             ApiError::GuideFailed => "format_failed",
             ApiError::UnknownModel { .. } => "model_not_found",
             ApiError::UnknownVersion { .. } => "version_not_found",
+            ApiError::ModelUnloaded { .. } => "model_unloaded",
             ApiError::UnknownPath => "unknown_path",
             ApiError::WrongMethod => "method_not_allowed",
             ApiError::BodyTooLarge { .. } => "body_too_large",
             ApiError::BodyIncomplete { .. } => "body_incomplete",
-            ApiError::BodyEncoded { .. } => "body_encoded",
+            ApiError::BodyEncoded { .. } | ApiError::BodyGarbled { .. } => "body_encoded",
             ApiError::Unauthorized => "invalid_api_key",
             ApiError::QueueFull { .. } => "queue_full",
             ApiError::QueueTimeout => "queue_timeout",

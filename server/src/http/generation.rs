@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{EndReason, Finish, Output, ReaderGone, Request, Ticket, TokenId, TokenScore};
+use engine::{EndReason, Finish, Output, ReaderGone, Request, Ticket, Timing, TokenId, TokenScore};
 use tokio::sync::mpsc;
 
 use super::answer::{AnswerText, TextRules};
@@ -40,6 +40,9 @@ pub struct Delta {
     pub score: Option<TokenScore>,
     /// The answer is over.
     pub end: Option<End>,
+    /// With the end: its counts and moments. Where a stop string ended the answer, the engine had
+    /// not said when it began, nor what it found in its cache.
+    pub finish: Option<Finish>,
 }
 
 /// How an answer ended well.
@@ -66,6 +69,8 @@ pub struct Answer {
     pub scores: Vec<TokenScore>,
     /// How it ended.
     pub end: Option<End>,
+    /// Its counts and moments, as in [`Delta`].
+    pub finish: Option<Finish>,
 }
 
 /// Generations under way.
@@ -91,7 +96,12 @@ struct Choice {
     text: AnswerText,
     n_prompt: usize,
     n_generated: usize,
+    n_new_max: usize,
+    stop_tokens: Arc<[TokenId]>,
+    /// Its newest token ends it.
+    is_at_its_end: bool,
     submitted: Instant,
+    first_token: Option<Instant>,
     last_token: Option<Instant>,
 }
 
@@ -113,6 +123,7 @@ impl Answer {
         self.tokens.extend(delta.token);
         self.scores.extend(delta.score);
         self.end = self.end.take().or(delta.end);
+        self.finish = self.finish.take().or(delta.finish);
     }
 }
 
@@ -137,6 +148,8 @@ impl Generations {
         };
         for (choice_idx, job) in jobs.into_iter().enumerate() {
             let n_prompt = job.request.prompt.len();
+            let n_new_max = job.request.n_new_max;
+            let stop_tokens = Arc::clone(&job.request.stop_tokens);
             let sender = sender.clone();
             let deliver = move |output| {
                 let stamped = Stamped { choice_idx, at: Instant::now(), output };
@@ -150,7 +163,11 @@ impl Generations {
                 text: AnswerText::new(&app.text, job.rules),
                 n_prompt,
                 n_generated: 0,
+                n_new_max,
+                stop_tokens,
+                is_at_its_end: false,
                 submitted: Instant::now(),
+                first_token: None,
                 last_token: None,
             });
         }
@@ -193,25 +210,34 @@ impl Generations {
         match output {
             Output::PromptScores(prompt_scores) => Ok(Delta { prompt_scores, ..delta }),
             Output::Token { token, score } => {
-                self.count_token(choice_idx, at);
+                self.count_token(choice_idx, at, token);
                 let piece = self.choices[choice_idx].text.push(token);
                 let end = piece.stop.map(End::StopString);
+                let finish = end.is_some().then(|| self.choices[choice_idx].stopped());
                 if end.is_some() {
                     self.end(choice_idx, Ended::Stop, None);
                 }
-                Ok(Delta { text: piece.text, token: Some(token), score, end, ..delta })
+                Ok(Delta { text: piece.text, token: Some(token), score, end, finish, ..delta })
             }
             Output::Finish(finish) => {
                 let (text, end) = self.finish(choice_idx, &finish)?;
-                Ok(Delta { text, end: Some(end), ..delta })
+                Ok(Delta { text, end: Some(end), finish: Some(finish), ..delta })
             }
         }
     }
 
-    fn count_token(&mut self, choice_idx: usize, at: Instant) {
+    /// Whether the choice's newest token is its last, so that its end is all that is to come.
+    pub fn is_at_its_end(&self, choice_idx: usize) -> bool {
+        self.choices[choice_idx].is_at_its_end
+    }
+
+    fn count_token(&mut self, choice_idx: usize, at: Instant, token: TokenId) {
         let choice = &mut self.choices[choice_idx];
         let metrics = &self.app.metrics;
         choice.n_generated += 1;
+        choice.first_token.get_or_insert(at);
+        choice.is_at_its_end =
+            choice.n_generated == choice.n_new_max || choice.stop_tokens.contains(&token);
         match choice.last_token.replace(at) {
             None => metrics.first_token(at.saturating_duration_since(choice.submitted)),
             Some(last) => metrics.token_gap(at.saturating_duration_since(last)),
@@ -273,6 +299,25 @@ impl Generations {
             Err(refusal) => refusal.into(),
             // The engine runs on; this request alone met numbers that are none.
             Ok(()) => ApiError::EngineFailed { cause: "no finite logits for this prompt".into() },
+        }
+    }
+}
+
+impl Choice {
+    /// What is known of an answer that a stop string ends now.
+    fn stopped(&self) -> Finish {
+        let timing = Timing {
+            arrived: self.submitted,
+            admitted: None,
+            first_token: self.first_token,
+            finished: Instant::now(),
+        };
+        Finish {
+            reason: EndReason::Cancelled,
+            n_prompt: self.n_prompt,
+            n_cached: 0,
+            n_generated: self.n_generated,
+            timing,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use engine::{EngineHandle, TokenId};
 use tokio::sync::Semaphore;
@@ -11,11 +11,9 @@ use super::auth::ApiKey;
 use super::error::ApiError;
 use super::limits::HttpLimits;
 use super::shutdown::{InFlight, Phase, Shutdown};
+use super::triton::Models;
 use crate::metrics::Metrics;
 use crate::text::TextModel;
-
-/// Triton's clients for TensorRT-LLM ask for this name, whatever the model is called.
-pub const ENSEMBLE: &str = "ensemble";
 
 /// What the operator decides about serving.
 #[derive(Clone, Debug)]
@@ -47,6 +45,10 @@ pub struct AppState {
     pub in_flight: InFlight,
     /// When serving began, in seconds since 1970.
     pub created: u64,
+    /// The same moment for durations.
+    pub began: Instant,
+    /// What Triton's clients turn and count.
+    pub triton: Models,
     /// Bytes of the vocabulary's longest token; at least one.
     pub n_token_bytes_max: usize,
     tokenizers: Arc<Semaphore>,
@@ -67,6 +69,8 @@ impl AppState {
             shutdown: Shutdown::new(),
             in_flight: InFlight::new(),
             created: now_unix_s(),
+            began: Instant::now(),
+            triton: Models::new(&config.names),
             n_token_bytes_max: n_token_bytes.unwrap_or(0).max(1),
             tokenizers: Arc::new(Semaphore::new(config.limits.n_tokenizer_threads)),
             engine,
@@ -90,7 +94,11 @@ impl AppState {
         if self.shutdown.phase() > Phase::Serving {
             return Err(ApiError::ShuttingDown);
         }
-        Ok(self.engine.ready()?)
+        self.engine.ready()?;
+        match self.triton.is_loaded() {
+            true => Ok(()),
+            false => Err(ApiError::ModelUnloaded { name: self.name().to_owned() }),
+        }
     }
 
     /// Seconds since 1970, for answers that say when they were made.

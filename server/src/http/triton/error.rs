@@ -2,17 +2,20 @@
 //!
 //! What fails inside its JSON reader is INTERNAL, 500; what the server checks is INVALID_ARG, 400.
 
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::ext::ReasonPhrase;
-use serde_json::{Value, json};
+use serde_json::{Value, json as json_value};
 use thiserror::Error;
 
 use super::super::body::one_chunk;
 use super::super::error::ApiError;
 use super::super::observe::ErrorLabel;
 use super::super::sse;
+use super::access::Access;
+use super::node::Node;
+use super::problem::{Located, Problem};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream; charset=utf-8");
@@ -41,73 +44,96 @@ pub enum Refusal {
          object"
     )]
     ParametersNotAnObject,
-    /// `id` is no string.
-    #[error("Unable to parse 'id': attempt to access JSON non-string as string")]
-    IdNotAString,
-    /// An input of text holds something else.
-    #[error("Unable to parse JSON bytes array: attempt to access JSON non-string as string")]
-    NotText,
-    /// An input of numbers or truth values holds something else.
-    #[error("Unable to parse 'data': attempt to access JSON non-{expected} as {read_as}")]
-    NotData {
-        /// What it takes.
-        expected: &'static str,
-        /// How it is read.
-        read_as: &'static str,
-    },
-    /// An unknown member is neither number, truth value nor string.
-    #[error(
-        "{within}parameter '{name}' has invalid type. \
-         It should be either 'int', 'bool', or 'string'."
-    )]
-    ParameterType {
-        /// Where it stands: empty, or `Converting keyword: 'parameters': `.
-        within: &'static str,
-        /// The member.
-        name: String,
-    },
-    /// A member appears twice.
-    #[error("[request id: {id}] input '{name}' already exists in request")]
-    InputTwice {
-        /// The request's id, or `<id_unknown>`.
-        id: String,
-        /// The member.
-        name: String,
-    },
-    /// An input that holds one value holds several.
-    #[error(
-        "[request id: {id}] input '{name}' batch size does not match other inputs for '{model}'"
-    )]
-    BatchSize {
-        /// The request's id, or `<id_unknown>`.
-        id: String,
-        /// The input.
-        name: String,
+    /// A setting is of another type.
+    #[error("{0}")]
+    Setting(#[doc(hidden)] SettingType),
+    /// A tensor or parameter is not what it should be.
+    #[error("{0}")]
+    Infer(#[doc(hidden)] Box<InferProblem>),
+    /// The model was unloaded.
+    #[error("Request for unknown model: '{name}' has no available versions")]
+    Unloaded {
         /// The model.
-        model: String,
+        name: String,
     },
-    /// Required inputs are missing.
-    #[error(
-        "[request id: {id}] expected number of inputs between {n_required} and {n_known} but got \
-         {n} inputs for model '{model}'. Got input(s) [{given}], but missing required input(s) \
-         [{missing}]. Please provide all required input(s)."
-    )]
-    InputsMissing {
-        /// The request's id, or `<id_unknown>`.
-        id: String,
+    /// There are no statistics of that model.
+    #[error("requested model '{name}' is not available")]
+    NotAvailable {
         /// The model.
-        model: String,
-        /// Inputs that there must be.
-        n_required: usize,
-        /// Inputs that there may be.
-        n_known: usize,
-        /// Inputs that there are.
-        n: usize,
-        /// Their names, quoted.
+        name: String,
+    },
+    /// There is no such model to load.
+    #[error("failed to load '{name}', failed to poll from model repository")]
+    NotInRepository {
+        /// The model.
+        name: String,
+    },
+    /// The configuration cannot be changed by loading.
+    #[error("load parameters are not supported: the model is as it was started")]
+    LoadParameters,
+    /// There is one repository, without a name.
+    #[error("'repository_name' specification is not supported")]
+    RepositoryName,
+    /// The log goes to standard error.
+    #[error("log file location can not be updated through network protocol")]
+    LogFile,
+    /// There is no such format.
+    #[error("invalid argument for --log_format, got: {given}")]
+    LogFormat {
+        /// What was given.
         given: String,
-        /// Names of those that are missing, quoted.
-        missing: String,
     },
+    /// There are no trace files.
+    #[error("trace file location can not be updated through network protocol")]
+    TraceFile,
+    /// Requests are not traced.
+    #[error("tracing is not supported: the only trace_level is OFF")]
+    TraceLevel,
+    /// A number is none.
+    #[error("Unable to parse '{name}', got: {given}")]
+    TraceNumber {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        given: String,
+    },
+    /// There is no such model to trace.
+    #[error("Request for unknown model : {name}")]
+    UntracedModel {
+        /// The model.
+        name: String,
+    },
+    /// Nothing can be registered.
+    #[error("Client shared memory is disabled: send tensors within the request.")]
+    SharedMemoryOff,
+    /// No region is ever registered.
+    #[error("Unable to find {memory} shared memory region: '{region}'")]
+    UnknownRegion {
+        /// `system` or `cuda`.
+        memory: &'static str,
+        /// The region.
+        region: String,
+    },
+}
+
+/// What is wrong with a tensor or parameter, and where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InferProblem(pub(super) Located);
+
+/// What is wrong with a setting.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SettingType(pub(super) Access);
+
+impl std::fmt::Display for InferProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::fmt::Display for SettingType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// A refusal whose `Content-Type` is Triton's for probes and unknown paths.
@@ -122,10 +148,29 @@ pub(super) struct ModelRefusal(pub Refusal);
 #[derive(Debug)]
 pub(super) struct StreamRefusal(pub Refusal);
 
+/// A refusal of infer: those before the body is read, and the model's own, are plain text.
+#[derive(Debug)]
+pub(super) struct InferRefusal(pub Refusal);
+
+/// A success that tells something.
+pub(super) fn json(node: &Node) -> Response {
+    ([(CONTENT_TYPE, JSON)], node.text()).into_response()
+}
+
+/// A success that tells nothing.
+pub(super) fn empty() -> Response {
+    ([(CONTENT_TYPE, JSON)], "").into_response()
+}
+
 impl Refusal {
     /// `{"error": …}`.
     pub(super) fn body(&self) -> Value {
-        let words = match self {
+        json_value!({ "error": self.words() })
+    }
+
+    /// What is wrong, in Triton's words where it has some.
+    pub(super) fn words(&self) -> String {
+        match self {
             Refusal::Api(ApiError::UnknownPath) => "Not Found".into(),
             Refusal::Api(ApiError::WrongMethod) => "Method Not Allowed".into(),
             Refusal::Api(ApiError::UnknownModel { name }) => {
@@ -134,6 +179,7 @@ impl Refusal {
             Refusal::Api(ApiError::UnknownVersion { name, version }) => {
                 format!("Request for unknown model: '{name}' version {version} is not found")
             }
+            Refusal::Api(ApiError::QueueTimeout) => "Request timeout expired".into(),
             Refusal::Api(ApiError::BodyEncoded { .. }) => {
                 "Unsupported content-encoding, only 'identity' is supported.".into()
             }
@@ -142,26 +188,33 @@ impl Refusal {
                  {n_bytes_max} bytes. Use --http-max-input-size to increase the limit."
             ),
             other => other.to_string(),
-        };
-        json!({ "error": words })
+        }
     }
 
-    fn status(&self) -> StatusCode {
+    /// The answer's status.
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Refusal::Api(ApiError::BodyEncoded { .. } | ApiError::BodyTooLarge { .. }) => {
                 StatusCode::BAD_REQUEST
             }
             Refusal::Api(error) => error.status(),
+            Refusal::Infer(located) => located.0.problem.status(),
             Refusal::Malformed { .. }
             | Refusal::NotAnObject
             | Refusal::ParametersNotAnObject
-            | Refusal::IdNotAString
-            | Refusal::NotText
-            | Refusal::NotData { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            Refusal::ParameterType { .. }
-            | Refusal::InputTwice { .. }
-            | Refusal::BatchSize { .. }
-            | Refusal::InputsMissing { .. } => StatusCode::BAD_REQUEST,
+            | Refusal::Setting(_)
+            | Refusal::NotInRepository { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Refusal::NotAvailable { .. }
+            | Refusal::TraceNumber { .. }
+            | Refusal::UntracedModel { .. } => StatusCode::BAD_REQUEST,
+            Refusal::Unloaded { .. } | Refusal::UnknownRegion { .. } => StatusCode::NOT_FOUND,
+            Refusal::LogFormat { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::LoadParameters
+            | Refusal::RepositoryName
+            | Refusal::LogFile
+            | Refusal::TraceFile
+            | Refusal::TraceLevel
+            | Refusal::SharedMemoryOff => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -169,14 +222,35 @@ impl Refusal {
     fn label(&self) -> &'static str {
         match self {
             Refusal::Api(error) => error.label(),
+            Refusal::Infer(located) => located.0.problem.label(),
             Refusal::Malformed { .. } | Refusal::NotAnObject => "invalid_json",
-            Refusal::ParametersNotAnObject
-            | Refusal::IdNotAString
-            | Refusal::NotText
-            | Refusal::NotData { .. }
-            | Refusal::ParameterType { .. } => "invalid_type",
-            Refusal::InputTwice { .. } | Refusal::BatchSize { .. } => "invalid_value",
-            Refusal::InputsMissing { .. } => "missing_field",
+            Refusal::ParametersNotAnObject | Refusal::Setting(_) => "invalid_type",
+            Refusal::LogFormat { .. } | Refusal::TraceNumber { .. } => "invalid_value",
+            Refusal::Unloaded { .. } => "model_unloaded",
+            Refusal::NotAvailable { .. }
+            | Refusal::NotInRepository { .. }
+            | Refusal::UntracedModel { .. } => "model_not_found",
+            Refusal::UnknownRegion { .. }
+            | Refusal::LoadParameters
+            | Refusal::RepositoryName
+            | Refusal::LogFile
+            | Refusal::TraceFile
+            | Refusal::TraceLevel
+            | Refusal::SharedMemoryOff => "unsupported",
+        }
+    }
+
+    /// Whether infer tells it as plain text.
+    fn is_plain_in_infer(&self) -> bool {
+        match self {
+            Refusal::Api(_) | Refusal::Unloaded { .. } => true,
+            Refusal::Infer(located) => matches!(
+                located.0.problem,
+                Problem::HeaderLength { .. }
+                    | Problem::HeaderLengthWord { .. }
+                    | Problem::Compression
+            ),
+            _ => false,
         }
     }
 
@@ -189,10 +263,16 @@ impl Refusal {
         }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type);
-        if let Refusal::Api(error) = self
-            && let Some(after) = error.retry_after()
-        {
-            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        match self {
+            Refusal::Api(error) => {
+                if let Some(after) = error.retry_after() {
+                    headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+                }
+            }
+            Refusal::Infer(located) if located.0.problem == Problem::Compression => {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+            }
+            _ => {}
         }
         response
     }
@@ -201,6 +281,24 @@ impl Refusal {
 impl From<ApiError> for Refusal {
     fn from(error: ApiError) -> Refusal {
         Refusal::Api(error)
+    }
+}
+
+impl From<Access> for Refusal {
+    fn from(access: Access) -> Refusal {
+        Refusal::Setting(SettingType(access))
+    }
+}
+
+impl From<Refusal> for InferRefusal {
+    fn from(refusal: Refusal) -> InferRefusal {
+        InferRefusal(refusal)
+    }
+}
+
+impl From<ApiError> for InferRefusal {
+    fn from(error: ApiError) -> InferRefusal {
+        InferRefusal(error.into())
     }
 }
 
@@ -215,6 +313,14 @@ impl IntoResponse for ProbeRefusal {
     fn into_response(self) -> Response {
         let refusal = Refusal::Api(self.0);
         refusal.dress(refusal.body().to_string().into_response(), PLAIN)
+    }
+}
+
+impl IntoResponse for InferRefusal {
+    fn into_response(self) -> Response {
+        let InferRefusal(refusal) = self;
+        let content_type = if refusal.is_plain_in_infer() { PLAIN } else { JSON };
+        refusal.dress(refusal.body().to_string().into_response(), content_type)
     }
 }
 

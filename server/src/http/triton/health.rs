@@ -1,12 +1,13 @@
 //! `GET /v2/health/live`, `/v2/health/ready`, `/v2/models/M[/versions/V]/ready`.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 
-use super::super::state::{App, AppState};
-use super::{VERSION, is_served};
+use super::super::state::App;
+use super::models;
+use super::target::Target;
 
 /// The process lives: it answers.
 pub(super) async fn live() -> Response {
@@ -19,20 +20,8 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
 }
 
 /// The model can.
-pub(super) async fn model_ready(State(app): State<App>, Path(model): Path<String>) -> Response {
-    model_probe(&app, &model, VERSION)
-}
-
-/// A version of it can.
-pub(super) async fn version_ready(
-    State(app): State<App>,
-    Path((model, version)): Path<(String, String)>,
-) -> Response {
-    model_probe(&app, &model, &version)
-}
-
-fn model_probe(app: &AppState, model: &str, version: &str) -> Response {
-    let is_ready = is_served(app, model) && version == VERSION && app.ready().is_ok();
+pub(super) async fn model_ready(State(app): State<App>, target: Target) -> Response {
+    let is_ready = models::is_ready(&app, &target.model, target.version.as_deref());
     probe(is_ready, r#"{"error":"Model version not ready"}"#)
 }
 

@@ -22,6 +22,18 @@ pub(super) fn members(body: &[u8]) -> Result<Members, Refusal> {
     })
 }
 
+/// Reads any value.
+///
+/// # Errors
+/// The text is no JSON.
+pub(super) fn value(body: &[u8]) -> Result<Value, Refusal> {
+    serde_json::from_slice(body).map_err(|_| {
+        let mut scanner = Scanner { body, at: 0 };
+        let complaint = Refusal::Malformed { problem: "Invalid encoding in string.", at: 0 };
+        scanner.document().err().unwrap_or(complaint)
+    })
+}
+
 impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members, D::Error> {
         struct InOrder;

@@ -1,19 +1,24 @@
-//! From a generate request's inputs to what the engine is to do.
+//! From a row's inputs to what the engine is to do.
 
 use std::sync::Arc;
 
-use engine::{SamplingParams, Terms, TokenId};
+use engine::{SamplingParams, TokenId};
 
 use super::super::answer::TextRules;
 use super::super::error::ApiError;
 use super::super::observe::random;
 use super::super::request::{AnswerLimit, Options, check_stops, checked, forbid_words};
 use super::super::state::AppState;
+use super::call::Parameters;
 use super::error::Refusal;
 use super::inputs::Inputs;
 
 /// Reads how to answer.
-pub(super) fn options(inputs: &mut Inputs, app: &AppState) -> Result<Options, Refusal> {
+pub(super) fn options(
+    inputs: &mut Inputs,
+    parameters: Parameters,
+    app: &AppState,
+) -> Result<Options, Refusal> {
     refuse_unsupported(inputs)?;
     let limit = AnswerLimit::Capped(count(inputs, "max_tokens", 1)?.unwrap_or(1));
     let n_choices = count(inputs, "num_return_sequences", 1)?.unwrap_or(1);
@@ -24,7 +29,7 @@ pub(super) fn options(inputs: &mut Inputs, app: &AppState) -> Result<Options, Re
     }
     let sampling = sampling(inputs, app)?;
     let rules = rules(inputs, app, sampling.n_tokens_min)?;
-    let wants_scores = inputs.boolean("return_log_probs")?.unwrap_or(false);
+    let wants_scores = inputs.flag("return_log_probs")?;
     Ok(Options {
         n_choices,
         limit,
@@ -33,7 +38,7 @@ pub(super) fn options(inputs: &mut Inputs, app: &AppState) -> Result<Options, Re
         n_logprobs: wants_scores.then_some(0),
         n_prompt_logprobs: None,
         cache_salt: None,
-        terms: Terms::ordinary(),
+        terms: parameters.terms(),
     })
 }
 
@@ -50,7 +55,7 @@ fn sampling(inputs: &mut Inputs, app: &AppState) -> Result<SamplingParams, Refus
     let min_p = inputs.number("min_p")?;
     let draws = temperature.is_some() || top_k.is_some() || top_p.is_some() || min_p.is_some();
     let mut logit_bias = Vec::new();
-    let bad_words = inputs.texts("bad_words");
+    let bad_words = inputs.texts("bad_words")?;
     check_stops("bad_words", &bad_words, &app.config.limits)?;
     forbid_words(&mut logit_bias, &bad_words, app)?;
     let sampling = SamplingParams {
@@ -73,10 +78,10 @@ fn rules(
     app: &AppState,
     n_tokens_min: usize,
 ) -> Result<Arc<TextRules>, Refusal> {
-    let stops = inputs.texts("stop_words");
+    let stops = inputs.texts("stop_words")?;
     check_stops("stop_words", &stops, &app.config.limits)?;
     let mut stop_tokens = Vec::new();
-    if !inputs.boolean("ignore_eos")?.unwrap_or(false) {
+    if !inputs.flag("ignore_eos")? {
         stop_tokens.extend_from_slice(app.text.stop_tokens());
     }
     // Load tools send an id beyond every vocabulary, so that nothing ends an answer early.
@@ -96,8 +101,8 @@ fn rules(
 fn refuse_unsupported(inputs: &mut Inputs) -> Result<(), Refusal> {
     let beams = inputs.integer("beam_width")?.unwrap_or(1);
     let guide = inputs.text("guided_decoding_guide")?.unwrap_or_default();
-    let context_logits = inputs.boolean("return_context_logits")?.unwrap_or(false);
-    let generation_logits = inputs.boolean("return_generation_logits")?.unwrap_or(false);
+    let context_logits = inputs.flag("return_context_logits")?;
+    let generation_logits = inputs.flag("return_generation_logits")?;
     let asked_for = [
         (beams > 1, "beam_width", "set it to 1"),
         (!guide.is_empty(), "guided_decoding_guide", "ask for the format in the prompt"),

@@ -1,0 +1,102 @@
+//! From the tensors of an infer request, as either wire gives them, to tensors that fit the
+//! model's interface.
+
+use serde_json::Value;
+
+use super::error::Refusal;
+use super::inputs::Caller;
+use super::interface::{self, InputSpec};
+use super::problem::Problem;
+use super::tensor::{Data, DataType, Tensor, is_data_type, n_values};
+
+/// A tensor as it was sent.
+#[derive(Debug)]
+pub(super) struct Given {
+    pub(super) name: String,
+    pub(super) data_type: String,
+    pub(super) shape: Vec<u64>,
+    pub(super) values: Values,
+}
+
+/// Its values.
+#[derive(Debug)]
+pub(super) enum Values {
+    Json(Value),
+    Binary(Vec<u8>),
+}
+
+/// Checked tensors of one batch.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) n_rows: usize,
+}
+
+/// Checks names, data types, shapes and values.
+///
+/// # Errors
+/// The first thing that is wrong, by name.
+pub(super) fn batch(caller: &Caller, given: Vec<Given>, n_max: usize) -> Result<Batch, Refusal> {
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(given.len());
+    let mut n_rows = None;
+    for Given { name, data_type, shape, values } in given {
+        let refuse = |problem| caller.refuse_input(&name, problem);
+        if !is_data_type(&data_type) {
+            return Err(refuse(Problem::UnknownType));
+        }
+        let spec = interface::input(&name).ok_or_else(|| refuse(Problem::UnknownInput))?;
+        if tensors.iter().any(|tensor| tensor.name == name) {
+            return Err(refuse(Problem::InputTwice));
+        }
+        if data_type != spec.data_type.name() {
+            let expected = spec.data_type.name();
+            return Err(refuse(Problem::WrongType { given: data_type, expected }));
+        }
+        let n_batch = check_shape(spec, &shape, n_max).map_err(refuse)?;
+        if *n_rows.get_or_insert(n_batch) != n_batch {
+            return Err(refuse(Problem::BatchSize));
+        }
+        let data = read(spec.data_type, &shape, values).map_err(refuse)?;
+        tensors.push(Tensor { name, shape, data });
+    }
+    Ok(Batch { tensors, n_rows: n_rows.unwrap_or(1) })
+}
+
+/// The batch's size. vLLM's backend has no batches, so its clients leave that size away: then it
+/// is one.
+fn check_shape(spec: &InputSpec, shape: &[u64], n_max: usize) -> Result<usize, Problem> {
+    let fits = |n: u64| spec.n_values.is_none_or(|wanted| wanted == n);
+    let (n_batch, n) = match *shape {
+        [n] => (1, n),
+        [n_batch, n] if n_batch > 0 => (n_batch, n),
+        _ => return Err(wrong_shape(spec, shape)),
+    };
+    if !fits(n) {
+        return Err(wrong_shape(spec, shape));
+    }
+    match usize::try_from(n_batch) {
+        Ok(n_batch) if n_batch <= n_max => Ok(n_batch),
+        _ => Err(Problem::BatchTooLarge { n_max }),
+    }
+}
+
+fn wrong_shape(spec: &InputSpec, shape: &[u64]) -> Problem {
+    let [dim] = spec.dims();
+    let sizes: Vec<String> = shape.iter().map(u64::to_string).collect();
+    Problem::Shape { expected: format!("[-1,{dim}]"), given: format!("[{}]", sizes.join(",")) }
+}
+
+fn read(data_type: DataType, shape: &[u64], values: Values) -> Result<Data, Problem> {
+    let expected = n_values(shape).ok_or(Problem::ValueCount)?;
+    let data = match values {
+        Values::Binary(bytes) => return data_type.read(&bytes, expected),
+        Values::Json(value) => data_type.read_json(&value)?,
+    };
+    let n = data.len() as u64;
+    match data_type {
+        _ if n == expected => Ok(data),
+        // Triton counts no further than one too many.
+        DataType::Bytes => Err(Problem::StringCount { n: n.min(expected + 1), expected }),
+        _ => Err(Problem::ValueCount),
+    }
+}

@@ -1,0 +1,57 @@
+//! An answer in pieces, as both wires stream it: one response a token, the last of which says that
+//! it is the last.
+
+use super::super::error::ApiError;
+use super::super::generation::{Answer, Generations};
+use super::call::Call;
+use super::inputs::Caller;
+use super::tensor::Tensor;
+
+/// The pieces of a call's only answer.
+pub(super) struct Pieces {
+    generations: Generations,
+    call: Call,
+}
+
+impl Pieces {
+    /// Of a call that streams.
+    pub(super) fn new(generations: Generations, call: Call) -> Pieces {
+        Pieces { generations, call }
+    }
+
+    /// Who asked.
+    pub(super) fn caller(&self) -> &Caller {
+        &self.call.caller
+    }
+
+    /// The next piece; `None` after the last. The end belongs to the piece of the last token: the
+    /// engine says both in one breath. Who drops this half-way may lose a piece, so let it be
+    /// because the client is gone.
+    ///
+    /// # Errors
+    /// As for [`Generations::next`].
+    pub(super) async fn next(&mut self) -> Result<Option<Answer>, ApiError> {
+        let mut piece = Answer::default();
+        loop {
+            let Some(delta) = self.generations.next().await? else {
+                return Ok(None);
+            };
+            let choice_idx = delta.choice_idx;
+            piece.absorb(delta);
+            if piece.end.is_some() || !self.generations.is_at_its_end(choice_idx) {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    /// A piece's tensors; `None` where it has nothing to say. Load tools count responses as
+    /// tokens: every token gets one, even without text.
+    pub(super) fn render(&mut self, piece: &Answer) -> Option<Vec<Tensor>> {
+        let is_worth_it = !piece.tokens.is_empty()
+            || !piece.text.is_empty()
+            || (piece.end.is_some() && self.call.tells_of_its_end());
+        let tensors = is_worth_it.then(|| self.call.outputs(std::slice::from_ref(piece)))?;
+        self.call.forget_prompt();
+        Some(tensors)
+    }
+}
