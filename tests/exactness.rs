@@ -285,7 +285,7 @@ impl Crowd {
     /// Some greedy, some drawn with penalties.
     fn requests(&self, random: &mut Random, vocab_size: usize) -> Vec<Request> {
         let beginning = random_tokens(random, vocab_size, self.n_prompt_max);
-        (0..self.n_requests)
+        let mut requests: Vec<Request> = (0..self.n_requests)
             .map(|idx| {
                 let n_more = random.below(self.n_prompt_max - self.n_prompt_min);
                 let n_prompt = self.n_prompt_min + n_more;
@@ -315,7 +315,11 @@ impl Crowd {
                     terms: Terms::ordinary(),
                 }
             })
-            .collect()
+            .collect();
+        // The first three answer one prompt.
+        let prompt = Arc::clone(&requests[0].prompt);
+        requests[1..3].iter_mut().for_each(|request| request.prompt = Arc::clone(&prompt));
+        requests
     }
 }
 
@@ -363,6 +367,7 @@ fn differing_answers(
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
     assert_eq!(stats.n_pages_used, 0, "every page came back");
     assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
+    assert!(stats.n_shared_tokens > 0, "siblings share");
     assert_eq!(stats.n_accepted_tokens > 0, roomy.n_candidates_max > 0, "some guess was right");
     assert_eq!(stats.n_proposed_tokens > stats.n_accepted_tokens, roomy.n_candidates_max > 0);
     let differs = |&idx: &usize| {

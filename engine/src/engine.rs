@@ -319,6 +319,7 @@ where
         stats.n_pages_used = from.n_pages_used();
         stats.n_pages_cached = from.n_pages_cached();
         stats.n_cached_tokens = from.counters.n_cached_tokens;
+        stats.n_shared_tokens = from.counters.n_shared_tokens;
         stats.n_prompt_tokens = from.counters.n_prompt_tokens;
         stats.n_generated_tokens = from.counters.n_generated_tokens;
         stats.n_proposed_tokens = from.counters.n_proposed_tokens;

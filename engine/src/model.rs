@@ -12,7 +12,7 @@ mod sampling;
 use std::ops::Range;
 
 use parallel::{Communicator, Rank};
-use scheduler::StepPlan;
+use scheduler::{PageMove, StepPlan};
 use weights::{ModelSpec, RankWeights};
 
 use crate::batch::EmitPoint;
@@ -142,6 +142,16 @@ impl Network {
             embedding: placer.table(weights.embedding),
             head: placer.projection(vec![weights.head], Use::Head)?,
         })
+    }
+
+    /// Moves pages' content in order, before any row runs.
+    fn move_pages(&mut self, exec: &Exec, moves: &[PageMove]) -> Result<(), StepError> {
+        for &page in moves {
+            for block in &mut self.blocks {
+                block.move_page(exec, page)?;
+            }
+        }
+        Ok(())
     }
 
     /// From tokens to what the head projects: the normalised states of `rows`, or of every token,

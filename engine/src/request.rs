@@ -10,7 +10,8 @@ use crate::error::InvalidSampling;
 /// One generation. Made at the edge, where every field was checked.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The whole prompt; not empty.
+    /// The whole prompt; not empty. Requests whose prompts are one allocation are several answers
+    /// to it, and share its pages.
     pub prompt: Arc<[TokenId]>,
     /// Tokens to generate at most.
     pub n_new_max: usize,

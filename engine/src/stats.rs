@@ -21,6 +21,8 @@ pub struct EngineStats {
     pub n_prompt_tokens: u64,
     /// Tokens of sequences that entered a slot whose KV was found in the cache.
     pub n_cached_tokens: u64,
+    /// The same, where another answer to the same prompt had it.
+    pub n_shared_tokens: u64,
     /// Tokens generated.
     pub n_generated_tokens: u64,
     /// Tokens guessed.

@@ -3,9 +3,10 @@
 //! It does not know how many tokens a step has; that is `budget`. A host tier would lower what a
 //! newcomer needs, in [`has_room`].
 
-use crate::pages::{Found, Pools};
+use crate::pages::Pools;
 use crate::roster::Roster;
 use crate::sequence::Sequence;
+use crate::siblings::Beginning;
 use crate::{GroupIdx, Limits, Refusal, Request};
 
 /// Whether a request is taken. What is taken can always run to its end: alone, it fits the pools.
@@ -37,8 +38,13 @@ pub(crate) fn refusal(request: &Request, limits: &Limits, roster: &Roster) -> Op
 /// lack: the pages of their known tokens, and one page more each, if they may grow so far. Nobody
 /// runs: the newcomer has room, as every sequence fits the pools alone.
 ///
-/// Of what it was `found` to begin with, it lacks only the pages that nobody holds.
-pub(crate) fn has_room(newcomer: &Sequence, found: Found, roster: &Roster, pools: &Pools) -> bool {
+/// Of what it may begin with, it lacks only the pages that nobody holds.
+pub(crate) fn has_room(
+    newcomer: &Sequence,
+    beginning: Beginning,
+    roster: &Roster,
+    pools: &Pools,
+) -> bool {
     let page_tokens = pools.page_tokens();
     let n_expected = |sequence: &Sequence| {
         sequence.n_tokens_planned().saturating_add(page_tokens).min(sequence.n_tokens_end())
@@ -47,7 +53,7 @@ pub(crate) fn has_room(newcomer: &Sequence, found: Found, roster: &Roster, pools
         let lacks = |&slot| pools.n_lacking(group, slot, n_expected(roster.sequence(slot)));
         let n_promised: usize = roster.running().iter().map(lacks).sum();
         let n_needed = pools.n_needed(group, n_expected(newcomer));
-        let n_lacking = n_needed.saturating_sub(pools.n_shared(group, found));
+        let n_lacking = n_needed.saturating_sub(pools.n_shared(group, beginning));
         n_promised + n_lacking <= pools.n_free(group)
     };
     pools.groups().all(has_room_in)
@@ -121,7 +127,7 @@ mod tests {
         let mut roster = Roster::new(&limits());
         roster.arrive(request(24, 0), 0, &limits());
         let newcomer = next_waiting(&roster);
-        assert!(has_room(newcomer, Found::default(), &roster, &Pools::new(&limits())));
+        assert!(has_room(newcomer, Beginning::default(), &roster, &Pools::new(&limits())));
     }
 
     #[test]
@@ -132,7 +138,8 @@ mod tests {
         {
             let roster = first_runs(&[request(8, 9), request(n_prompt, n_new_max)]);
             let newcomer = next_waiting(&roster);
-            let has_room = has_room(newcomer, Found::default(), &roster, &Pools::new(&limits()));
+            let has_room =
+                has_room(newcomer, Beginning::default(), &roster, &Pools::new(&limits()));
             assert_eq!(has_room, expected, "prompt of {n_prompt}, {n_new_max} to generate");
         }
     }
@@ -143,6 +150,6 @@ mod tests {
         let mut pools = Pools::new(&limits());
         pools.reserve(roster.running()[0], 8, &mut Vec::new());
         let newcomer = next_waiting(&roster);
-        assert!(has_room(newcomer, Found::default(), &roster, &pools));
+        assert!(has_room(newcomer, Beginning::default(), &roster, &pools));
     }
 }

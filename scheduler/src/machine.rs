@@ -170,6 +170,7 @@ impl Scheduler {
     pub fn recycle(&mut self, mut plan: StepPlan) {
         plan.admitted.clear();
         plan.pages.clear();
+        plan.moves.clear();
         plan.rows.clear();
         plan.tokens.clear();
         if self.scratch.plans.len() < N_FLIGHTS_MAX {
@@ -322,18 +323,16 @@ impl Scheduler {
             if asked == Some((turn, n_returns)) {
                 return;
             }
-            let read = |range, tokens: &mut Vec<TokenId>| newcomer.read(range, tokens);
-            let salt = newcomer.cache_salt().clone();
-            let found = self.pools.find(&salt, newcomer.n_cacheable(), &read);
-            if !admission::has_room(newcomer, found, &self.roster, &self.pools) {
+            let Some(beginning) = self.pools.beginning(newcomer, &self.roster) else { return };
+            if !admission::has_room(newcomer, beginning, &self.roster, &self.pools) {
                 let n_changes = self.roster.queue().n_changes();
                 self.last_attempt = Some(Attempt { turn, n_returns, n_changes });
                 return;
             }
             let slot = self.roster.admit(place);
-            let n_cached = self.pools.adopt(slot, &salt, found, &mut plan.pages);
-            self.counters.n_cached_tokens += n_cached as u64;
             let sequence = self.roster.sequence_mut(slot);
+            let n_cached = self.pools.begin(slot, sequence.cache_salt(), beginning, plan);
+            *self.counters.n_begun_tokens(beginning) += n_cached as u64;
             sequence.adopt(n_cached);
             plan.admitted.push(Admission { request: sequence.id(), slot, n_cached });
             let n_offered = budget.offer_newcomer(sequence);

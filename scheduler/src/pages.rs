@@ -22,12 +22,12 @@ use crate::{GroupIdx, Limits, PageId, PageUpdate, SlotIdx, TokenId};
 /// Every group's pages.
 #[derive(Debug)]
 pub(crate) struct Pools {
-    page_tokens: usize,
-    pools: Vec<Pool>,
+    pub(crate) page_tokens: usize,
+    pub(crate) pools: Vec<Pool>,
     /// What full pages hold; `None` where prefixes are not cached.
-    prefixes: Option<Prefixes>,
+    pub(crate) prefixes: Option<Prefixes>,
     /// By slot.
-    paths: Vec<Path>,
+    pub(crate) paths: Vec<Path>,
     /// One page's tokens.
     scratch: Vec<TokenId>,
     /// How often pages were given back.
@@ -36,17 +36,17 @@ pub(crate) struct Pools {
 
 /// How much of what a slot has computed is filed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Path {
+pub(crate) struct Path {
     /// The last full page, or the root; `None` for a free slot.
-    tip: Option<NodeIdx>,
-    n_pages: usize,
+    pub(crate) tip: Option<NodeIdx>,
+    pub(crate) n_pages: usize,
 }
 
 /// What a sequence may begin with, found in the cache. Good until pages are taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Found {
     tip: Option<NodeIdx>,
-    n_pages: usize,
+    pub(crate) n_pages: usize,
 }
 
 /// A sequence's tokens, as the cache reads them: appends those of the range.
@@ -139,7 +139,7 @@ impl Pools {
     }
 
     /// Pages of a group that a sequence would share with others if it began with what was found.
-    pub(crate) fn n_shared(&self, group: GroupIdx, found: Found) -> usize {
+    pub(crate) fn n_held_of(&self, group: GroupIdx, found: Found) -> usize {
         let Some(prefixes) = &self.prefixes else { return 0 };
         let pool = &self.pools[group.idx()];
         let n_tokens = found.n_pages * self.page_tokens;
@@ -311,7 +311,11 @@ impl Pools {
 }
 
 /// The first table entry that a query at position `n_computed` sees.
-fn first_seen_idx(window: Option<usize>, n_computed: usize, page_tokens: usize) -> usize {
+pub(crate) fn first_seen_idx(
+    window: Option<usize>,
+    n_computed: usize,
+    page_tokens: usize,
+) -> usize {
     (n_computed + 1).saturating_sub(window.unwrap_or(usize::MAX)) / page_tokens
 }
 

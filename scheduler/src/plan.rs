@@ -17,6 +17,8 @@ pub struct StepPlan {
     pub admitted: Vec<Admission>,
     /// Page-table entries to set before the rows run, in order.
     pub pages: Vec<PageUpdate>,
+    /// Pages whose content comes from elsewhere, to be moved before the rows run, in order.
+    pub moves: Vec<PageMove>,
     /// Rows, at most one a slot; those that decode come first, each group by age.
     pub rows: Vec<Row>,
     /// Input tokens of all rows, back to back in row order, candidates among them. Those of rows
@@ -48,6 +50,20 @@ pub struct PageUpdate {
     pub page_idx: u32,
     /// The new value.
     pub page: PageId,
+}
+
+/// Content that a page takes from elsewhere, in every block of its group and on every rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageMove {
+    /// All of `from`, as the steps before have left it, is in `to` as well.
+    Copy {
+        /// Whose pages.
+        group: GroupIdx,
+        /// Is read.
+        from: PageId,
+        /// Is written.
+        to: PageId,
+    },
 }
 
 /// One sequence's share of a step. Prefill, a chunk of it and decode differ only in `n_tokens`.
@@ -109,6 +125,7 @@ impl StepPlan {
             step: StepId(0),
             admitted: Vec::new(),
             pages: Vec::new(),
+            moves: Vec::new(),
             rows: Vec::new(),
             tokens: Vec::new(),
         }

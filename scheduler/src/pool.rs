@@ -103,6 +103,12 @@ impl Pool {
         *n_holders += 1;
     }
 
+    /// One more holder of a full page that somebody holds, whatever it holds.
+    pub(crate) fn hold_too(&mut self, page: PageId) {
+        assert!(self.is_held(page), "{page:?} is nobody's");
+        self.pages[page.idx()].n_holders += 1;
+    }
+
     /// One holder less.
     pub(crate) fn give_back(&mut self, page: PageId) {
         let Page { n_holders, node } = &mut self.pages[page.idx()];

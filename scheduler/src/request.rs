@@ -9,7 +9,8 @@ use crate::{RequestId, Terms, TokenId};
 pub struct Request {
     /// Unique among all requests ever applied.
     pub id: RequestId,
-    /// At least one token.
+    /// At least one token. Requests whose prompts are one allocation are several answers to it:
+    /// the first computes it for all.
     pub prompt: Arc<[TokenId]>,
     /// Tokens to generate at most; zero only makes sense with `scores_prompt`.
     pub n_new_max: usize,

@@ -106,6 +106,11 @@ impl Sequence {
         &self.request.prompt
     }
 
+    /// Siblings' prompts are one allocation.
+    pub(crate) fn shared_prompt(&self) -> &Arc<[TokenId]> {
+        &self.request.prompt
+    }
+
     pub(crate) fn generated(&self) -> &[TokenId] {
         &self.generated
     }

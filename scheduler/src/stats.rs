@@ -3,6 +3,7 @@
 use crate::FinishReason;
 use crate::pages::Pools;
 use crate::roster::Roster;
+use crate::siblings::Beginning;
 
 /// A snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Counters {
     pub n_prompt_tokens: u64,
     /// Tokens of sequences that entered a slot whose KV was found in the cache.
     pub n_cached_tokens: u64,
+    /// The same, where a sibling had it: another answer to the same prompt.
+    pub n_shared_tokens: u64,
     /// Tokens generated for requests that still wanted them.
     pub n_generated_tokens: u64,
     /// Candidates in planned rows.
@@ -71,6 +74,16 @@ impl Counters {
             FinishReason::QueueTimeout => self.n_queue_timeouts += 1,
             FinishReason::DeadlinePassed => self.n_deadlines_passed += 1,
             _ => unreachable!("{reason:?} has nothing to do with time"),
+        }
+    }
+}
+
+impl Counters {
+    /// What counts the tokens that a newcomer begins with.
+    pub(crate) fn n_begun_tokens(&mut self, beginning: Beginning) -> &mut u64 {
+        match beginning {
+            Beginning::Found(_) => &mut self.n_cached_tokens,
+            Beginning::Shared(_) => &mut self.n_shared_tokens,
         }
     }
 }

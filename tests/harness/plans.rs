@@ -81,6 +81,7 @@ impl Planner {
             step: StepId(self.n_steps),
             admitted: Vec::new(),
             pages: Vec::new(),
+            moves: Vec::new(),
             rows: Vec::new(),
             tokens: Vec::new(),
         };

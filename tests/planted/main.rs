@@ -20,7 +20,7 @@ struct Plant {
     wrong: &'static str,
 }
 
-const PLANTS: [Plant; 25] = [
+const PLANTS: [Plant; 30] = [
     Plant {
         what: "an end leaks its pages",
         file: "machine.rs",
@@ -170,6 +170,36 @@ const PLANTS: [Plant; 25] = [
         file: "machine/rows.rs",
         right: "pools.n_affordable(grant.slot, first, n_max.min(budget.n_spare()))",
         wrong: "n_max.min(budget.n_spare())",
+    },
+    Plant {
+        what: "a sibling writes the page that it should copy",
+        file: "siblings.rs",
+        right: "let page = if page_idx < n_full {",
+        wrong: "let page = if page_idx <= n_full {",
+    },
+    Plant {
+        what: "a sibling begins behind what is not computed yet",
+        file: "siblings.rs",
+        right: "if sequence.n_computed() < n_tokens {",
+        wrong: "if sequence.n_computed() + 1 < n_tokens {",
+    },
+    Plant {
+        what: "siblings of different salts share",
+        file: "siblings.rs",
+        right: "&& sequence.cache_salt() == newcomer.cache_salt();",
+        wrong: ";",
+    },
+    Plant {
+        what: "a page is taken for a sibling and nothing copied",
+        file: "siblings.rs",
+        right: "plan.moves.push(PageMove::Copy { group, from: theirs, to });",
+        wrong: "let _ = (group, &plan.moves);",
+    },
+    Plant {
+        what: "a sibling begins with what has left the window",
+        file: "siblings.rs",
+        right: "pool.tables[slot.idx()].first_idx <= first_idx",
+        wrong: "pool.tables[slot.idx()].first_idx <= first_idx + 1",
     },
 ];
 

@@ -10,6 +10,7 @@
 //!                                                                 to three candidates
 //! arrive 0 prompt=5 new=3 stop=7,8 score guided                   prompt of five tokens
 //! arrive 1 prompt=5 new=3 as=0:4 salt=x                           its first four are request 0's
+//! arrive 2 prompt=5 new=3 sibling=1                               another answer to 1's prompt
 //! plan                                                            what a step holds
 //! complete 7 -                                                    a sampled token, or none, a row
 //!                                                                 of the oldest plan, its
@@ -33,11 +34,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use scheduler::{
     Admission, Effect, Emit, Event, FinishReason, GroupLimits, LatencyTarget, Limits, Moment,
-    PageUpdate, PrefixCache, Priorities, Refusal, Request, RequestId, Row, Scheduler, Speculation,
-    StepPlan, StepResult, TenantId, Terms, TokenId,
+    PageMove, PageUpdate, PrefixCache, Priorities, Refusal, Request, RequestId, Row, Scheduler,
+    Speculation, StepPlan, StepResult, TenantId, Terms, TokenId,
 };
 
 /// A transcript that is being written.
@@ -47,6 +49,7 @@ struct Transcript {
     plans: VecDeque<StepPlan>,
     now: Moment,
     took_us: u64,
+    prompts: Prompts,
     text: String,
 }
 
@@ -91,6 +94,7 @@ fn replay(script: &str) -> String {
         plans: VecDeque::new(),
         now: Moment(0),
         took_us: 1,
+        prompts: Prompts::new(),
         text: String::new(),
     };
     for line in script.lines() {
@@ -113,7 +117,10 @@ impl Transcript {
     fn run(&mut self, command: &str, arguments: &[&str]) {
         match command {
             "limits" => self.scheduler = Some(Scheduler::new(limits(&fields(arguments)))),
-            "arrive" => self.apply(Event::Arrive(request(arguments))),
+            "arrive" => {
+                let request = request(arguments, &mut self.prompts);
+                self.apply(Event::Arrive(request));
+            }
             "allow" => self.apply(Event::Allow(RequestId(number(arguments[0]) as u64))),
             "cancel" => self.apply(Event::Cancel(RequestId(number(arguments[0]) as u64))),
             "complete" => {
@@ -222,6 +229,10 @@ impl Transcript {
         for (table, entries) in tables(&plan.pages) {
             self.say(format_args!("pages s{} g{}:{entries}", table.0, table.1));
         }
+        for page in &plan.moves {
+            let PageMove::Copy { group, from, to } = page;
+            self.say(format_args!("copy g{} {} to {}", group.0, from.0, to.0));
+        }
         self.plans.push_back(plan);
     }
 
@@ -319,7 +330,10 @@ fn terms(fields: &BTreeMap<&str, &str>) -> Terms {
     }
 }
 
-fn request(words: &[&str]) -> Request {
+/// Siblings have one prompt between them.
+type Prompts = BTreeMap<usize, Arc<[TokenId]>>;
+
+fn request(words: &[&str], prompts: &mut Prompts) -> Request {
     let fields = fields(&words[1..]);
     let id = number(words[0]);
     // Tokens that tell request and position; as another request's, where they begin alike.
@@ -330,10 +344,13 @@ fn request(words: &[&str]) -> Request {
     let owner = |at| if at < n_alike { as_id } else { id };
     let prompt =
         (0..number(fields["prompt"])).map(|at| TokenId((1000 * (owner(at) + 1) + at) as u32));
+    let sibling = fields.get("sibling").and_then(|of| prompts.get(&number(of)));
+    let prompt = sibling.cloned().unwrap_or_else(|| prompt.collect());
+    prompts.insert(id, Arc::clone(&prompt));
     let stops = fields.get("stop").map_or(Vec::new(), |stops| stops.split(',').collect());
     Request {
         id: RequestId(id as u64),
-        prompt: prompt.collect(),
+        prompt,
         n_new_max: number(fields["new"]),
         stop_tokens: stops.into_iter().filter_map(token).collect(),
         scores_prompt: fields.contains_key("score"),

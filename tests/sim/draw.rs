@@ -1,5 +1,7 @@
 //! Random limits and requests: small, so that every bound is met often.
 
+use std::sync::Arc;
+
 use scheduler::{
     GroupLimits, Limits, PrefixCache, Priorities, Request, RequestId, Speculation, Terms, TokenId,
 };
@@ -81,5 +83,13 @@ pub(crate) fn request(
         cache_salt: random.one_in(4).then(|| ["a", "b"][random.within(0, 1)].into()),
         is_guided: false,
         terms: Terms::ordinary(),
+    }
+}
+
+/// Makes a request another answer to the prompt of one that lives, mostly of the same salt.
+pub(crate) fn sibling(random: &mut Random, request: &mut Request, of: &Request) {
+    request.prompt = Arc::clone(&of.prompt);
+    if !random.one_in(4) {
+        request.cache_salt = of.cache_salt.clone();
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use scheduler::{Limits, PageId, RequestId, Row, StepPlan, TokenId};
+use scheduler::{Limits, PageId, PageMove, RequestId, Row, StepPlan, TokenId};
 
 use crate::random::mix;
 
@@ -128,6 +128,14 @@ impl Rank {
             let entry = &mut slot.tables[update.group.idx()][update.page_idx as usize];
             assert_eq!(*entry, None, "wrong: {update:?} replaces an entry");
             *entry = Some(update.page);
+        }
+        for page in &plan.moves {
+            match *page {
+                PageMove::Copy { group, from, to } => {
+                    let memory = &mut self.memory[group.idx()];
+                    memory[to.idx()] = memory[from.idx()].clone();
+                }
+            }
         }
         plan.rows.iter().flat_map(|row| self.run_row(plan, row, known)).collect()
     }

@@ -31,6 +31,8 @@ pub(crate) struct Sights {
     pub(crate) n_guided: u64,
     /// Guided requests that waited for a word while a step was planned for others.
     pub(crate) n_held_beside: u64,
+    /// Pages that siblings copied.
+    pub(crate) n_copied_pages: u64,
     /// Rows that carry candidates.
     pub(crate) n_speculative: u64,
     /// Candidates that were right.

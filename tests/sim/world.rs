@@ -121,6 +121,11 @@ impl World {
         let id = RequestId(self.n_requests);
         let mut request = draw::request(&mut self.random, id, &self.limits, &self.beginnings);
         request.is_guided = self.random.one_in(self.guided_in);
+        if self.random.one_in(4)
+            && let Some(sibling) = self.live.values().nth(self.random.within(0, 5))
+        {
+            draw::sibling(&mut self.random, &mut request, &sibling.request);
+        }
         self.n_requests += 1;
         let expected = self.expected_refusal(&request);
         let effects = self.apply(Event::Arrive(request.clone()));

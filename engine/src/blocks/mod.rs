@@ -10,7 +10,7 @@ mod scratch;
 mod swiglu;
 
 use parallel::Communicator;
-use scheduler::GroupIdx;
+use scheduler::{GroupIdx, PageMove};
 use weights::{BlockWeights, FfnWeights, InputScale, MixerWeights};
 
 pub(crate) use attention::Attention;
@@ -20,7 +20,7 @@ pub(crate) use swiglu::SwiGlu;
 
 use crate::batch::Inputs;
 use crate::cache::CacheSizes;
-use crate::device::{Array, Deferred, Element, Exec, Projection, Vector};
+use crate::device::{Array, Deferred, DeviceError, Element, Exec, Projection, Vector};
 use crate::kernels::quantize::Magnitudes;
 use crate::kernels::reduce_norm::{self, Pending};
 use crate::kernels::{linear as projection, quantize};
@@ -98,6 +98,17 @@ impl Block {
             None => [None; 2],
         };
         mixer.into_iter().chain(ffn).flatten()
+    }
+
+    /// Moves a page's content, if it is one of this block's.
+    pub(crate) fn move_page(&mut self, exec: &Exec, page: PageMove) -> Result<(), DeviceError> {
+        let Some(Mixer::Attention(attention)) = &mut self.mixer else { return Ok(()) };
+        match page {
+            PageMove::Copy { group, from, to } if group == attention.group => {
+                attention.cache.copy_page(exec, from, to)
+            }
+            PageMove::Copy { .. } => Ok(()),
+        }
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {

@@ -11,7 +11,7 @@ use weights::Dtype;
 use crate::KvDtype;
 
 use super::simd;
-use super::{DevicePtr, Simd};
+use super::{DeviceError, DevicePtr, Exec, Simd};
 
 /// Where a token's key and value lie: the same in every block of a cache group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,30 @@ impl KvRegion {
         }
     }
 
+    /// Makes page `to` hold what page `from` holds: now, or when the device gets there.
+    pub(crate) fn copy_page(
+        &mut self,
+        exec: &Exec,
+        from: PageId,
+        to: PageId,
+    ) -> Result<(), DeviceError> {
+        let [from, to] = [from, to].map(|page| self.shape.page_bytes(page));
+        match (&mut self.memory, exec) {
+            (Memory::Host { keys, values }, Exec::Cpu(_)) => {
+                keys.copy_within(from.clone(), to.start);
+                values.copy_within(from, to.start);
+                Ok(())
+            }
+            (Memory::Device(pages), Exec::Cuda(gpu)) => {
+                [pages.keys, pages.values].into_iter().try_for_each(|first| {
+                    let (to, n_bytes) = (first.offset(to.start), to.len());
+                    gpu.exec.stream().copy_within(to, first.offset(from.start), n_bytes)
+                })
+            }
+            _ => panic!("{:?} is not where the model runs", self.shape),
+        }
+    }
+
     /// Writes one head's key and value. An FP8 region stores `e4m3(clamp(x / scale, ±448))`.
     pub(crate) fn write(&mut self, simd: Simd, place: KvPlace, key: Scaled<'_>, value: Scaled<'_>) {
         let shape = self.shape;
@@ -173,6 +197,13 @@ impl KvShape {
     /// Bytes of one token's key in one head.
     fn head_bytes(&self) -> usize {
         self.head_dim * self.dtype.n_bytes()
+    }
+
+    /// A page's keys, and again its values.
+    fn page_bytes(&self, page: PageId) -> Range<usize> {
+        assert!(page.idx() < self.n_pages, "page {page:?} of {self:?}");
+        let n_bytes = self.n_bytes() / self.n_pages;
+        page.idx() * n_bytes..(page.idx() + 1) * n_bytes
     }
 
     /// The tokens of `page` from `offset` on, in `kv_head`.

@@ -123,6 +123,7 @@ impl DeviceSteps {
         }
         let rows = SentRows { n_padded, drawn: &self.drawn };
         self.inputs.send(cuda(exec), &self.batch, &plan.pages, rows)?;
+        network.move_pages(exec, &plan.moves)?;
         let mut rig = Rig { network, scratch, exec, communicator };
         if let Some(graph_idx) = graph_idx {
             cuda(rig.exec).stream().launch(&self.graphs[graph_idx].1)?;

@@ -55,6 +55,7 @@ impl HostSteps {
     ) -> Result<(), StepError> {
         let StepRun { exec, communicator, plan, consume, .. } = run;
         self.tables.apply(&plan.pages);
+        network.move_pages(exec, &plan.moves)?;
         self.batch.fill(plan, &self.tables);
         self.angles.fill(&self.frequencies, &self.batch.positions);
         let mut rows = emptied(std::mem::take(&mut self.rows));

@@ -15,6 +15,7 @@ fn plan(start: usize, n_tokens: usize, n_groups: usize) -> StepPlan {
         step: StepId(0),
         admitted: Vec::new(),
         pages: Vec::new(),
+        moves: Vec::new(),
         rows: Vec::new(),
         tokens: Vec::new(),
     };

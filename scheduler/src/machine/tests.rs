@@ -116,6 +116,7 @@ fn stats_count_what_happened() {
         n_rows: 12,
         n_prompt_tokens: 24,
         n_cached_tokens: 0,
+        n_shared_tokens: 0,
         n_generated_tokens: 12,
         n_proposed_tokens: 0,
         n_accepted_tokens: 0,

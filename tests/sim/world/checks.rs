@@ -1,6 +1,8 @@
 //! What must be true of a plan, whatever the policy: rows follow each other, tokens are those that
 //! are or will be known, every limit is kept, the oldest goes on.
 
+use std::sync::Arc;
+
 use scheduler::{Admission, Row, StepPlan};
 
 use super::{Expected, World};
@@ -17,6 +19,7 @@ impl World {
         for admission in &plan.admitted {
             self.check_admission(admission);
         }
+        self.sights.n_copied_pages += plan.moves.len() as u64;
         let mut slots: Vec<_> = plan.rows.iter().map(|row| row.slot).collect();
         slots.sort_unstable();
         slots.dedup();
@@ -65,7 +68,13 @@ impl World {
         let n_prompt = newcomer.request.prompt.len();
         let scores = newcomer.request.scores_prompt && newcomer.n_scored < n_prompt;
         assert!(!scores || n_cached == 0, "wrong: {admission:?} skips what is to be scored");
-        assert!(self.limits.prefix_cache.is_some() || n_cached == 0, "wrong: {admission:?}");
+        let prompt = Arc::clone(&newcomer.request.prompt);
+        let others = self.live.iter().filter(|(id, _)| **id != admission.request);
+        let is_sibling = |other: &Expected| Arc::ptr_eq(&other.request.prompt, &prompt);
+        let has_sibling = others.clone().any(|(_, other)| is_sibling(other));
+        let caches = self.limits.prefix_cache.is_some() || has_sibling;
+        assert!(caches || n_cached == 0, "wrong: {admission:?}");
+        let newcomer = &self.live[&admission.request];
         if !newcomer.was_preempted {
             let last = self.last_admitted.replace(admission.request);
             assert!(last < Some(admission.request), "wrong: {last:?} was admitted before");

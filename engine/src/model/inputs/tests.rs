@@ -27,6 +27,7 @@ fn batch(rows: &[(u32, usize, usize, Emit)]) -> Batch {
         step: StepId(0),
         admitted: Vec::new(),
         pages: Vec::new(),
+        moves: Vec::new(),
         rows: Vec::new(),
         tokens: Vec::new(),
     };
