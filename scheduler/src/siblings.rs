@@ -4,7 +4,8 @@
 //!
 //! Full pages are shared as they are: nobody writes them again. The last one, if the prompt leaves
 //! it half full, is copied before its sharer's first row writes behind what they have in common
-//! ([`PageMove::Copy`]); what the sibling has written there meanwhile comes along and is never read.
+//! ([`PageMove::Copy`]); what the sibling has written there meanwhile comes along, and nobody reads
+//! it.
 
 use std::sync::Arc;
 

@@ -1,201 +1,11 @@
-//! The same request gives the same bits, whatever shares its batch: alone or together, whole or in
-//! chunks, after preemption; on the processor also with steps overlapped, found in the cache, and
-//! with tokens guessed.
-//! On the processor always, on devices where they are told to be deterministic. No tolerance
-//! anywhere in this file. That threads change no bit is for the kernels' own tests to show: this
-//! model is mostly too small to be split.
+//! Answers through the whole engine: every request alone, then all of them in a crowd.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 
-use engine::{
-    Allowed, DeviceKind, Engine, EngineConfig, Guide, KvDtype, Output, Probe, Request,
-    SamplingParams, Terms, TokenId, TokenSet,
-};
-use harness::plans::{Planner, Span};
-use harness::random::Random;
+use engine::{Allowed, Engine, Guide, Output, Request, SamplingParams, Terms, TokenSet};
 use harness::serving::HeldEngine;
-use virtual_node::client::Node;
-use weights::presets::preset;
-use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
-use weights::{Checkpoint, MixerSpec, ModelSpec};
 
-const FORMATS: [(SyntheticFormat, KvDtype); 4] = [
-    (SyntheticFormat::F32, KvDtype::F32),
-    (SyntheticFormat::Bf16, KvDtype::Bf16),
-    (SyntheticFormat::ModelOptFp8, KvDtype::Fp8),
-    (SyntheticFormat::Fp8Dynamic, KvDtype::Bf16),
-];
-
-/// Written anew for each test: two that run at once do not share a folder.
-fn tiny(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
-    write(test, format, preset("tiny").expect("a preset"))
-}
-
-/// The same with heads that a device's kernels know.
-fn tiny_for_devices(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
-    let mut spec = preset("tiny").expect("a preset");
-    for block in &mut spec.blocks {
-        if let Some(MixerSpec::Attention(attention)) = &mut block.mixer {
-            attention.head_dim = 32;
-        }
-    }
-    write(test, format, spec)
-}
-
-fn write(test: &str, format: SyntheticFormat, spec: ModelSpec) -> Arc<Checkpoint> {
-    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}-{format:?}"));
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
-    }
-    let config = SyntheticConfig { spec, format, n_shards: 2, seed: 7 };
-    write_synthetic(&dir, &config, &mut |_, _| {}).expect("it can be written");
-    Arc::new(Checkpoint::open(&dir).expect("what we write is valid"))
-}
-
-fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
-    EngineConfig {
-        device: DeviceKind::Cpu,
-        n_ranks,
-        n_threads: Some(n_threads),
-        n_slots: 8,
-        n_waiting_max: 64,
-        n_tokens_per_step: 96,
-        n_context_tokens: Some(128),
-        kv_dtype: Some(kv_dtype),
-        kv_bytes: None,
-        is_deterministic: false,
-        overlaps_steps: false,
-        caches_prefixes: false,
-        policy: engine::Policy::plain(),
-        n_candidates_max: 0,
-    }
-}
-
-fn random_tokens(random: &mut Random, vocab_size: usize, n: usize) -> Vec<TokenId> {
-    (0..n).map(|_| TokenId(random.below(vocab_size) as u32)).collect()
-}
-
-/// Logits of every position of every sequence, by bits.
-type Bits = HashMap<(usize, usize), Vec<u32>>;
-
-/// Runs the sequences with rows cut at random; `n_rows_max` of 1 runs them one after another.
-fn run_cut(
-    probe: &mut Probe,
-    sequences: &[Vec<TokenId>],
-    random: &mut Random,
-    n_rows_max: usize,
-) -> Bits {
-    let mut planner = Planner::new(probe.memory());
-    let mut done = vec![0; sequences.len()];
-    let mut bits = Bits::new();
-    loop {
-        let unfinished = (0..sequences.len()).filter(|&idx| done[idx] < sequences[idx].len());
-        let mut slots: Vec<usize> = unfinished.collect();
-        if slots.is_empty() {
-            return bits;
-        }
-        random.shuffle(&mut slots);
-        slots.truncate(1 + random.below(n_rows_max));
-        let mut n_budget = probe.memory().n_tokens_per_step;
-        let mut spans = Vec::new();
-        for &slot in &slots {
-            let n_left = sequences[slot].len() - done[slot];
-            let n_tokens = (1 + random.below(n_left)).min(n_budget);
-            if n_tokens == 0 {
-                break;
-            }
-            n_budget -= n_tokens;
-            let tokens = &sequences[slot][done[slot]..done[slot] + n_tokens];
-            spans.push(Span { slot, start: done[slot], tokens });
-            done[slot] += n_tokens;
-        }
-        let probed = probe.run(planner.plan(&spans)).expect("the ranks run");
-        for one in probed {
-            let logits = one.logits.iter().map(|logit| logit.to_bits()).collect();
-            bits.insert((spans[one.row_idx].slot, one.position), logits);
-        }
-    }
-}
-
-/// Runs random sequences whole and alone on the first engine, cut at random on the second. How, and
-/// for which sequence and position, logits differ first.
-fn difference(
-    checkpoint: &Arc<Checkpoint>,
-    configs: [&EngineConfig; 2],
-    seed: u64,
-) -> Option<(&'static str, (usize, usize))> {
-    let mut random = Random::new(seed);
-    let vocab_size = checkpoint.spec().vocab_size;
-    let sequences: Vec<Vec<TokenId>> = (0..6)
-        .map(|_| {
-            let n = 1 + random.below(90);
-            random_tokens(&mut random, vocab_size, n)
-        })
-        .collect();
-    let boot = |config| Probe::new(Arc::clone(checkpoint), config).expect("it boots");
-    let [mut one, mut two] = configs.map(boot);
-    let mut alone = Bits::new();
-    for (slot, sequence) in sequences.iter().enumerate() {
-        let mut planner = Planner::new(one.memory());
-        let plan = planner.plan(&[Span { slot, start: 0, tokens: sequence }]);
-        for probed in one.run(plan).expect("the ranks run") {
-            let bits = probed.logits.iter().map(|logit| logit.to_bits()).collect();
-            alone.insert((slot, probed.position), bits);
-        }
-    }
-    for (what, n_rows_max) in [("in chunks", 1), ("batched", 6)] {
-        let cut = run_cut(&mut two, &sequences, &mut random, n_rows_max);
-        assert_eq!(cut.len(), alone.len());
-        let mut differing: Vec<_> = alone.keys().filter(|at| cut[at] != alone[at]).collect();
-        differing.sort();
-        if let Some(&&at) = differing.first() {
-            return Some((what, at));
-        }
-    }
-    None
-}
-
-#[test]
-fn logits_are_bit_equal_alone_batched_and_chunked() {
-    for (format, kv_dtype) in FORMATS {
-        let checkpoint = tiny("chunks", format);
-        for n_ranks in [1, 2, 4, 1, 2, 4, 1, 2, 4] {
-            let seed = harness::seed();
-            let [one, two] = [1, 2 * n_ranks].map(|n_threads| config(n_ranks, n_threads, kv_dtype));
-            let differing = difference(&checkpoint, [&one, &two], seed);
-            assert_eq!(differing, None, "{format:?}, {n_ranks} ranks (SEED={seed})");
-        }
-    }
-}
-
-/// As `config`, on devices.
-fn on_devices(n_ranks: usize, kv_dtype: KvDtype, is_deterministic: bool) -> EngineConfig {
-    EngineConfig { device: DeviceKind::Cuda, is_deterministic, ..config(n_ranks, 1, kv_dtype) }
-}
-
-/// Has the virtual node's products show in their bits which algorithm was chosen.
-fn split_as_a_real_node_does() {
-    let node = Node::open().expect("this runs on the virtual node");
-    node.set_checks("splits").expect("it knows them");
-}
-
-#[test]
-fn devices_give_equal_bits_where_they_are_told_to() {
-    split_as_a_real_node_does();
-    for (format, kv_dtype) in &FORMATS[1..] {
-        let checkpoint = tiny_for_devices("devices", *format);
-        for n_ranks in [1, 2] {
-            let config = on_devices(n_ranks, *kv_dtype, true);
-            let differing = difference(&checkpoint, [&config, &config], 5);
-            assert_eq!(differing, None, "{format:?}, {n_ranks} ranks");
-        }
-        // And they are told for a reason: else this test would show nothing.
-        let config = on_devices(2, *kv_dtype, false);
-        assert_ne!(difference(&checkpoint, [&config, &config], 5), None, "{format:?}");
-    }
-}
+use super::*;
 
 /// What a reader saw: tokens and their log-probabilities, by bits.
 type Answer = Vec<(TokenId, u32)>;
@@ -316,9 +126,10 @@ impl Crowd {
                 }
             })
             .collect();
-        // The first three answer one prompt.
-        let prompt = Arc::clone(&requests[0].prompt);
-        requests[1..3].iter_mut().for_each(|request| request.prompt = Arc::clone(&prompt));
+        // The first three answer one prompt, longer than a page.
+        let longest = requests.iter().max_by_key(|request| request.prompt.len());
+        let prompt = Arc::clone(&longest.expect("a crowd").prompt);
+        requests[..3].iter_mut().for_each(|request| request.prompt = Arc::clone(&prompt));
         requests
     }
 }
@@ -367,7 +178,6 @@ fn differing_answers(
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
     assert_eq!(stats.n_pages_used, 0, "every page came back");
     assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
-    assert!(stats.n_shared_tokens > 0, "siblings share");
     assert_eq!(stats.n_accepted_tokens > 0, roomy.n_candidates_max > 0, "some guess was right");
     assert_eq!(stats.n_proposed_tokens > stats.n_accepted_tokens, roomy.n_candidates_max > 0);
     let differs = |&idx: &usize| {
@@ -407,6 +217,51 @@ fn answers_are_bit_equal_alone_preempted_overlapped_cached_and_guessed() {
             );
         }
     }
+}
+
+/// Has one prompt answered `n` times together, each answer's requests also alone, with all the room
+/// there is: the answers together, those alone, and the tokens that were shared.
+fn answered_together(
+    checkpoint: &Arc<Checkpoint>,
+    config: &EngineConfig,
+    n: usize,
+) -> (Vec<Answer>, Vec<Answer>, u64) {
+    let crowd =
+        Crowd { n_requests: n, n_prompt_min: 40, n_prompt_max: 41, n_new: 20, tenths_of_kv: 10 };
+    let mut random = Random::new(3);
+    let mut requests = crowd.requests(&mut random, checkpoint.spec().vocab_size);
+    let prompt = Arc::clone(&requests[0].prompt);
+    requests.iter_mut().for_each(|request| request.prompt = Arc::clone(&prompt));
+    let engine = engine::boot(Arc::clone(checkpoint), config).expect("it boots");
+    let together = answer(&engine, &requests);
+    let n_shared_tokens = engine.handle().stats().n_shared_tokens;
+    engine.shutdown();
+    let engine = engine::boot(Arc::clone(checkpoint), config).expect("it boots");
+    let alone = requests.iter().map(|one| answer(&engine, std::slice::from_ref(one)).remove(0));
+    (together, alone.collect(), n_shared_tokens)
+}
+
+#[test]
+fn answers_to_one_prompt_share_it() {
+    for (format, kv_dtype) in FORMATS {
+        let checkpoint = tiny("siblings", format);
+        for (overlaps_steps, caches_prefixes) in [(false, false), (true, false), (true, true)] {
+            let config = EngineConfig { overlaps_steps, caches_prefixes, ..config(2, 2, kv_dtype) };
+            let (together, alone, n_shared_tokens) = answered_together(&checkpoint, &config, 5);
+            assert!(together == alone, "{format:?}, {overlaps_steps}, {caches_prefixes}");
+            assert_eq!(n_shared_tokens, 4 * 39, "all but the last of 40 tokens");
+        }
+    }
+}
+
+#[test]
+fn devices_copy_the_page_that_answers_share() {
+    split_as_a_real_node_does();
+    let checkpoint = tiny_for_devices("siblings-devices", SyntheticFormat::ModelOptFp8);
+    let config = on_devices(2, KvDtype::Fp8, true);
+    let (together, alone, n_shared_tokens) = answered_together(&checkpoint, &config, 2);
+    assert!(together == alone, "two answers to one prompt");
+    assert_eq!(n_shared_tokens, 39, "all but the last of 40 tokens");
 }
 
 #[test]
