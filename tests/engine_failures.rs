@@ -147,6 +147,7 @@ fn drain(receiver: &Receiver<Output>) -> (Vec<u32>, EndReason) {
     loop {
         match receiver.recv_timeout(PATIENCE).expect("a request ends") {
             Output::Token { token, .. } => tokens.push(token.0),
+            Output::Admitted { n_cached } => assert_eq!(n_cached, 0),
             Output::PromptScores(_) => panic!("nobody asked for scores"),
             Output::Finish(finish) => {
                 assert_eq!(finish.n_generated, tokens.len());

@@ -207,7 +207,10 @@ where
         for admission in &plan.admitted {
             let live = self.live.get_mut(&admission.request).expect("who is admitted is live");
             if live.admitted.is_none() {
-                (live.admitted, live.n_cached) = (Some(now), admission.n_cached);
+                let n_cached = admission.n_cached;
+                (live.admitted, live.n_cached) = (Some(now), n_cached);
+                // Whose reader is gone is told with the first token.
+                let _ = (live.deliver)(Output::Admitted { n_cached });
             }
             let (_, generated) = self
                 .scheduler
@@ -315,6 +318,7 @@ where
         let mut stats = self.shared.stats.lock();
         stats.n_running = from.n_running;
         stats.n_waiting = from.n_waiting;
+        stats.n_waiting_by_level.clone_from(&from.n_waiting_by_level);
         stats.n_pages = from.n_pages();
         stats.n_pages_used = from.n_pages_used();
         stats.n_pages_cached = from.n_pages_cached();

@@ -118,9 +118,15 @@ impl SamplingParams {
     }
 }
 
-/// What a request's reader gets, in this order: prompt scores (if asked), tokens, one end.
+/// What a request's reader gets, in this order: that it has a slot, prompt scores (if asked),
+/// tokens, one end. Who never gets a slot gets the end alone.
 #[derive(Clone, Debug)]
 pub enum Output {
+    /// It has its first slot.
+    Admitted {
+        /// Tokens of its prompt whose KV was there already.
+        n_cached: usize,
+    },
     /// Log-probabilities of a run of prompt tokens, from the second token on, in order.
     PromptScores(Vec<TokenScore>),
     /// A generated token.

@@ -9,6 +9,8 @@ pub struct EngineStats {
     pub n_running: usize,
     /// Requests waiting for one.
     pub n_waiting: usize,
+    /// The same, by the level of priority that they came with, the first level first.
+    pub n_waiting_by_level: Vec<usize>,
     /// Pages in use, over all groups.
     pub n_pages_used: usize,
     /// Pages that nobody holds and whose content may be wanted again, over all groups.

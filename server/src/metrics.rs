@@ -5,6 +5,9 @@
 //! they share one value. The text is Prometheus' own format (0.0.4), in which a counter is called
 //! what it is called: OpenMetrics would append `_total` to Triton's names.
 
+mod priority;
+mod summary;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -19,6 +22,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::total::{Total, TotalSeconds};
+use priority::PriorityMetrics;
+pub use summary::{Ended, GenerationSummary};
 
 /// `Content-Type` of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -64,44 +69,13 @@ macro_rules! register {
     };
 }
 
-/// How a generation ended, as metrics name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// A stop token or stop string.
-    Stop,
-    /// The bound on new tokens or the context.
-    Length,
-    /// The client went away.
-    Abandoned,
-    /// No slot was free within its queue timeout.
-    QueueTimeout,
-    /// It was not complete within its timeout.
-    DeadlinePassed,
-    /// The engine failed.
-    Failed,
-}
-
-/// One finished generation in numbers.
-#[derive(Clone, Copy, Debug)]
-pub struct GenerationSummary {
-    /// How it ended.
-    pub ended: Ended,
-    /// Tokens of its prompt.
-    pub n_prompt: usize,
-    /// Tokens generated.
-    pub n_generated: usize,
-    /// From its submission to its end.
-    pub total: Duration,
-    /// From its submission to a slot, where the engine said so.
-    pub queued: Option<Duration>,
-}
-
 /// All metrics, and the registry that publishes them.
 pub struct Metrics {
     registry: Registry,
     http: HttpMetrics,
     generation: GenerationMetrics,
     engine: EngineMetrics,
+    priority: PriorityMetrics,
     triton: TritonMetrics,
     /// Engine counters are copied one reader at a time, so that they never seem to fall.
     publishing: Mutex<()>,
@@ -192,10 +166,12 @@ impl Metrics {
             http: HttpMetrics::default(),
             generation: GenerationMetrics::new(),
             engine: EngineMetrics::default(),
+            priority: PriorityMetrics::new(),
             triton: TritonMetrics::default(),
             publishing: Mutex::new(()),
         };
         metrics.register_ours();
+        metrics.priority.register(&mut metrics.registry);
         metrics.register_vllm(model);
         metrics.register_triton(model);
         metrics
@@ -232,15 +208,8 @@ impl Metrics {
 
     /// A generation is over.
     pub fn generation(&self, summary: GenerationSummary) {
-        let (finished_reason, failure) = match summary.ended {
-            Ended::Stop => ("stop", None),
-            Ended::Length => ("length", None),
-            Ended::Abandoned => ("abort", Some("CANCELED")),
-            // Triton counts what its queue's policy turned away as rejected.
-            Ended::QueueTimeout => ("queue_timeout", Some("REJECTED")),
-            Ended::DeadlinePassed => ("timeout", Some("OTHER")),
-            Ended::Failed => ("error", Some("BACKEND")),
-        };
+        let (finished_reason, failure) = summary.ended.reasons();
+        self.priority.generation(&summary, finished_reason);
         let generation = &self.generation;
         generation.finished.get_or_create(&FinishLabels { finished_reason }).inc();
         generation.prompt_tokens.add(summary.n_prompt as u64);
@@ -273,6 +242,7 @@ impl Metrics {
         let engine = &self.engine;
         engine.running.set(stats.n_running as i64);
         engine.waiting.set(stats.n_waiting as i64);
+        self.priority.waiting(&stats.n_waiting_by_level);
         engine.pages.set(stats.n_pages as i64);
         engine.pages_used.set(stats.n_pages_used as i64);
         engine.pages_cached.set(stats.n_pages_cached as i64);

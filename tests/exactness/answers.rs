@@ -74,7 +74,7 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
                         tokens.push((token, score.expect("asked for").logprob.to_bits()));
                     }
                     Output::Finish(_) => return tokens,
-                    Output::PromptScores(_) => {}
+                    Output::Admitted { .. } | Output::PromptScores(_) => {}
                 }
             }
             panic!("a request ended without its end");

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::{
-    DeviceKind, Engine, EngineConfig, EngineHandle, KvDtype, ReaderGone, Request, SamplingParams,
-    Terms, Ticket, TokenId,
+    DeviceKind, Engine, EngineConfig, EngineHandle, KvDtype, Output, ReaderGone, Request,
+    SamplingParams, Terms, Ticket, TokenId,
 };
 use server::boot::{self, Booted};
 use server::config::ModelSource;
@@ -69,7 +69,10 @@ impl HeldEngine {
     pub fn new(engine: &EngineHandle) -> HeldEngine {
         let (permits, permitted) = channel();
         let (stepped, steps) = channel();
-        let deliver = move |_| {
+        let deliver = move |output| {
+            if let Output::Admitted { .. } = output {
+                return Ok(());
+            }
             // Whoever holds the engine may have let go of it.
             let _ = stepped.send(());
             permitted.recv().map_err(|_| ReaderGone)

@@ -104,7 +104,11 @@ fn a_stream_says_what_the_whole_answer_says() {
         let options = json!({ "stream_options": { "include_usage": true } });
         let (_, chunks) = streamed(&with(&body, options));
         let last = chunks.last().expect("chunks");
-        assert_eq!((&last["choices"], &last["usage"]), (&json!([]), &answer["usage"]));
+        assert_eq!(last["choices"], json!([]));
+        // What the cache has is another matter from one request to the next.
+        for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+            assert_eq!(last["usage"][count], answer["usage"][count], "{members}: {count}");
+        }
     }
 }
 

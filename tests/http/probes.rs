@@ -109,6 +109,9 @@ fn metrics_count_what_was_done() {
     for (name, least) in [
         ("lnserve_generated_tokens_total ", 5.0),
         ("lnserve_generations_total{finished_reason=\"length\"}", 1.0),
+        ("lnserve_priority_waiting_requests{priority=\"1\"}", 0.0),
+        ("lnserve_priority_generations_total{priority=\"1\",finished_reason=\"length\"}", 1.0),
+        ("lnserve_priority_queue_seconds_count{priority=\"1\"}", 1.0),
         ("vllm:generation_tokens_total{model_name=\"demo\"}", 5.0),
         ("vllm:time_to_first_token_seconds_count{model_name=\"demo\"}", 1.0),
         ("vllm:inter_token_latency_seconds_count{model_name=\"demo\"}", 4.0),

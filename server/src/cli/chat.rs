@@ -148,7 +148,7 @@ impl Chat {
                     let text = running.detokenizer.push(token);
                     running.splitter.push(&text)
                 }
-                Some(Output::PromptScores(_)) => Vec::new(),
+                Some(Output::Admitted { .. } | Output::PromptScores(_)) => Vec::new(),
                 Some(Output::Finish(finish)) => {
                     self.finish(&mut running, &mut content, &finish)?;
                     return Ok(content);
@@ -209,8 +209,8 @@ impl Chat {
             cache_salt: None,
             terms: Terms::ordinary(),
         };
-        // Room for every token and the end, so that the engine never finds it full.
-        let (sender, outputs) = mpsc::channel::<Output>(n_new_max + 1);
+        // Room for the slot, every token and the end, so that the engine never finds it full.
+        let (sender, outputs) = mpsc::channel::<Output>(n_new_max + 2);
         let deliver = move |output| sender.try_send(output).map_err(|_| ReaderGone);
         let _ticket = self.handle.submit(request, Box::new(deliver))?;
         let detokenizer = Detokenizer::new(Arc::clone(&self.text), true);

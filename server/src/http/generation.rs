@@ -43,6 +43,8 @@ pub struct Delta {
     /// With the end: its counts and moments. Where a stop string ended the answer, the engine had
     /// not said when it began, nor what it found in its cache.
     pub finish: Option<Finish>,
+    /// Tokens of its prompt that were not computed anew.
+    pub n_cached: usize,
 }
 
 /// How an answer ended well.
@@ -71,6 +73,8 @@ pub struct Answer {
     pub end: Option<End>,
     /// Its counts and moments, as in [`Delta`].
     pub finish: Option<Finish>,
+    /// Tokens of its prompt that were not computed anew.
+    pub n_cached: usize,
 }
 
 /// Generations under way.
@@ -94,7 +98,10 @@ struct Choice {
     /// Gone once it has ended.
     ticket: Option<Ticket>,
     text: AnswerText,
+    /// Of its priority.
+    level: u32,
     n_prompt: usize,
+    n_cached: usize,
     n_generated: usize,
     n_new_max: usize,
     stop_tokens: Arc<[TokenId]>,
@@ -124,6 +131,7 @@ impl Answer {
         self.scores.extend(delta.score);
         self.end = self.end.take().or(delta.end);
         self.finish = self.finish.take().or(delta.finish);
+        self.n_cached = delta.n_cached;
     }
 }
 
@@ -150,6 +158,8 @@ impl Generations {
             let n_prompt = job.request.prompt.len();
             let n_new_max = job.request.n_new_max;
             let stop_tokens = Arc::clone(&job.request.stop_tokens);
+            let priorities = &app.engine.info().policy.priorities;
+            let level = priorities.level(job.request.terms.priority);
             let sender = sender.clone();
             let deliver = move |output| {
                 let stamped = Stamped { choice_idx, at: Instant::now(), output };
@@ -161,7 +171,9 @@ impl Generations {
             generations.choices.push(Choice {
                 ticket: Some(ticket),
                 text: AnswerText::new(&app.text, job.rules),
+                level,
                 n_prompt,
+                n_cached: 0,
                 n_generated: 0,
                 n_new_max,
                 stop_tokens,
@@ -184,7 +196,10 @@ impl Generations {
             let Some(stamped) = self.outputs.recv().await else {
                 return Err(self.failed());
             };
-            if self.choices[stamped.choice_idx].ticket.is_some() {
+            let choice = &mut self.choices[stamped.choice_idx];
+            if let Output::Admitted { n_cached } = stamped.output {
+                choice.n_cached = n_cached;
+            } else if choice.ticket.is_some() {
                 return self.take(stamped).map(Some);
             }
             // What the engine said before it heard that a stop string had ended the answer.
@@ -206,8 +221,10 @@ impl Generations {
 
     fn take(&mut self, stamped: Stamped) -> Result<Delta, ApiError> {
         let Stamped { choice_idx, at, output } = stamped;
-        let delta = Delta { choice_idx, ..Delta::default() };
+        let n_cached = self.choices[choice_idx].n_cached;
+        let delta = Delta { choice_idx, n_cached, ..Delta::default() };
         match output {
+            Output::Admitted { .. } => Ok(delta),
             Output::PromptScores(prompt_scores) => Ok(Delta { prompt_scores, ..delta }),
             Output::Token { token, score } => {
                 self.count_token(choice_idx, at, token);
@@ -282,6 +299,7 @@ impl Generations {
         let timing = finish.map(|finish| &finish.timing);
         self.app.metrics.generation(GenerationSummary {
             ended,
+            level: choice.level,
             n_prompt: choice.n_prompt,
             n_generated: choice.n_generated,
             total: choice.submitted.elapsed(),
@@ -330,9 +348,9 @@ impl Drop for Generations {
     }
 }
 
-/// Messages that the engine sends for a job at most: each token, the prompt's scores in as many
-/// runs as there are tokens, the end.
+/// Messages that the engine sends for a job at most: the slot, each token, the prompt's scores in
+/// as many runs as there are tokens, the end.
 fn n_outputs_max(job: &Job) -> usize {
     let n_scored = job.request.n_prompt_logprobs.map_or(0, |_| job.request.prompt.len());
-    job.request.n_new_max + n_scored + 1
+    job.request.n_new_max + n_scored + 2
 }

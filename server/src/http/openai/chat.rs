@@ -137,6 +137,7 @@ struct View {
 struct ChoiceView {
     splitter: ReasoningSplitter,
     is_begun: bool,
+    n_cached: usize,
     n_generated: usize,
 }
 
@@ -149,8 +150,12 @@ struct Split {
 
 impl View {
     fn new(asked: Asked, app: App) -> View {
-        let choice =
-            || ChoiceView { splitter: asked.splitter.clone(), is_begun: false, n_generated: 0 };
+        let choice = || ChoiceView {
+            splitter: asked.splitter.clone(),
+            is_begun: false,
+            n_cached: 0,
+            n_generated: 0,
+        };
         let choices = (0..asked.n_choices).map(|_| choice()).collect();
         View { asked, app, choices, is_begun: false }
     }
@@ -159,6 +164,7 @@ impl View {
         let mut choices = Vec::with_capacity(answers.len());
         for (choice_idx, answer) in answers.into_iter().enumerate() {
             self.choices[choice_idx].n_generated = answer.tokens.len();
+            self.choices[choice_idx].n_cached = answer.n_cached;
             choices.push(self.choice(choice_idx, answer));
         }
         let usage = self.usage();
@@ -197,6 +203,7 @@ impl View {
         let choice_idx = delta.choice_idx;
         let choice = &mut self.choices[choice_idx];
         choice.n_generated += usize::from(delta.token.is_some());
+        choice.n_cached = delta.n_cached;
         let split = Split::of(&mut choice.splitter, &delta.text, delta.end.is_some());
         let is_first = !std::mem::replace(&mut choice.is_begun, true);
         let says_something = is_first
@@ -210,7 +217,7 @@ impl View {
         }
         let usage = match self.asked.delivery {
             Delivery::Stream { continuous_usage: true, .. } => {
-                Some(Usage::new(self.asked.prompt.len(), choice.n_generated))
+                Some(Usage::new(self.asked.prompt.len(), choice.n_cached, choice.n_generated))
             }
             _ => None,
         };
@@ -248,7 +255,8 @@ impl View {
 
     fn usage(&self) -> Usage {
         let n_generated = self.choices.iter().map(|choice| choice.n_generated).sum();
-        Usage::new(self.asked.prompt.len(), n_generated)
+        // What the others found may be the first one's.
+        Usage::new(self.asked.prompt.len(), self.choices[0].n_cached, n_generated)
     }
 
     fn ending(&self, end: Option<End>) -> Ending {

@@ -127,6 +127,7 @@ struct ChoiceView {
     /// What the first chunk is to carry.
     pending: Answer,
     is_begun: bool,
+    n_cached: usize,
     n_generated: usize,
 }
 
@@ -141,9 +142,10 @@ impl View {
         let mut choices = Vec::with_capacity(answers.len());
         for (choice_idx, answer) in answers.into_iter().enumerate() {
             self.count(choice_idx, answer.tokens.len());
+            self.choices[choice_idx].n_cached = answer.n_cached;
             choices.push(self.choice(choice_idx, answer));
         }
-        let usage = Usage::new(self.n_prompt(), self.n_generated);
+        let usage = Usage::new(self.n_prompt(), self.n_cached(), self.n_generated);
         Json(self.envelope(choices, Some(usage))).into_response()
     }
 
@@ -160,6 +162,7 @@ impl View {
         let is_prompt = delta.token.is_none() && delta.end.is_none();
         self.count(choice_idx, usize::from(delta.token.is_some()));
         let choice = &mut self.choices[choice_idx];
+        choice.n_cached = delta.n_cached;
         choice.pending.absorb(delta);
         let pending = &choice.pending;
         let says_something = !choice.is_begun
@@ -172,12 +175,12 @@ impl View {
             return None;
         }
         let piece = std::mem::take(&mut choice.pending);
-        let n_generated = choice.n_generated;
+        let (n_cached, n_generated) = (choice.n_cached, choice.n_generated);
         let choice = self.choice(choice_idx, piece);
         let usage = match self.asked.delivery {
             Delivery::Stream { continuous_usage: true, .. } => {
                 let prompt = &self.asked.prompts[choice_idx / self.asked.n_choices];
-                Some(Usage::new(prompt.tokens.len(), n_generated))
+                Some(Usage::new(prompt.tokens.len(), n_cached, n_generated))
             }
             _ => None,
         };
@@ -187,13 +190,19 @@ impl View {
     fn last(&mut self) -> Option<Vec<u8>> {
         let wants_usage =
             matches!(self.asked.delivery, Delivery::Stream { include_usage: true, .. });
-        let usage = Usage::new(self.n_prompt(), self.n_generated);
+        let usage = Usage::new(self.n_prompt(), self.n_cached(), self.n_generated);
         wants_usage.then(|| sse::event(&self.envelope(Vec::new(), Some(usage))))
     }
 
     fn count(&mut self, choice_idx: usize, n_tokens: usize) {
         self.choices[choice_idx].n_generated += n_tokens;
         self.n_generated += n_tokens;
+    }
+
+    /// Of each prompt's first answer: what the others found may be that one's.
+    fn n_cached(&self) -> usize {
+        let firsts = self.choices.iter().step_by(self.asked.n_choices);
+        firsts.map(|choice| choice.n_cached).sum()
     }
 
     fn n_prompt(&self) -> usize {

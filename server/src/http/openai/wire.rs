@@ -16,13 +16,26 @@ pub(super) struct Usage {
     pub(super) total_tokens: usize,
     /// Generated, over all answers.
     pub(super) completion_tokens: usize,
+    pub(super) prompt_tokens_details: PromptDetails,
+}
+
+/// What became of the prompts' tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct PromptDetails {
+    /// Not computed anew: the prefix cache had them when the prompt's first answer began.
+    pub(super) cached_tokens: usize,
 }
 
 impl Usage {
     /// The sum of both.
-    pub(super) fn new(prompt_tokens: usize, completion_tokens: usize) -> Usage {
+    pub(super) fn new(
+        prompt_tokens: usize,
+        cached_tokens: usize,
+        completion_tokens: usize,
+    ) -> Usage {
         let total_tokens = prompt_tokens + completion_tokens;
-        Usage { prompt_tokens, total_tokens, completion_tokens }
+        let prompt_tokens_details = PromptDetails { cached_tokens };
+        Usage { prompt_tokens, total_tokens, completion_tokens, prompt_tokens_details }
     }
 }
 
