@@ -22,7 +22,8 @@ pub const N_LOGPROBS_MAX: usize = 20;
 pub struct ReaderGone;
 
 /// Takes a request's outputs on the engine's thread. It must not block: give it a channel with
-/// room for `n_new_max` tokens, the prompt's scores, the slot and the end. An error cancels the request.
+/// room for the slot, `n_new_max` tokens, the prompt's scores and the end. An error cancels the
+/// request.
 pub type Deliver = Box<dyn FnMut(Output) -> Result<(), ReaderGone> + Send>;
 
 /// What the engine serves and within which bounds. Fixed at boot.

@@ -48,6 +48,8 @@ const REQUEST_BUCKETS: [f64; 19] = [
 
 // Help texts that several names share.
 const RUNNING: &str = "Generations that hold a slot";
+const WAITING_BY_PRIORITY: &str = "Generations that wait, by the priority that they came with";
+const ENDED_BY_PRIORITY: &str = "Generations, by priority and by how they ended";
 const WAITING: &str = "Generations that wait for a slot";
 const CACHED_PAGES: &str = "Pages of the KV cache that nobody uses and a prompt may begin with";
 const CACHED_TOKENS: &str = "Tokens not computed because an earlier request's KV was there";
@@ -171,7 +173,6 @@ impl Metrics {
             publishing: Mutex::new(()),
         };
         metrics.register_ours();
-        metrics.priority.register(&mut metrics.registry);
         metrics.register_vllm(model);
         metrics.register_triton(model);
         metrics
@@ -276,7 +277,7 @@ impl Metrics {
 
     fn register_ours(&mut self) {
         let (http, generation) = (&self.http, &self.generation);
-        let (engine, to) = (&self.engine, &mut self.registry);
+        let (engine, priority, to) = (&self.engine, &self.priority, &mut self.registry);
         register! { to,
             "lnserve_http_requests_total", "HTTP requests, by route and status", http.requests;
             "lnserve_http_errors_total", "HTTP requests refused, by what was wrong", http.errors;
@@ -290,6 +291,9 @@ impl Metrics {
             "lnserve_queue_seconds", QUEUED, generation.queued;
             "lnserve_running_requests", RUNNING, engine.running;
             "lnserve_waiting_requests", WAITING, engine.waiting;
+            "lnserve_priority_waiting_requests", WAITING_BY_PRIORITY, priority.waiting;
+            "lnserve_priority_generations_total", ENDED_BY_PRIORITY, priority.ended;
+            "lnserve_priority_queue_seconds", "From submission to a slot", priority.queued;
             "lnserve_kv_pages", "Pages of the KV cache", engine.pages;
             "lnserve_kv_used_pages", "Pages of the KV cache in use", engine.pages_used;
             "lnserve_kv_cached_pages", CACHED_PAGES, engine.pages_cached;

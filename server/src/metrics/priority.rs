@@ -4,25 +4,24 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use super::{GenerationSummary, REQUEST_BUCKETS};
 use crate::total::Total;
 
 /// By level of priority. There are as many as the operator decided, so labels are bounded.
 pub(super) struct PriorityMetrics {
-    waiting: Family<LevelLabels, Gauge>,
-    ended: Family<EndLabels, Total>,
-    queued: Family<LevelLabels, Histogram, fn() -> Histogram>,
+    pub(super) waiting: Family<LevelLabels, Gauge>,
+    pub(super) ended: Family<EndLabels, Total>,
+    pub(super) queued: Family<LevelLabels, Histogram, fn() -> Histogram>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LevelLabels {
+pub(super) struct LevelLabels {
     priority: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct EndLabels {
+pub(super) struct EndLabels {
     priority: u32,
     finished_reason: &'static str,
 }
@@ -50,23 +49,5 @@ impl PriorityMetrics {
         for (priority, &n_waiting) in (1..).zip(n_by_level) {
             self.waiting.get_or_create(&LevelLabels { priority }).set(n_waiting as i64);
         }
-    }
-
-    pub(super) fn register(&self, to: &mut Registry) {
-        to.register(
-            "lnserve_priority_waiting_requests",
-            "Generations that wait for a slot, by the priority that they came with",
-            self.waiting.clone(),
-        );
-        to.register(
-            "lnserve_priority_generations_total",
-            "Generations, by priority and by how they ended",
-            self.ended.clone(),
-        );
-        to.register(
-            "lnserve_priority_queue_seconds",
-            "From submission to a slot, by priority",
-            self.queued.clone(),
-        );
     }
 }
