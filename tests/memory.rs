@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use engine::device::CudaExec;
 use engine::device::cuda::memory_bytes;
-use engine::{DeviceKind, EngineConfig, KvDtype, MemoryPlan, Probe, RankMemory, Term};
+use engine::{DeviceKind, EngineConfig, KvDtype, MemoryPlan, Probe, RankMemory, Term, TokenId};
+use harness::plans::{Planner, Span};
 use harness::run_dry;
 use weights::presets::preset;
-use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
+use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_sparse, write_synthetic};
 use weights::{Checkpoint, MixerSpec};
 
 /// Allocations beyond this are the driver's own; smaller ones share a chunk of twice as much.
@@ -108,6 +109,22 @@ fn without_data(name: &str, format: SyntheticFormat) -> Checkpoint {
     Checkpoint::without_data(&config).expect("it is complete")
 }
 
+/// LN-Ultra at its true size: as ModelOpt would write it in files whose weights are holes, else
+/// without files.
+fn ultra(format: SyntheticFormat) -> Checkpoint {
+    if format != SyntheticFormat::ModelOptFp8 {
+        return without_data("ultra-253b", format);
+    }
+    let spec = preset("ultra-253b").expect("a preset");
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("ultra-sparse");
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+    }
+    let config = SyntheticConfig { spec, format, n_shards: 60, seed: 1 };
+    write_sparse(&dir, &config, &mut |_, _| {}).expect("there is a file system for it");
+    Checkpoint::open(&dir).expect("what we write is valid")
+}
+
 #[test]
 fn what_is_planned_at_full_size_is_what_devices_give() {
     if !harness::is_dry() {
@@ -130,7 +147,7 @@ fn what_is_planned_at_full_size_is_what_devices_give() {
             kv_dtype: Some(kv_dtype),
             ..config(8)
         };
-        assert_eq!(check(without_data("ultra-253b", format), &config), 3 * 8, "all there is");
+        assert_eq!(check(ultra(format), &config), 3 * 8, "all there is");
     }
 }
 
@@ -186,4 +203,30 @@ fn what_is_planned_is_what_devices_give() {
         let config = EngineConfig { n_context_tokens: Some(1 << 18), ..config(n_ranks) };
         assert!(check(checkpoint, &config) >= n_ranks, "pages");
     }
+}
+
+#[test]
+fn a_step_on_weights_that_are_gone_is_an_error_that_names_the_file() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("shrinking");
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+    }
+    let (spec, format) = (preset("tiny").expect("a preset"), SyntheticFormat::F32);
+    let synthetic = SyntheticConfig { spec, format, n_shards: 1, seed: 1 };
+    write_synthetic(&dir, &synthetic, &mut |_, _| {}).expect("it can be written");
+    let checkpoint = Arc::new(Checkpoint::open(&dir).expect("what we write is valid"));
+    let kv_dtype = Some(KvDtype::F32);
+    let config =
+        EngineConfig { device: DeviceKind::Cpu, kv_dtype, n_threads: Some(1), ..config(2) };
+    let mut probe = Probe::new(checkpoint, &config).expect("it boots");
+    let mut planner = Planner::new(probe.memory());
+    let mut step = |probe: &mut Probe, start| {
+        let span = Span { slot: 0, start, tokens: &[TokenId(7)] };
+        probe.run(planner.last_only(&[span]))
+    };
+    step(&mut probe, 0).expect("a step runs");
+    let shard = std::fs::OpenOptions::new().write(true).open(dir.join("model.safetensors"));
+    shard.and_then(|file| file.set_len(4096)).expect("it can be cut off");
+    let error = step(&mut probe, 1).expect_err("weights are gone").to_string();
+    assert!(error.contains("model.safetensors shrank"), "{error}");
 }

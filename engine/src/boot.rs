@@ -144,5 +144,6 @@ fn build(
     let spec = checkpoint.spec();
     let model = Model::host(spec, weights, plan, seat.rank);
     let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
-    Ok(ModelWorker { communicator: seat.communicator, model, exec, sampler })
+    let mapped = Some(checkpoint.clone());
+    Ok(ModelWorker { communicator: seat.communicator, model, exec, sampler, mapped })
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use parallel::{CollectiveError, Communicator, RankWorker};
 use scheduler::{SlotIdx, StepPlan, TokenId};
 use thiserror::Error;
+use weights::{Checkpoint, LoadError};
 
 use crate::batch::EmitPoint;
 use crate::device::{DeviceError, Exec};
@@ -96,6 +97,9 @@ pub enum StepError {
     /// The ranks could not exchange data.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// Weights are not what they were.
+    #[error(transparent)]
+    Weights(#[from] LoadError),
 }
 
 /// A rank that runs the model.
@@ -106,6 +110,8 @@ pub(crate) struct ModelWorker {
     pub(crate) exec: Exec,
     /// Rank 0 samples for all.
     pub(crate) sampler: Option<Sampler>,
+    /// Where weights are read where they are mapped.
+    pub(crate) mapped: Option<Checkpoint>,
 }
 
 impl RankWorker for ModelWorker {
@@ -114,16 +120,19 @@ impl RankWorker for ModelWorker {
     type Error = StepError;
 
     fn handle(&mut self, command: RankCommand) -> Result<RankReply, StepError> {
-        match command {
+        let reply = match command {
             RankCommand::Step(input) => self.step(&input),
             RankCommand::Probe(plan) => self.probe(&plan),
-        }
+        }?;
+        // Nobody gets a token of weights that were gone while it was computed.
+        self.mapped.as_ref().map_or(Ok(()), Checkpoint::check_intact)?;
+        Ok(reply)
     }
 }
 
 impl ModelWorker {
     fn step(&mut self, input: &StepInput) -> Result<RankReply, StepError> {
-        let ModelWorker { model, exec, communicator, sampler } = self;
+        let ModelWorker { model, exec, communicator, sampler, .. } = self;
         let Some(sampler) = sampler else {
             let (plan, consume) = (&input.plan, &mut |_: &EmitPoint, _: &[f32]| {});
             let drawn = &mut |_: &EmitPoint, _| {};

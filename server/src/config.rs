@@ -50,6 +50,10 @@ pub enum Command {
     Chat(ChatCommand),
     /// Show what a model is and what it would take.
     Inspect(InspectCommand),
+    /// Show what a model takes of each GPU.
+    Plan(PlanCommand),
+    /// Look a checkpoint over for damage.
+    Verify(VerifyCommand),
     /// Write a synthetic checkpoint.
     Synth(SynthCommand),
 }
@@ -121,6 +125,30 @@ pub struct InspectCommand {
     pub engine: EngineConfig,
 }
 
+/// `lnserve plan`.
+#[derive(Clone, Debug)]
+pub struct PlanCommand {
+    /// A directory, `demo`, a preset's name or a configuration file.
+    pub model: String,
+    /// Weight format where there are no weights.
+    pub format: SyntheticFormat,
+    /// The engine, on devices that need not be there.
+    pub engine: EngineConfig,
+    /// Memory of each device, as `nvidia-smi` counts it.
+    pub device_bytes: u64,
+    /// For programs.
+    pub is_json: bool,
+}
+
+/// `lnserve verify`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyCommand {
+    /// A checkpoint's directory.
+    pub dir: PathBuf,
+    /// Threads that read.
+    pub n_threads: usize,
+}
+
 /// `lnserve synth`.
 #[derive(Clone, Debug)]
 pub struct SynthCommand {
@@ -130,8 +158,10 @@ pub struct SynthCommand {
     pub out: PathBuf,
     /// Weight format.
     pub format: SyntheticFormat,
-    /// Shards at most.
-    pub n_shards: usize,
+    /// Shards at most; `None` keeps them at 5 GB, as published checkpoints are.
+    pub n_shards: Option<usize>,
+    /// Weights are holes that take no room on the disk.
+    pub is_sparse: bool,
     /// Decides all values.
     pub seed: u64,
 }
@@ -169,6 +199,8 @@ impl Settings {
             CommandArguments::Serve(serve) => Command::Serve(serve.into()),
             CommandArguments::Chat(chat) => Command::Chat(chat.into()),
             CommandArguments::Inspect(inspect) => Command::Inspect(inspect.into()),
+            CommandArguments::Plan(plan) => Command::Plan(plan.into()),
+            CommandArguments::Verify(verify) => Command::Verify(verify.into()),
             CommandArguments::Synth(synth) => Command::Synth(synth.into()),
         };
         let is_json = log_format == arguments::LogFormat::Json;
@@ -183,7 +215,11 @@ impl Command {
     fn default_log_filter(&self) -> &'static str {
         match self {
             Command::Serve(_) => "info",
-            Command::Chat(_) | Command::Inspect(_) | Command::Synth(_) => "warn",
+            Command::Chat(_)
+            | Command::Inspect(_)
+            | Command::Plan(_)
+            | Command::Verify(_)
+            | Command::Synth(_) => "warn",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod accuracy;
 pub mod http;
+pub mod mutation;
 pub mod plans;
 pub mod random;
 pub mod serving;

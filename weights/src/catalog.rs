@@ -50,8 +50,19 @@ impl TensorInfo {
     }
 }
 
+/// A file of tensors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// Its name.
+    pub file: String,
+    /// Its size; 0 where it is not there.
+    pub n_bytes: u64,
+    /// Tensors in it, as far as its header can be believed.
+    pub n_tensors: usize,
+}
+
 /// Every tensor by name.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub(crate) tensors: BTreeMap<String, TensorInfo>,
 }
@@ -62,36 +73,78 @@ impl Catalog {
         source: &Source,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<Catalog, LoadError> {
-        let index = read_index(source)?;
-        let shards = match &index {
-            Some(index) => index.values().cloned().collect::<BTreeSet<String>>(),
-            None => find_shards(source)?,
-        };
-        let mut tensors = BTreeMap::new();
-        for shard in shards {
-            let Some(bytes) = source.map(&shard)? else {
-                return Err(LoadError::FileMissing { dir: source.name(), file: shard });
+        let mut problems = Vec::new();
+        let (catalog, _) = Catalog::survey(source, is_wanted, &mut problems);
+        problems.into_iter().next().map_or(Ok(catalog), Err)
+    }
+
+    /// The same, but goes on behind what is wrong, and tells it all.
+    pub(crate) fn survey(
+        source: &Source,
+        is_wanted: impl Fn(&str) -> bool,
+        problems: &mut Vec<LoadError>,
+    ) -> (Catalog, Vec<ShardInfo>) {
+        let mut catalog = Catalog::default();
+        let mut shards = Vec::new();
+        let listed = read_index(source).and_then(|index| {
+            let files = match &index {
+                Some(index) => index.values().cloned().collect::<BTreeSet<String>>(),
+                None => find_shards(source)?,
             };
-            let entries = parse_header(bytes.as_slice()).map_err(|error| LoadError::Header {
-                path: source.path(&shard),
-                source: Box::new(error),
-            })?;
-            let shard: Arc<str> = shard.into();
-            for entry in entries.into_iter().filter(|entry| is_wanted(&entry.name)) {
-                add(&mut tensors, entry, &shard, &bytes)?;
+            Ok((index, files))
+        });
+        let (index, files) = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                problems.push(error);
+                return (catalog, shards);
             }
+        };
+        for file in files {
+            let mut info = ShardInfo { file: file.clone(), n_bytes: 0, n_tensors: 0 };
+            match open_shard(source, &mut info) {
+                Ok((bytes, entries)) => {
+                    let shard: Arc<str> = file.into();
+                    for entry in entries.into_iter().filter(|entry| is_wanted(&entry.name)) {
+                        problems.extend(add(&mut catalog.tensors, entry, &shard, &bytes).err());
+                    }
+                }
+                Err(error) => problems.push(error),
+            }
+            shards.push(info);
         }
         for (tensor, shard) in index.into_iter().flatten().filter(|(name, _)| is_wanted(name)) {
-            if tensors.get(&tensor).is_none_or(|info| *info.shard != *shard) {
-                return Err(LoadError::NotInShard {
-                    index: source.path(INDEX_FILE),
-                    tensor,
-                    shard,
-                });
+            // A file that is not there has been named.
+            let is_there = shards.iter().any(|info| info.file == shard && info.n_tensors > 0);
+            let holds = |info: &TensorInfo| *info.shard == *shard;
+            if is_there && !catalog.tensors.get(&tensor).is_some_and(holds) {
+                let index = source.path(INDEX_FILE);
+                problems.push(LoadError::NotInShard { index, tensor, shard });
             }
         }
-        Ok(Catalog { tensors })
+        (catalog, shards)
     }
+}
+
+/// Maps a shard and reads its header, and notes its size.
+fn open_shard(
+    source: &Source,
+    info: &mut ShardInfo,
+) -> Result<(Bytes, Vec<HeaderEntry>), LoadError> {
+    let Some(bytes) = source.map(&info.file)? else {
+        let file = info.file.clone();
+        return Err(LoadError::FileMissing { dir: source.name(), file });
+    };
+    info.n_bytes = bytes.n_bytes() as u64;
+    let parsed = parse_header(bytes.as_slice());
+    // A file that shrank meanwhile has a header of zeroes: say what happened, not that.
+    bytes.check()?;
+    let entries = parsed.map_err(|error| LoadError::Header {
+        path: source.path(&info.file),
+        source: Box::new(error),
+    })?;
+    info.n_tensors = entries.len();
+    Ok((bytes, entries))
 }
 
 fn add(
@@ -130,16 +183,18 @@ fn add(
 /// The index's map from tensor to shard, `None` if there is no index.
 fn read_index(source: &Source) -> Result<Option<BTreeMap<String, String>>, LoadError> {
     let Some(text) = source.read(INDEX_FILE)? else { return Ok(None) };
-    let parse = || -> Result<BTreeMap<String, String>, ConfigError> {
-        let mut root = parse_strict(&text)?;
-        match root.get_mut("weight_map").map(Value::take) {
-            Some(map) => Ok(serde_json::from_value(map)?),
-            None => Err(ConfigError::Missing { field: "weight_map" }),
-        }
-    };
-    parse()
+    parse_index(&text)
         .map(Some)
         .map_err(|error| LoadError::Config { path: source.path(INDEX_FILE), source: error })
+}
+
+/// What the text of an index says.
+pub(crate) fn parse_index(text: &[u8]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut root = parse_strict(text)?;
+    match root.get_mut("weight_map").map(Value::take) {
+        Some(map) => Ok(serde_json::from_value(map)?),
+        None => Err(ConfigError::Missing { field: "weight_map" }),
+    }
 }
 
 /// Without an index: the single file, else every safetensors file that there is.

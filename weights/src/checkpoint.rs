@@ -1,6 +1,7 @@
 //! A checkpoint, opened and checked: what the model is, and its tensors in mapped files.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::error::{ConfigError, LoadError};
 use crate::json::parse_strict;
 use crate::quantization::Quantization;
 use crate::resolve::{StoredModel, is_wanted, resolve};
-use crate::source::Source;
+use crate::source::{Bytes, Source};
 use crate::spec::ModelSpec;
 use crate::synthetic::SyntheticConfig;
 
@@ -30,6 +31,8 @@ struct Inner {
     spec: ModelSpec,
     quantization: Quantization,
     model: StoredModel,
+    /// Every mapped file, once.
+    shards: Vec<Bytes>,
 }
 
 impl Checkpoint {
@@ -63,7 +66,8 @@ impl Checkpoint {
         let source = Source::Embedded { name: "a checkpoint without data".to_owned(), files: &[] };
         let quantization = config.quantization().map_err(in_file(&source, "config.json"))?;
         let model = resolve(&config.spec, &quantization, config.catalog())?;
-        let inner = Inner { source, spec: config.spec.clone(), quantization, model };
+        let spec = config.spec.clone();
+        let inner = Inner { source, spec, quantization, model, shards: Vec::new() };
         Ok(Checkpoint { inner: Arc::new(inner) })
     }
 
@@ -95,6 +99,14 @@ impl Checkpoint {
         self.inner.model.tensors.iter()
     }
 
+    /// Whether all that was read of its files was there.
+    ///
+    /// # Errors
+    /// The first file that lost bytes while it was mapped: zeroes were read in their place.
+    pub fn check_intact(&self) -> Result<(), LoadError> {
+        self.inner.shards.iter().try_for_each(Bytes::check)
+    }
+
     pub(crate) fn model(&self) -> &StoredModel {
         &self.inner.model
     }
@@ -108,12 +120,19 @@ impl Checkpoint {
         let spec = ModelSpec::from_config_value(root).map_err(in_file(&source, "config.json"))?;
         let catalog = Catalog::open(&source, |name| is_wanted(&spec, name))?;
         let model = resolve(&spec, &quantization, catalog)?;
-        Ok(Checkpoint { inner: Arc::new(Inner { source, spec, quantization, model }) })
+        let shards: BTreeMap<&str, &Bytes> =
+            model.tensors.iter().map(|tensor| (&*tensor.shard, &tensor.bytes)).collect();
+        let shards = shards.into_values().cloned().collect();
+        let inner = Inner { source, spec, quantization, model, shards };
+        Ok(Checkpoint { inner: Arc::new(inner) })
     }
 }
 
 /// `config.json` speaks first; ModelOpt's own file where it is silent.
-fn read_quantization(source: &Source, config: &Value) -> Result<Quantization, LoadError> {
+pub(crate) fn read_quantization(
+    source: &Source,
+    config: &Value,
+) -> Result<Quantization, LoadError> {
     let declared = Quantization::from_config(config).map_err(in_file(source, "config.json"))?;
     if let Some(quantization) = declared {
         return Ok(quantization);
@@ -125,7 +144,7 @@ fn read_quantization(source: &Source, config: &Value) -> Result<Quantization, Lo
     }
 }
 
-fn read_json(source: &Source, file: &str) -> Result<Option<Value>, LoadError> {
+pub(crate) fn read_json(source: &Source, file: &str) -> Result<Option<Value>, LoadError> {
     let Some(text) = source.read(file)? else { return Ok(None) };
     let parsed = parse_strict(&text).map_err(ConfigError::Json);
     parsed.map(Some).map_err(in_file(source, file))

@@ -38,6 +38,37 @@ pub fn f32_to_e4m3(value: f32) -> u8 {
     sign | ((rounded >> 20) - ((127 - 7) << 3)) as u8
 }
 
+/// The first element that is NaN or infinite, and what it is.
+///
+/// # Panics
+/// If `bytes` is no whole number of elements.
+pub(crate) fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f32)> {
+    assert!(bytes.len().is_multiple_of(dtype.n_bytes()), "{} bytes of {dtype}", bytes.len());
+    let idx = match dtype {
+        Dtype::F8E4m3 => first_in(bytes, |code| code & 0x7f == 0x7f),
+        Dtype::Bf16 => {
+            first_in(bytes.as_chunks::<2>().0, |b| b[1] & 0x7f == 0x7f && b[0] & 0x80 != 0)
+        }
+        Dtype::F16 => first_in(bytes.as_chunks::<2>().0, |b| b[1] & 0x7c == 0x7c),
+        Dtype::F32 => {
+            first_in(bytes.as_chunks::<4>().0, |b| b[3] & 0x7f == 0x7f && b[2] & 0x80 != 0)
+        }
+    }?;
+    let mut value = [0.0];
+    let n_bytes = dtype.n_bytes();
+    decode(dtype, &bytes[idx * n_bytes..(idx + 1) * n_bytes], &mut value);
+    Some((idx, value[0]))
+}
+
+/// The first that `is_bad`. Whole runs are looked at without a branch, which is fast.
+fn first_in<T: Copy>(elements: &[T], is_bad: impl Fn(T) -> bool) -> Option<usize> {
+    const N_RUN: usize = 4096;
+    let has_bad = |run: &[T]| run.iter().fold(false, |found, &element| found | is_bad(element));
+    let run_idx = elements.chunks(N_RUN).position(has_bad)?;
+    let run = &elements[run_idx * N_RUN..];
+    run.iter().position(|&element| is_bad(element)).map(|idx| run_idx * N_RUN + idx)
+}
+
 /// Reads little-endian elements of `dtype` into `out`.
 ///
 /// # Panics

@@ -82,6 +82,28 @@ pub enum LoadError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A file lost bytes while it was in use.
+    #[error(
+        "{path} shrank or could not be read while it was in use: a checkpoint must not change \
+         while it is served"
+    )]
+    Shrank {
+        /// The file.
+        path: String,
+    },
+    /// A file system does not do what a sparse checkpoint needs.
+    #[error(
+        "cannot make {path} of {n_bytes} bytes as a sparse file ({reason}): choose a directory on \
+         a file system with sparse files of that size, such as ext4, xfs, btrfs or tmpfs"
+    )]
+    NotSparse {
+        /// The file.
+        path: String,
+        /// Its size.
+        n_bytes: u64,
+        /// What came instead.
+        reason: String,
+    },
     /// A file cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {

@@ -20,8 +20,11 @@ mod rank;
 mod resolve;
 mod source;
 mod spec;
+#[doc(hidden)]
+pub mod untrusted;
+pub mod verify;
 
-pub use catalog::TensorInfo;
+pub use catalog::{ShardInfo, TensorInfo};
 pub use checkpoint::Checkpoint;
 pub use dtype::{E4M3_MAX, decode, e4m3_to_f32, encode, f32_to_e4m3};
 pub use error::{ConfigError, LoadError, Uneven};
@@ -35,7 +38,7 @@ pub use quantization::{
     Fp8Scheme, InputQuantization, Quantization, QuantizationMethod, WeightGranularity,
 };
 pub use rank::RankBytes;
-pub use source::Bytes;
+pub use source::{Bytes, MappedFile};
 pub use spec::{
     AttentionSpec, BlockSpec, CacheSpec, FfnSpec, MixerSpec, ModelSpec, RopeScaling, RopeSpec,
 };

@@ -55,6 +55,12 @@ impl Matrix {
         &self.bytes.as_slice()[begin..begin + self.n_cols * self.dtype.n_bytes()]
     }
 
+    /// Whether the slice is all zeroes that no disk holds.
+    pub fn is_hole(&self) -> bool {
+        let last_begin = self.offset + self.n_rows.saturating_sub(1) * self.row_stride;
+        self.bytes.is_hole(self.offset..last_begin + self.n_cols * self.dtype.n_bytes())
+    }
+
     /// Bytes that the slice itself holds, gaps between rows not counted.
     pub fn n_bytes(&self) -> usize {
         self.n_rows * self.n_cols * self.dtype.n_bytes()

@@ -12,6 +12,7 @@ use crate::loaded::{Dtype, InputScale, WeightScale};
 use crate::parameters::{ParameterSpec, Role};
 use crate::quantization::{Fp8Scheme, InputQuantization, Quantization, WeightGranularity};
 use crate::spec::ModelSpec;
+use crate::verify::{Half, Place, place_of};
 
 /// Projections that take the same input, and so quantize it with the same factor.
 const SHARED_INPUTS: [&[Role]; 2] =
@@ -99,6 +100,37 @@ pub(crate) fn resolve(
     let mut tensors = resolver.used;
     tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(StoredModel { embedding, blocks, final_norm, head, tensors })
+}
+
+/// All that [`resolve`] could refuse the catalog for, and where.
+pub(crate) fn survey(
+    spec: &ModelSpec,
+    quantization: &Quantization,
+    catalog: Catalog,
+) -> Vec<(Place, LoadError)> {
+    let mut resolver = Resolver { quantization, left: catalog.tensors, used: Vec::new() };
+    let mut problems = Vec::new();
+    for parameter in spec.parameters() {
+        let name = parameter.tensor_name();
+        let error = resolver.parameter(parameter).err();
+        problems.extend(error.map(|error| (place_of(&name), error)));
+    }
+    for (block_idx, block) in spec.blocks.iter().enumerate() {
+        if block.attention().is_some()
+            && let Err(error) = resolver.kv_scales(block_idx)
+        {
+            problems.push((Place::Block(block_idx, Half::Mixer), error));
+        }
+    }
+    // What is left belongs to a parameter that was refused, or to none.
+    let refused: Vec<Place> = problems.iter().map(|(place, _)| place.clone()).collect();
+    let is_known = |name: &&String| !refused.contains(&place_of(name));
+    let unused: Vec<&String> = resolver.left.keys().filter(is_known).collect();
+    if let Some(first) = unused.first() {
+        let (n_tensors, first) = (unused.len(), (*first).clone());
+        problems.push((place_of(&first), LoadError::UnusedTensors { n_tensors, first }));
+    }
+    problems
 }
 
 struct Resolver<'a> {

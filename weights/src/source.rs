@@ -1,15 +1,18 @@
 //! Where a checkpoint's bytes come from: a mapped file, or bytes that are part of the program.
 //!
-//! The only file of the crate with `unsafe`: the call that maps a file.
+mod mapped;
 
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::{fmt, path};
 
 use crate::error::LoadError;
+
+pub use mapped::MappedFile;
 
 /// Bytes of a file that is read whole (everything but shards) at most.
 const SIDE_FILE_BYTES_MAX: u64 = 256 << 20;
@@ -18,7 +21,7 @@ const SIDE_FILE_BYTES_MAX: u64 = 256 << 20;
 #[derive(Clone)]
 pub enum Bytes {
     /// A mapped file.
-    Mapped(Arc<memmap2::Mmap>),
+    Mapped(Arc<MappedFile>),
     /// Part of the program.
     Static(&'static [u8]),
     /// Nowhere: of a checkpoint that was planned, not written. For runs that compute nothing.
@@ -44,6 +47,25 @@ impl Bytes {
     /// Whether there is nothing to be read.
     pub fn is_absent(&self) -> bool {
         matches!(self, Bytes::Absent { .. })
+    }
+
+    /// Whether all bytes of `range` are zeroes that no disk holds: then they need not be read.
+    pub fn is_hole(&self, range: Range<usize>) -> bool {
+        match self {
+            Bytes::Mapped(file) => file.is_hole(range.start as u64..range.end as u64),
+            Bytes::Static(_) | Bytes::Absent { .. } => false,
+        }
+    }
+
+    /// Whether all that was read of them was there. Mapped files may shrink meanwhile.
+    ///
+    /// # Errors
+    /// The file, if it lost bytes: zeroes were read in their place.
+    pub fn check(&self) -> Result<(), LoadError> {
+        match self {
+            Bytes::Mapped(file) => file.check(),
+            Bytes::Static(_) | Bytes::Absent { .. } => Ok(()),
+        }
     }
 
     /// How many.
@@ -122,10 +144,7 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(LoadError::Read { path: self.path(file), source }),
         };
-        // SAFETY: the mapping is read-only and nothing in this program writes to the file. That
-        // nobody else truncates or rewrites a checkpoint while it is served is for the operator to
-        // uphold, as it is for every program that maps its weights.
-        let map = unsafe { memmap2::Mmap::map(&opened) };
+        let map = MappedFile::open(&opened, self.path(file));
         let map = map.map_err(|source| LoadError::Read { path: self.path(file), source })?;
         Ok(Some(Bytes::Mapped(Arc::new(map))))
     }
@@ -159,7 +178,7 @@ impl Source {
         }
     }
 
-    fn check_name(&self, file: &str) -> Result<(), LoadError> {
+    pub(crate) fn check_name(&self, file: &str) -> Result<(), LoadError> {
         let mut components = path::Path::new(file).components();
         let is_plain = matches!(components.next(), Some(path::Component::Normal(_)))
             && components.next().is_none()

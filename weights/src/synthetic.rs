@@ -9,6 +9,7 @@ mod shards;
 mod tokenizer;
 mod values;
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,6 +53,19 @@ impl SyntheticFormat {
     /// Projections inside blocks are FP8; embedding and head never are.
     pub fn is_fp8(self) -> bool {
         matches!(self, SyntheticFormat::ModelOptFp8 | SyntheticFormat::Fp8Dynamic)
+    }
+}
+
+impl fmt::Display for SyntheticFormat {
+    /// As it is typed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SyntheticFormat::F32 => "f32",
+            SyntheticFormat::F16 => "f16",
+            SyntheticFormat::Bf16 => "bf16",
+            SyntheticFormat::ModelOptFp8 => "modelopt-fp8",
+            SyntheticFormat::Fp8Dynamic => "fp8-dynamic",
+        })
     }
 }
 
@@ -141,6 +155,30 @@ pub fn write_synthetic(
     config: &SyntheticConfig,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
+    write(dir, config, (false, progress))
+}
+
+/// The same, but matrices are holes in the files: they read as zeroes and take no room. Norms and
+/// scales are written, so that the checkpoint is as sound as it is large.
+///
+/// # Errors
+/// As [`write_synthetic`], and if the file system has no sparse files of that size.
+///
+/// # Panics
+/// If `n_shards` is 0.
+pub fn write_sparse(
+    dir: &Path,
+    config: &SyntheticConfig,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), LoadError> {
+    write(dir, config, (true, progress))
+}
+
+fn write(
+    dir: &Path,
+    config: &SyntheticConfig,
+    (is_sparse, progress): (bool, &mut dyn FnMut(u64, u64)),
+) -> Result<(), LoadError> {
     assert!(config.n_shards > 0, "at least one shard");
     let failed = |source| LoadError::Write { path: dir.display().to_string(), source };
     fs::create_dir_all(dir).map_err(failed)?;
@@ -148,7 +186,12 @@ pub fn write_synthetic(
         return Err(LoadError::NotEmpty { dir: dir.display().to_string() });
     }
     let shards = Shard::plan(config);
+    if is_sparse {
+        let most = shards.iter().map(Shard::n_bytes).max().unwrap_or(0);
+        shards::check_sparse(dir, most)?;
+    }
     let mut writer = shards::Writer::new(config, &shards, progress);
+    writer.is_sparse = is_sparse;
     for shard in &shards {
         writer.write(dir, shard)?;
     }

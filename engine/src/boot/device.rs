@@ -52,6 +52,7 @@ pub(super) fn build(
     let placed = [placement.weights.n_bytes(), placement.pages.n_bytes()].map(|n| n as u64);
     assert_eq!(placed, [planned.weights_bytes, planned.kv_bytes], "what was planned is taken");
     stage(&exec, &placement.copies, progress)?;
+    checkpoint.check_intact()?;
 
     let mut carve = Carve::new(region(planned.workspace_bytes)?);
     let memory = sizes.carve(&mut carve);
@@ -91,7 +92,7 @@ pub(super) fn build(
         gpu.exec.seal();
     }
     let sampler = (rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
-    Ok(ModelWorker { communicator, model, exec, sampler })
+    Ok(ModelWorker { communicator, model, exec, sampler, mapped: None })
 }
 
 /// The memory that kernels of all ranks reach.

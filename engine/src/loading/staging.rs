@@ -124,6 +124,12 @@ impl Ring<'_> {
     fn matrix(&mut self, copy: &MatrixCopy, progress: &dyn Fn(u64)) -> Result<(), DeviceError> {
         let MatrixCopy { matrix, to, .. } = copy;
         let row_bytes = row_bytes(to);
+        if matrix.is_hole() {
+            let n_bytes = to.n_rows * row_bytes;
+            self.exec.zero(to.first, n_bytes)?;
+            progress(n_bytes as u64);
+            return Ok(());
+        }
         let n_rows_max = self.pieces[0].memory.n_bytes() / row_bytes;
         let is_plain = is_plain(matrix, to);
         let mut begin = 0;

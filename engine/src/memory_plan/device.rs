@@ -130,8 +130,9 @@ impl DeviceBudget {
             let (free_bytes, total_bytes) = (room.free_bytes(), room.device_bytes);
             let beside_bytes = rank.reserve.map_or(0, |reserve| reserve.beside_bytes());
             let taken_bytes = rank.weights_bytes + rank.workspace_bytes + beside_bytes;
-            // What the cache itself is rounded up by.
-            let left_bytes = free_bytes.checked_sub(taken_bytes + PAGE_BYTES);
+            // The cache is rounded up to the driver's pages.
+            let left_bytes =
+                free_bytes.checked_sub(taken_bytes).map(|n| n / PAGE_BYTES * PAGE_BYTES);
             left_bytes.ok_or_else(|| {
                 let rank = Box::new(*rank);
                 MemoryError::DeviceTooSmall { device, rank, free_bytes, total_bytes }

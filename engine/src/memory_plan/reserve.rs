@@ -9,22 +9,22 @@ use crate::kernels::launching::{FLAG_BYTES, STATE_BYTES};
 
 /// Of the 81,559 MiB that `nvidia-smi` counts on an H100 of 80 GB, what no context finds.
 const DRIVER_BYTES: u64 = 551 << 20;
-const DRIVER_SOURCE: &str = "the card's own: nvidia-smi counts 81,559 MiB, contexts find 81,008 \
+const DRIVER_SOURCE: &str = "nvidia-smi counts 81,559 MiB, contexts find 81,008 \
                              (79.11 GiB in PyTorch's words: vllm-project/vllm#27508)";
 
 /// What the first context takes.
 const CONTEXT_BYTES: u64 = 520 << 20;
-const CONTEXT_SOURCE: &str = "a CUDA context: 555 MiB on 188 multiprocessors, of which it needs \
+const CONTEXT_SOURCE: &str = "555 MiB on 188 multiprocessors, of which it needs \
                               memory for each (ggml-org/llama.cpp#23604); an H100 has 132";
 
 /// Code of kernels that libraries load when they are first used.
 const LIBRARIES_BYTES: u64 = 256 << 20;
-const LIBRARIES_SOURCE: &str = "code of cuBLASLt, loaded as it is used, and of our kernels: some \
+const LIBRARIES_SOURCE: &str = "cuBLASLt's, loaded as it is used, and of our kernels: some \
                                 300 MB with all of PyTorch's context (pytorch/pytorch#107667)";
 
 /// A kernel in a recorded step.
 const GRAPH_NODE_BYTES: u64 = 16 << 10;
-const GRAPHS_SOURCE: &str = "recorded steps of decoding: 16 KiB a kernel, where others count 10 \
+const GRAPHS_SOURCE: &str = "steps of decoding: 16 KiB a kernel, where others count 10 \
                              (NVIDIA/cccl#3768)";
 
 /// NCCL between several ranks of one node. With 24 channels and buffers of 10 MiB for what comes
@@ -33,7 +33,7 @@ const GRAPHS_SOURCE: &str = "recorded steps of decoding: 16 KiB a kernel, where 
 /// 2.18 takes 768 MiB more, and is told so at boot, when memory is short). The rest is for code
 /// and small things.
 const NCCL_BYTES: u64 = 1 << 30;
-const NCCL_SOURCE: &str = "NCCL: 24 channels of 24 MiB (NVIDIA/nccl#1259, NVIDIA/nccl#1685), 256 \
+const NCCL_SOURCE: &str = "24 channels of 24 MiB (NVIDIA/nccl#1259, NVIDIA/nccl#1685), 256 \
                            MiB for NVLink's switches (its src/transport/nvls.cc), 192 MiB for \
                            code and the rest; 1.06 GB were seen (NVIDIA/nccl#1685)";
 

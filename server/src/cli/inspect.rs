@@ -10,7 +10,7 @@ use engine::{EngineConfig, KvDtype, MemoryPlan};
 use weights::synthetic::{SyntheticConfig, SyntheticFormat};
 use weights::{BlockSpec, CacheSpec, Checkpoint, LoadError, ModelSpec, RankBytes, Role};
 
-use super::table::{grouped, table};
+use super::table::{grouped, kv_name, table};
 use super::{CliError, model_spec};
 use crate::boot;
 use crate::config::{ByteSize, InspectCommand, ModelSource};
@@ -223,14 +223,6 @@ fn plan_table(plan: &MemoryPlan) -> String {
         line("total", plan.total_bytes()),
     ];
     table(&["over all ranks", "bytes"], &rows)
-}
-
-fn kv_name(kv_dtype: KvDtype) -> &'static str {
-    match kv_dtype {
-        KvDtype::F32 => "f32",
-        KvDtype::Bf16 => "bf16",
-        KvDtype::Fp8 => "fp8",
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 
 pub mod chat;
 pub mod inspect;
+pub mod plan;
 pub mod serve;
 pub mod synth;
 mod table;
+pub mod verify;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -49,6 +51,22 @@ pub enum CliError {
     /// It does not fit.
     #[error(transparent)]
     Memory(Box<MemoryError>),
+    /// It does not fit, which has been shown.
+    #[error("{model} does not fit: {reason}")]
+    DoesNotFit {
+        /// The model.
+        model: String,
+        /// What is lacking, and what to change.
+        reason: String,
+    },
+    /// A checkpoint is broken, which has been shown.
+    #[error("{dir} is broken in {n_problems} places: fetch the files that are named again")]
+    Broken {
+        /// Its directory.
+        dir: PathBuf,
+        /// Places.
+        n_problems: usize,
+    },
     /// The prompt cannot be made.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -92,6 +110,8 @@ pub fn run(settings: Settings) -> Result<(), CliError> {
         Command::Serve(command) => Ok(serve::run(&command)?),
         Command::Chat(command) => chat::run(command, settings.has_colour),
         Command::Inspect(command) => inspect::run(&command, settings.has_colour),
+        Command::Plan(command) => plan::run(&command, settings.has_colour),
+        Command::Verify(command) => verify::run(&command, settings.has_colour),
         Command::Synth(command) => synth::run(&command),
     }
 }

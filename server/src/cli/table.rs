@@ -1,5 +1,7 @@
 //! Numbers and tables for people.
 
+use engine::KvDtype;
+
 /// A table, indented by two: the first column to the left, the others to the right.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|cell| (*cell).to_owned()).collect();
@@ -30,6 +32,15 @@ pub(crate) fn grouped(number: impl TryInto<u64>) -> String {
         text.push(digit);
     }
     text
+}
+
+/// An element type of the cache as it is typed.
+pub(crate) fn kv_name(kv_dtype: KvDtype) -> &'static str {
+    match kv_dtype {
+        KvDtype::F32 => "f32",
+        KvDtype::Bf16 => "bf16",
+        KvDtype::Fp8 => "fp8",
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The command line as `clap` reads it, with its help. It decides names, defaults and words; the
 //! typed parts are made in the module above.
 
-use std::path::PathBuf;
+mod looking;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -10,12 +10,16 @@ use super::size::ByteSize;
 use super::turns::TurnArguments;
 use super::*;
 
+use looking::{InspectArguments, PlanArguments, SynthArguments, VerifyArguments};
+
 const EXAMPLES: &str = "\
 Examples:
   lnserve                                     serve the built-in demo model on 127.0.0.1:8000
   lnserve serve /models/ultra-fp8 --tp 8 --host 0.0.0.0
   lnserve chat --prompt 'What is 27 + 58?'    ask the demo model one question
   lnserve inspect /models/ultra-fp8 --tp 8    does it fit? what does each rank hold?
+  lnserve plan ultra-253b                     the same, to the byte, for GPUs not at hand
+  lnserve verify /models/ultra-fp8            is every byte of it there, and sound?
   lnserve synth --config tiny --out /tmp/tiny a random checkpoint to test with
 
 Exit status: 0 done, 1 it failed (one line says what and the remedy), 2 wrong usage.";
@@ -64,6 +68,12 @@ pub(super) enum CommandArguments {
     Chat(ChatArguments),
     /// Show a model's blocks, tensors and sizes, and what each rank would hold
     Inspect(InspectArguments),
+    /// Show what a model takes of each GPU, to the byte, and what fits beside it
+    #[command(after_help = looking::PLAN_EXAMPLES)]
+    Plan(PlanArguments),
+    /// Look a checkpoint over: is everything there, and sound?
+    #[command(after_help = looking::VERIFY_WORDS)]
+    Verify(VerifyArguments),
     /// Write a checkpoint of random weights, for tests and measurements
     Synth(SynthArguments),
 }
@@ -143,47 +153,6 @@ pub(super) struct ChatArguments {
 
     #[command(flatten)]
     device: DeviceArguments,
-}
-
-#[derive(Args)]
-pub(super) struct InspectArguments {
-    /// A checkpoint's directory; `demo`; or, to look at a model without its weights, a preset
-    /// (tiny, bench-0.6b, nano-8b, super-49b, ultra-253b) or a config.json
-    model: String,
-
-    /// Weight format that sizes are computed for, where there are no weights
-    #[arg(long, value_enum, default_value_t = Format::ModeloptFp8)]
-    format: Format,
-
-    #[command(flatten)]
-    capacity: CapacityArguments,
-
-    #[command(flatten)]
-    device: DeviceArguments,
-}
-
-#[derive(Args)]
-pub(super) struct SynthArguments {
-    /// What model to write: a config.json, or a preset (tiny, bench-0.6b, nano-8b, super-49b,
-    /// ultra-253b)
-    #[arg(long, value_name = "FILE|PRESET")]
-    config: String,
-
-    /// Directory to write to; it must not hold a checkpoint yet
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-
-    /// Weight format
-    #[arg(long, value_enum, default_value_t = Format::Bf16)]
-    format: Format,
-
-    /// Files to spread the tensors over, at most; a tensor is never cut
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    shards: usize,
-
-    /// The same seed writes the same bytes
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
 }
 
 /// How much it takes on at once.
@@ -358,28 +327,6 @@ impl From<ChatArguments> for ChatCommand {
                 n_new_max: arguments.max_tokens,
             },
             engine: arguments.device.engine(one_at_a_time),
-        }
-    }
-}
-
-impl From<InspectArguments> for InspectCommand {
-    fn from(arguments: InspectArguments) -> InspectCommand {
-        InspectCommand {
-            model: arguments.model,
-            format: arguments.format.into(),
-            engine: arguments.device.engine(arguments.capacity),
-        }
-    }
-}
-
-impl From<SynthArguments> for SynthCommand {
-    fn from(arguments: SynthArguments) -> SynthCommand {
-        SynthCommand {
-            config: arguments.config,
-            out: arguments.out,
-            format: arguments.format.into(),
-            n_shards: arguments.shards,
-            seed: arguments.seed,
         }
     }
 }

@@ -115,8 +115,40 @@ fn inspect_and_synth_take_what_they_need() {
         let line = format!("synth --config tiny --out d --format {name} --shards 3 --seed 7");
         let Ok(Command::Synth(command)) = parse(&line) else { panic!("not synth") };
         assert_eq!((command.config.as_str(), command.out), ("tiny", PathBuf::from("d")));
-        assert_eq!((command.format, command.n_shards, command.seed), (format, 3, 7));
+        assert_eq!((command.format, command.n_shards, command.seed), (format, Some(3), 7));
+        assert!(!command.is_sparse);
     }
+    let Ok(Command::Synth(command)) = parse("synth --config ultra-253b --sparse --out d") else {
+        panic!("not synth");
+    };
+    assert_eq!((command.n_shards, command.is_sparse), (None, true));
+}
+
+#[test]
+fn plan_and_verify_take_what_they_need() {
+    let plan = |line: &str| match parse(line).expect(line) {
+        Command::Plan(command) => command,
+        other => panic!("{line} is {other:?}"),
+    };
+    let command = plan("plan ultra-253b");
+    assert_eq!((command.model.as_str(), command.device_bytes), ("ultra-253b", 81_559 << 20));
+    assert_eq!((command.format, command.is_json), (SyntheticFormat::ModelOptFp8, false));
+    let engine = command.engine;
+    assert_eq!((engine.device, engine.n_ranks, engine.n_slots), (DeviceKind::Cuda, 8, 64));
+    assert_eq!((engine.n_tokens_per_step, engine.kv_dtype), (512, None));
+    let command = plan(
+        "plan config.json --gpus 2 --gpu-memory 143771MiB --kv-dtype fp8 --max-seqs 3 --json \
+         --max-tokens-per-step 64 --max-model-len 1000 --kv-memory 2GiB --format bf16",
+    );
+    assert_eq!((command.device_bytes, command.is_json), (143_771 << 20, true));
+    let engine = command.engine;
+    assert_eq!((engine.n_ranks, engine.n_slots, engine.n_tokens_per_step), (2, 3, 64));
+    assert_eq!((engine.n_context_tokens, engine.kv_bytes), (Some(1000), Some(2 << 30)));
+    assert_eq!((engine.kv_dtype, command.format), (Some(KvDtype::Fp8), SyntheticFormat::Bf16));
+    let Ok(Command::Verify(command)) = parse("verify some/dir --threads 3") else {
+        panic!("not verify");
+    };
+    assert_eq!(command, VerifyCommand { dir: PathBuf::from("some/dir"), n_threads: 3 });
 }
 
 #[test]

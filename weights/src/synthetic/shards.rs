@@ -1,7 +1,8 @@
 //! The writer's plan, tensors laid out in shards, and the streaming to disk.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,13 +24,16 @@ pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Bytes that are gathered before they are written.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// What a file's blocks are counted in.
+const DISK_BLOCK_BYTES: u64 = 512;
+
 /// Largest magnitude that a calibration would have seen of keys, values and inputs after a norm.
 const INPUT_MAX: f32 = 8.0;
 /// The same of `down_proj`'s inputs, which are products.
 const DOWN_INPUT_MAX: f32 = 24.0;
 
 /// What a tensor of the checkpoint holds.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Content {
     Weight,
     RowScales,
@@ -37,7 +41,7 @@ enum Content {
 }
 
 /// Scales that ModelOpt writes beside a quantized projection.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum ScaleKind {
     Weight,
     Input,
@@ -141,8 +145,9 @@ impl Shard {
         let mut cut: Vec<Vec<PlannedTensor>> = vec![Vec::new()];
         let mut n_filled = 0;
         for tensor in tensors {
-            if n_filled >= limit * cut.len() as u64 {
+            if n_filled >= limit {
                 cut.push(Vec::new());
+                n_filled = 0;
             }
             n_filled += tensor.n_bytes();
             cut.last_mut().expect("there is one from the start").push(tensor);
@@ -157,6 +162,11 @@ impl Shard {
             Shard { file: name(idx), tensors }
         });
         shards.collect()
+    }
+
+    /// Of its tensors.
+    pub(super) fn n_bytes(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::n_bytes).sum()
     }
 
     fn header(&self) -> String {
@@ -180,6 +190,26 @@ impl Shard {
     }
 }
 
+/// Whether files of `n_bytes` in `dir` may have holes that take no room.
+pub(super) fn check_sparse(dir: &Path, n_bytes: u64) -> Result<(), LoadError> {
+    let path = dir.join(".sparse-probe");
+    let n_taken = File::create(&path)
+        .and_then(|file| {
+            file.set_len(n_bytes)?;
+            file.sync_all()?;
+            Ok(file.metadata()?.blocks() * DISK_BLOCK_BYTES)
+        })
+        .map_err(|error| error.to_string());
+    // It may not be there, where it could not be made.
+    let _ = fs::remove_file(&path);
+    let reason = match n_taken {
+        Ok(n_taken) if n_taken <= CHUNK_BYTES as u64 => return Ok(()),
+        Ok(n_taken) => format!("it takes {n_taken} bytes of the disk at once"),
+        Err(error) => error,
+    };
+    Err(LoadError::NotSparse { path: path.display().to_string(), n_bytes, reason })
+}
+
 /// The index of several shards.
 pub(super) fn index_json(shards: &[Shard]) -> String {
     let mut weight_map = Map::new();
@@ -200,6 +230,8 @@ pub(super) struct Writer<'a> {
     n_done: u64,
     n_total: u64,
     chunk: Vec<u8>,
+    /// Matrices are left out.
+    pub(super) is_sparse: bool,
 }
 
 impl<'a> Writer<'a> {
@@ -210,7 +242,7 @@ impl<'a> Writer<'a> {
     ) -> Writer<'a> {
         let tensors = shards.iter().flat_map(|shard| &shard.tensors);
         let n_total = tensors.map(PlannedTensor::n_bytes).sum();
-        Writer { config, progress, n_done: 0, n_total, chunk: Vec::new() }
+        Writer { config, progress, n_done: 0, n_total, chunk: Vec::new(), is_sparse: false }
     }
 
     pub(super) fn write(&mut self, dir: &Path, shard: &Shard) -> Result<(), LoadError> {
@@ -224,6 +256,12 @@ impl<'a> Writer<'a> {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
         for tensor in &shard.tensors {
+            if self.is_sparse && tensor.shape.len() == 2 && tensor.content == Content::Weight {
+                self.flush(file)?;
+                file.seek(SeekFrom::Current(tensor.n_bytes() as i64))?;
+                self.n_done += tensor.n_bytes();
+                continue;
+            }
             let values = Values::new(&tensor.parameter, self.config.seed);
             match tensor.content {
                 Content::Weight => self.write_weight(file, tensor, &values)?,
@@ -240,7 +278,9 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        self.flush(file)
+        self.flush(file)?;
+        // Where the last tensor was left out, the file has not got there yet.
+        file.set_len(8 + header.len() as u64 + shard.n_bytes())
     }
 
     fn write_weight(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails in a test is the test")]
 
 mod common;
+mod damage;
 mod golden;
 mod malformed;
 mod scales;
