@@ -11,7 +11,7 @@ use thiserror::Error;
 const N_CANDIDATES_MAX: usize = 32;
 
 /// Options.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(super) struct ReuseArguments {
     /// Computes every prompt from its first token, also where an earlier one began alike
     #[arg(long, help_heading = "Memory")]

@@ -1,6 +1,7 @@
 //! One checkpoint's tokenizer, special tokens and chat template, checked against the model at
 //! load. Shared by all requests.
 
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use engine::TokenId;
@@ -12,6 +13,16 @@ use super::sources::{self, TextSettings, TextSources};
 use super::special::{Segment, SpecialMarkup};
 use super::template::{ChatMessage, ChatTemplates, RenderedChat, TemplateOptions};
 use super::vocabulary::Vocabulary;
+
+/// What the crate makes of a file. It panics where a file says something impossible of a part
+/// that it knows, which is no reason to end the program.
+fn read_tokenizer(bytes: &[u8]) -> Result<Tokenizer, TextLoadError> {
+    let malformed = |cause: String| TextLoadError::Malformed { file: sources::TOKENIZER, cause };
+    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(read) => read.map_err(|error| malformed(error.to_string())),
+        Err(_) => Err(malformed("the tokenizers library gave it up".to_owned())),
+    }
+}
 
 /// Tokens that end an assistant's turn; where the template writes one, generating it is the end.
 const TURN_ENDS: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
@@ -58,7 +69,7 @@ impl TextModel {
             file: sources::TOKENIZER,
             cause: error.to_string(),
         };
-        let mut tokenizer = Tokenizer::from_bytes(&sources.tokenizer).map_err(malformed)?;
+        let mut tokenizer = read_tokenizer(&sources.tokenizer)?;
         require_numbering(&tokenizer, &sources.tokenizer)?;
         // Published checkpoints ship what their calibration ran with, truncation to 512 tokens
         // among it; the crate would apply it without a word.

@@ -142,7 +142,7 @@ impl From<PlanArguments> for PlanCommand {
             max_tokens_per_step: arguments.max_tokens_per_step,
             kv_dtype: arguments.kv_dtype,
             kv_memory: arguments.kv_memory,
-            no_prefix_cache: false,
+            reuse: ReuseArguments::default(),
             device: Device::Cuda,
             tp: arguments.gpus,
             threads: None,
