@@ -50,6 +50,7 @@ impl Ultra {
             overlaps_steps: false,
             caches_prefixes: false,
             policy: engine::Policy::plain(),
+            host_kv: None,
             n_candidates_max: 0,
             is_deterministic: false,
         };

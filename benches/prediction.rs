@@ -77,6 +77,7 @@ fn our_kernels_move_the_bytes_that_are_predicted() {
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
+        host_kv: None,
         n_candidates_max: 0,
         is_deterministic: false,
     };

@@ -40,6 +40,7 @@ fn limits(n_slots: usize, n_waiting: usize, n_context_tokens: usize) -> Limits {
         n_tenants: 1,
         latency: None,
         prefix_cache: Some(PrefixCache { seed: 1 }),
+        host_tier: None,
         speculation: None,
         groups: vec![GroupLimits { n_pages, window: None }],
     }

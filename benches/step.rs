@@ -40,6 +40,7 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
+        host_kv: None,
         n_candidates_max: 0,
     };
     let rss_before = resident_bytes("RssAnon:")?;

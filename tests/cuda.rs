@@ -90,6 +90,7 @@ fn config(device: DeviceKind, n_ranks: usize, kv_dtype: KvDtype, n_slots: usize)
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
+        host_kv: None,
         n_candidates_max: 0,
     }
 }

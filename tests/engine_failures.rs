@@ -105,6 +105,7 @@ fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
         n_tenants: 1,
         latency: None,
         prefix_cache: None,
+        host_tier: None,
         speculation: None,
         groups: vec![GroupLimits { n_pages: 8, window: None }],
     };

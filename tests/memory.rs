@@ -36,6 +36,7 @@ fn config(n_ranks: usize) -> EngineConfig {
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
+        host_kv: None,
         n_candidates_max: 0,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parallel::{PoolConfig, RankPool, Seat, SpawnError, World};
-use scheduler::{PrefixCache, Speculation};
+use scheduler::{HostTier, PrefixCache, Speculation};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
 
@@ -82,6 +82,10 @@ pub fn boot_watched(
     let (pool, plan) = spawn_ranks(checkpoint, config, progress)?;
     let mut limits = plan.limits(config.n_waiting_max);
     limits.prefix_cache = config.caches_prefixes.then(|| PrefixCache { seed: random_seed() });
+    limits.host_tier = config.host_kv.filter(|_| config.caches_prefixes).map(|host_kv| HostTier {
+        group_pages: plan.host_pages.clone(),
+        n_tokens_min: host_kv.n_tokens_min,
+    });
     let n_candidates_max = config.n_candidates_max;
     limits.speculation = (n_candidates_max > 0).then_some(Speculation { n_candidates_max });
     limits.priorities = config.policy.priorities;
@@ -142,7 +146,8 @@ fn build(
     let exec = Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?);
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
-    let model = Model::host(spec, weights, plan, seat.rank);
+    let mut model = Model::host(spec, weights, plan, seat.rank);
+    model.keep_on_host(&exec, &plan.host_pages)?;
     let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     let mapped = Some(checkpoint.clone());
     Ok(ModelWorker { communicator: seat.communicator, model, exec, sampler, mapped })

@@ -69,6 +69,15 @@ impl Policy {
     }
 }
 
+/// What is kept of KV that a device has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostKv {
+    /// Bytes, over all ranks.
+    pub n_bytes: u64,
+    /// So many tokens come back at least; fewer are computed anew.
+    pub n_tokens_min: usize,
+}
+
 /// Everything that boot needs besides the checkpoint.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -105,6 +114,8 @@ pub struct EngineConfig {
     pub caches_prefixes: bool,
     /// Whose turn it is, and how long anybody waits.
     pub policy: Policy,
+    /// Memory of the host for KV that falls out of the prefix cache; `None` forgets it.
+    pub host_kv: Option<HostKv>,
     /// Tokens that are guessed at most behind each one that a sequence generates, and verified in
     /// the same step; 0 guesses none. No token and no score changes by it. On devices all rows are
     /// sampled on the host then.

@@ -323,6 +323,10 @@ where
         stats.n_pages_used = from.n_pages_used();
         stats.n_pages_cached = from.n_pages_cached();
         stats.n_cached_tokens = from.counters.n_cached_tokens;
+        stats.n_host_tokens = from.counters.n_host_tokens;
+        stats.n_pages_host = from.groups.iter().map(|group| group.n_pages_host).sum();
+        stats.n_pages_out = from.counters.n_pages_out;
+        stats.n_pages_in = from.counters.n_pages_in;
         stats.n_shared_tokens = from.counters.n_shared_tokens;
         stats.n_prompt_tokens = from.counters.n_prompt_tokens;
         stats.n_generated_tokens = from.counters.n_generated_tokens;

@@ -31,7 +31,7 @@ mod stats;
 
 pub use boot::{BootError, BuildError, LoadProgress, boot, boot_watched};
 pub use cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
-pub use config::{DeviceKind, EngineConfig, KvDtype, Policy};
+pub use config::{DeviceKind, EngineConfig, HostKv, KvDtype, Policy};
 pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
 pub use guide::{Allowed, Guide, NextAllowed, TokenSet};

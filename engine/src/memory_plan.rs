@@ -49,6 +49,10 @@ pub struct MemoryPlan {
     pub kv_dtype: KvDtype,
     /// Pages of each cache group, on every rank.
     pub group_pages: Vec<usize>,
+    /// The same for what falls out of the caches, in memory of the host.
+    pub host_pages: Vec<usize>,
+    /// What they take on each rank.
+    pub host_kv_bytes: u64,
     /// Windows of the cache groups, in the same order.
     pub group_windows: Vec<Option<usize>>,
     /// What each rank allocates.
@@ -115,6 +119,7 @@ impl MemoryPlan {
         let kv_default_max = left_bytes.unwrap_or(KV_BYTES_DEFAULT_MAX);
         let pools = Pools::new(spec, &layout, config, (kv_dtype, kv_default_max))?;
         let kv_bytes = pools.bytes_per_rank;
+        let (host_pages, host_kv_bytes) = pools.on_host(config)?;
         let ranks = match &budget {
             None => host_ranks(checkpoint, config, &stored_bytes, kv_bytes),
             Some(budget) => budget.ranks(kv_bytes),
@@ -127,6 +132,8 @@ impl MemoryPlan {
             n_tokens_per_step: config.n_tokens_per_step,
             n_context_tokens: pools.n_context_tokens,
             kv_dtype,
+            host_pages,
+            host_kv_bytes,
             group_pages: pools.pages,
             group_windows: layout.groups.iter().map(|group| group.window).collect(),
             ranks,
@@ -152,7 +159,8 @@ impl MemoryPlan {
             None => self.mapped_bytes,
             Some(_) => self.ranks.iter().map(|rank| rank.weights_bytes).sum(),
         };
-        weights_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
+        let host_kv_bytes = self.n_ranks as u64 * self.host_kv_bytes;
+        weights_bytes + host_kv_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
     }
 
     /// Bytes of weights that are sent to devices.
@@ -181,6 +189,7 @@ impl MemoryPlan {
             n_tenants: 1,
             latency: None,
             prefix_cache: None,
+            host_tier: None,
             speculation: None,
             groups: groups.map(|(&n_pages, &window)| GroupLimits { n_pages, window }).collect(),
         }
@@ -196,6 +205,7 @@ impl MemoryPlan {
             n_kv_tokens = self.n_kv_tokens(),
             n_context_tokens = self.n_context_tokens,
             weights_mib = format!("{:.1}", mib(self.mapped_bytes)),
+            host_kv_mib = format!("{:.1}", mib(self.n_ranks as u64 * self.host_kv_bytes)),
             kv_mib = format!("{:.1}", mib(self.ranks.iter().map(|rank| rank.kv_bytes).sum())),
             total_mib = format!("{:.1}", mib(self.total_bytes())),
             "memory plan"

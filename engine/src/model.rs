@@ -18,7 +18,9 @@ use weights::{ModelSpec, RankWeights};
 use crate::batch::EmitPoint;
 use crate::blocks::{Block, Scratch, StepCx, Widths};
 use crate::cache::{CacheLayout, CacheSizes};
-use crate::device::{Array, Deferred, Element, Exec, Projection, Table, Vector, ViewMut};
+use crate::device::{
+    Array, Deferred, DeviceError, Element, Exec, Projection, Table, Vector, ViewMut,
+};
 use crate::kernels::reduce_norm::Pending;
 use crate::kernels::sample::cuda::DeviceAnswer;
 use crate::kernels::{embed, linear};
@@ -95,6 +97,16 @@ impl Model {
     /// Takes what was placed on a device, where its copies have arrived.
     pub(crate) fn on_device(network: Network, scratch: Scratch, steps: DeviceSteps) -> Model {
         Model { network, scratch, steps: Steps::Device(Box::new(steps)) }
+    }
+
+    /// Takes memory of the host for pages that fall out of the caches: as many of each group.
+    pub(crate) fn keep_on_host(
+        &mut self,
+        exec: &Exec,
+        group_pages: &[usize],
+    ) -> Result<(), DeviceError> {
+        let mut blocks = self.network.blocks.iter_mut();
+        blocks.try_for_each(|block| block.keep_on_host(exec, group_pages))
     }
 
     /// Prepares what can be prepared of steps of decoding. All ranks do.

@@ -23,6 +23,14 @@ pub struct EngineStats {
     pub n_prompt_tokens: u64,
     /// Tokens of sequences that entered a slot whose KV was found in the cache.
     pub n_cached_tokens: u64,
+    /// Of them, those that came back from the host.
+    pub n_host_tokens: u64,
+    /// Pages of the host that hold KV, over all groups.
+    pub n_pages_host: usize,
+    /// Pages that went to the host.
+    pub n_pages_out: u64,
+    /// Pages that came back.
+    pub n_pages_in: u64,
     /// The same, where another answer to the same prompt had it.
     pub n_shared_tokens: u64,
     /// Tokens generated.

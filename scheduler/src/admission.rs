@@ -75,6 +75,7 @@ mod tests {
             n_tenants: 1,
             latency: None,
             prefix_cache: None,
+            host_tier: None,
             speculation: None,
             groups: vec![
                 GroupLimits { n_pages: 6, window: None },

@@ -103,6 +103,7 @@ mod tests {
             n_tenants: 1,
             latency: None,
             prefix_cache: None,
+            host_tier: None,
             speculation: None,
             groups: Vec::new(),
         };

@@ -43,6 +43,10 @@ id!(
     TenantId(u32)
 );
 id!(
+    /// A page in the host's pool of a group.
+    HostPageId(u32)
+);
+id!(
     /// An entry of the vocabulary.
     TokenId(u32)
 );

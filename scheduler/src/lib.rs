@@ -18,6 +18,7 @@
 //!     n_tenants: 1,
 //!     latency: None,
 //!     prefix_cache: None,
+//!     host_tier: None,
 //!     speculation: None,
 //!     groups: vec![GroupLimits { n_pages: 256, window: None }],
 //! });
@@ -51,6 +52,7 @@ mod machine;
 mod admission;
 mod budget;
 mod expiry;
+mod host;
 mod lookup;
 mod lru;
 mod pace;
@@ -73,8 +75,10 @@ mod plan;
 mod request;
 
 pub use event::{Effect, Event, FinishReason, Refusal, StepResult};
-pub use ids::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TenantId, TokenId};
-pub use limits::{GroupLimits, LatencyTarget, Limits, PrefixCache, Priorities, Speculation};
+pub use ids::{GroupIdx, HostPageId, PageId, RequestId, SlotIdx, StepId, TenantId, TokenId};
+pub use limits::{
+    GroupLimits, HostTier, LatencyTarget, Limits, PrefixCache, Priorities, Speculation,
+};
 pub use machine::Scheduler;
 pub use plan::{Admission, Emit, PageMove, PageUpdate, Row, StepPlan};
 pub use request::Request;

@@ -17,6 +17,15 @@ pub struct PrefixCache {
     pub seed: u64,
 }
 
+/// The host's memory for pages that a device has no room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostTier {
+    /// Pages of each cache group.
+    pub group_pages: Vec<usize>,
+    /// What comes back must be so many tokens at least: fewer are computed sooner than copied.
+    pub n_tokens_min: usize,
+}
+
 /// How many tokens are guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Speculation {
@@ -68,6 +77,8 @@ pub struct Limits {
     pub latency: Option<LatencyTarget>,
     /// Whether and how full pages are kept for requests that begin alike; `None` keeps nothing.
     pub prefix_cache: Option<PrefixCache>,
+    /// Where pages go that fall out of the prefix cache; `None` forgets them.
+    pub host_tier: Option<HostTier>,
     /// Whether rows of decoding carry candidates to verify; `None` plans one token a row.
     pub speculation: Option<Speculation>,
     /// Cache groups; empty for a model without attention.
@@ -113,6 +124,11 @@ impl Limits {
             self.n_slots,
             self.n_tokens_per_step,
         );
+        if let Some(tier) = &self.host_tier {
+            let (n, n_groups) = (tier.group_pages.len(), self.groups.len());
+            assert_eq!(n, n_groups, "the host's pages are counted for {n} groups of {n_groups}");
+            assert!(self.prefix_cache.is_some(), "a host tier without a prefix cache");
+        }
         let n_candidates_max = self.speculation.map(|speculation| speculation.n_candidates_max);
         assert!(n_candidates_max != Some(0), "speculation without candidates");
         assert!(u32::try_from(self.n_slots).is_ok(), "{} slots: a slot is a u32", self.n_slots);
@@ -198,6 +214,7 @@ mod tests {
             n_tenants: 1,
             latency: None,
             prefix_cache: None,
+            host_tier: None,
             speculation: None,
             groups: vec![GroupLimits { n_pages: 8, window: None }],
         }

@@ -162,6 +162,8 @@ impl Scheduler {
             return None;
         }
         self.propose(&mut budget, &mut plan);
+        plan.moves.append(&mut self.pools.moves);
+        self.counters.count_moves(&plan.moves);
         self.write_rows(&mut plan);
         Some(plan)
     }
@@ -333,6 +335,7 @@ impl Scheduler {
             let sequence = self.roster.sequence_mut(slot);
             let n_cached = self.pools.begin(slot, sequence.cache_salt(), beginning, plan);
             *self.counters.n_begun_tokens(beginning) += n_cached as u64;
+            self.counters.n_host_tokens += self.pools.n_back(beginning) as u64;
             sequence.adopt(n_cached);
             plan.admitted.push(Admission { request: sequence.id(), slot, n_cached });
             let n_offered = budget.offer_newcomer(sequence);

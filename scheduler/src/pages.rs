@@ -9,15 +9,17 @@
 //! later; and no page that is filed is ever written again before it is taken. It does not know
 //! requests, queues or budgets.
 //!
-//! A host tier would be a second pool that pages move to where `Pool::take` forgets them.
+//! Where there is a host tier, pages that are forgotten go there first, and come back when a sequence
+//! begins with them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::host::HostPool;
 use crate::limits::n_window_pages;
 use crate::pool::Pool;
 use crate::prefix::{NodeIdx, Prefixes};
-use crate::{GroupIdx, Limits, PageId, PageUpdate, SlotIdx, TokenId};
+use crate::{GroupIdx, HostPageId, Limits, PageMove, PageUpdate, SlotIdx, TokenId};
 
 /// Every group's pages.
 #[derive(Debug)]
@@ -28,6 +30,10 @@ pub(crate) struct Pools {
     pub(crate) prefixes: Option<Prefixes>,
     /// By slot.
     pub(crate) paths: Vec<Path>,
+    /// What the step that is being planned moves, in order.
+    pub(crate) moves: Vec<PageMove>,
+    /// The least that comes back from the host, in tokens.
+    n_tokens_back_min: usize,
     /// One page's tokens.
     scratch: Vec<TokenId>,
     /// How often pages were given back.
@@ -47,6 +53,8 @@ pub(crate) struct Path {
 pub(crate) struct Found {
     tip: Option<NodeIdx>,
     pub(crate) n_pages: usize,
+    /// Of them, those behind what the device alone has.
+    pub(crate) n_pages_back: usize,
 }
 
 /// A sequence's tokens, as the cache reads them: appends those of the range.
@@ -58,10 +66,13 @@ impl Pools {
         let groups = limits.groups.iter().enumerate();
         let pools = groups.map(|(idx, group)| Pool::new(GroupIdx(idx as u16), group, limits));
         let n_pages: usize = limits.groups.iter().map(|group| group.n_pages).sum();
+        let host_pages = limits.host_tier.iter().flat_map(|tier| &tier.group_pages);
+        let n_host_pages: usize = host_pages.sum();
         // Without pages there is nothing to find.
         let caching = limits.prefix_cache.as_ref().filter(|_| !limits.groups.is_empty());
         let prefixes = caching.map(|caching| {
-            let (n_groups, n_nodes) = (limits.groups.len(), n_pages + 2 * limits.n_slots);
+            let n_groups = limits.groups.len();
+            let n_nodes = n_pages + n_host_pages + 2 * limits.n_slots;
             Prefixes::new(limits.page_tokens, n_groups, n_nodes, caching.seed)
         });
         Pools {
@@ -69,6 +80,8 @@ impl Pools {
             pools: pools.collect(),
             prefixes,
             paths: vec![Path::default(); limits.n_slots],
+            moves: Vec::new(),
+            n_tokens_back_min: limits.host_tier.as_ref().map_or(0, |tier| tier.n_tokens_min),
             scratch: Vec::with_capacity(limits.page_tokens),
             n_returns: 0,
         }
@@ -86,27 +99,39 @@ impl Pools {
         let Some(prefixes) = &self.prefixes else { return found };
         let Some(mut node) = prefixes.root(salt) else { return found };
         let mut tokens = Vec::with_capacity(self.page_tokens);
-        // First pages of what each group has without a gap up to here.
-        let mut firsts = vec![0; self.pools.len()];
+        // First pages of what each group has without a gap up to here: on the device, or at all.
+        let mut firsts = vec![[0; 2]; self.pools.len()];
+        let mut on_device = Found::default();
         for page_idx in 0..n_tokens_max / self.page_tokens {
             tokens.clear();
             read(page_idx * self.page_tokens..(page_idx + 1) * self.page_tokens, &mut tokens);
             let Some(child) = prefixes.child(node, &tokens) else { break };
             node = child;
             let n_pages = page_idx + 1;
-            let mut is_whole = true;
-            for ((pool, group), first) in self.pools.iter().zip(self.groups()).zip(&mut firsts) {
-                if prefixes.page(node, group).is_none() {
-                    *first = n_pages;
-                }
+            let mut are_whole = [true; 2];
+            for ((pool, group), firsts) in self.pools.iter().zip(self.groups()).zip(&mut firsts) {
+                let is_here = prefixes.page(node, group).is_some();
+                let is_anywhere = is_here || prefixes.host_page(node, group).is_some();
                 let n_tokens = n_pages * self.page_tokens;
-                is_whole &= *first <= first_seen_idx(pool.window, n_tokens, self.page_tokens);
+                let first_idx = first_seen_idx(pool.window, n_tokens, self.page_tokens);
+                for (tier, has) in [is_here, is_anywhere].into_iter().enumerate() {
+                    if !has {
+                        firsts[tier] = n_pages;
+                    }
+                    are_whole[tier] &= firsts[tier] <= first_idx;
+                }
             }
-            if is_whole {
-                found = Found { tip: Some(node), n_pages };
+            let whole = Found { tip: Some(node), n_pages, n_pages_back: 0 };
+            if are_whole[0] {
+                on_device = whole;
+            }
+            if are_whole[1] {
+                found = whole;
             }
         }
-        found
+        found.n_pages_back = found.n_pages - on_device.n_pages;
+        let is_worth_it = found.n_pages_back * self.page_tokens >= self.n_tokens_back_min;
+        if is_worth_it { found } else { on_device }
     }
 
     /// A sequence takes a slot and begins with what was found: how many tokens that are. Appends
@@ -124,18 +149,61 @@ impl Pools {
         let tip = found.tip.unwrap_or_else(|| prefixes.root_or_insert(salt));
         prefixes.retain(tip);
         self.paths[slot.idx()] = Path { tip: Some(tip), n_pages: found.n_pages };
+        // First of all, what is here: nothing that is wanted is taken for what comes back.
         for (pool, group) in self.pools.iter_mut().zip((0..).map(GroupIdx)) {
             let first_idx = first_seen_idx(pool.window, n_tokens, page_tokens);
-            let n_updates = updates.len();
-            for (page, page_idx) in pages_before(prefixes, found, group, first_idx) {
-                pool.share(page);
-                pool.tables[slot.idx()].pages.push_front(page);
-                updates.push(PageUpdate { slot, group, page_idx: page_idx as u32, page });
+            for (node, _) in nodes_before(prefixes, found, first_idx) {
+                match (prefixes.page(node, group), &mut pool.host) {
+                    (Some(page), _) => pool.share(page),
+                    (None, Some(host)) => host.pin(on_host(prefixes, node, group)),
+                    (None, None) => panic!("what was found has its pages"),
+                }
             }
-            updates[n_updates..].reverse();
-            pool.tables[slot.idx()].first_idx = first_idx;
+        }
+        for group in self.groups() {
+            self.adopt_group(slot, found, group, updates);
         }
         n_tokens
+    }
+
+    /// Puts the pages of what was found into a table, those that are on the host by way of the
+    /// device's.
+    fn adopt_group(
+        &mut self,
+        slot: SlotIdx,
+        found: Found,
+        group: GroupIdx,
+        updates: &mut Vec<PageUpdate>,
+    ) {
+        let Pools { page_tokens, pools, prefixes, moves, .. } = self;
+        let pool = &mut pools[group.idx()];
+        let n_tokens = found.n_pages * *page_tokens;
+        let first_idx = first_seen_idx(pool.window, n_tokens, *page_tokens);
+        let n_updates = updates.len();
+        let mut node = found.tip;
+        for page_idx in (first_idx..found.n_pages).rev() {
+            let tree = prefixes.as_ref().expect("something was found");
+            let at = node.expect("a path has as many nodes as pages");
+            node = tree.parent(at);
+            let page = match tree.page(at, group) {
+                Some(page) => page,
+                None => {
+                    let from = on_host(tree, at, group);
+                    let to = pool.take(prefixes, moves).expect("there was room for it");
+                    moves.push(PageMove::In { group, from, to });
+                    let tree = prefixes.as_mut().expect("something was found");
+                    pool.refill(to, at, tree);
+                    if let Some(host) = &mut pool.host {
+                        host.unpin(from);
+                    }
+                    to
+                }
+            };
+            pool.tables[slot.idx()].pages.push_front(page);
+            updates.push(PageUpdate { slot, group, page_idx: page_idx as u32, page });
+        }
+        updates[n_updates..].reverse();
+        pool.tables[slot.idx()].first_idx = first_idx;
     }
 
     /// Pages of a group that a sequence would share with others if it began with what was found.
@@ -144,8 +212,9 @@ impl Pools {
         let pool = &self.pools[group.idx()];
         let n_tokens = found.n_pages * self.page_tokens;
         let first_idx = first_seen_idx(pool.window, n_tokens, self.page_tokens);
-        let pages = pages_before(prefixes, found, group, first_idx);
-        pages.filter(|&(page, _)| pool.is_held(page)).count()
+        let nodes = nodes_before(prefixes, found, first_idx);
+        let pages = nodes.filter_map(|(node, _)| prefixes.page(node, group));
+        pages.filter(|&page| pool.is_held(page)).count()
     }
 
     /// How many of `n_wanted` tokens from position `start` on have pages, held or free, in every
@@ -165,7 +234,8 @@ impl Pools {
         let end_idx = end.div_ceil(self.page_tokens);
         for (pool, group) in self.pools.iter_mut().zip((0..).map(GroupIdx)) {
             for page_idx in pool.tables[slot.idx()].end_idx()..end_idx {
-                let page = pool.take(&mut self.prefixes).expect("only affordable pages are taken");
+                let page = pool.take(&mut self.prefixes, &mut self.moves);
+                let page = page.expect("only affordable pages are taken");
                 pool.tables[slot.idx()].pages.push_back(page);
                 updates.push(PageUpdate { slot, group, page_idx: page_idx as u32, page });
             }
@@ -268,6 +338,11 @@ impl Pools {
         self.pools[group.idx()].n_cached()
     }
 
+    /// Pages of the host that hold something.
+    pub(crate) fn n_on_host(&self, group: GroupIdx) -> usize {
+        self.pools[group.idx()].host.as_ref().map_or(0, HostPool::n_used)
+    }
+
     /// Pages of a group.
     pub(crate) fn n_pages(&self, group: GroupIdx) -> usize {
         self.pools[group.idx()].n_pages()
@@ -319,19 +394,18 @@ pub(crate) fn first_seen_idx(
     (n_computed + 1).saturating_sub(window.unwrap_or(usize::MAX)) / page_tokens
 }
 
-/// Pages of what was found and their table entries, from the last one back to `first_idx`.
-fn pages_before(
+/// Nodes of what was found and their table entries, from the last one back to `first_idx`.
+fn nodes_before(
     prefixes: &Prefixes,
     found: Found,
-    group: GroupIdx,
     first_idx: usize,
-) -> impl Iterator<Item = (PageId, usize)> {
+) -> impl Iterator<Item = (NodeIdx, usize)> {
     let nodes = std::iter::successors(found.tip, |&node| prefixes.parent(node));
-    let entries = (first_idx..found.n_pages).rev();
-    nodes.zip(entries).map(move |(node, page_idx)| {
-        let page = prefixes.page(node, group);
-        (page.expect("what was found has its pages"), page_idx)
-    })
+    nodes.zip((first_idx..found.n_pages).rev())
+}
+
+fn on_host(prefixes: &Prefixes, node: NodeIdx, group: GroupIdx) -> HostPageId {
+    prefixes.host_page(node, group).expect("what was found is here or on the host")
 }
 
 #[cfg(test)]
@@ -354,6 +428,7 @@ mod tests {
             n_tenants: 1,
             latency: None,
             prefix_cache: None,
+            host_tier: None,
             speculation: None,
             groups: vec![
                 GroupLimits { n_pages: 6, window: None },

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{GroupIdx, PageId, RequestId, SlotIdx, StepId, TokenId};
+use crate::{GroupIdx, HostPageId, PageId, RequestId, SlotIdx, StepId, TokenId};
 
 /// One forward pass. The same plan goes to every rank, and ranks run plans in their order: what one
 /// plan takes from a sequence (a page, a slot), the plan before it may still use.
@@ -61,6 +61,24 @@ pub enum PageMove {
         group: GroupIdx,
         /// Is read.
         from: PageId,
+        /// Is written.
+        to: PageId,
+    },
+    /// All of `from` goes to the host's page `to`.
+    Out {
+        /// Whose pages.
+        group: GroupIdx,
+        /// Is read.
+        from: PageId,
+        /// Is written.
+        to: HostPageId,
+    },
+    /// All of the host's page `from` comes back, to `to`.
+    In {
+        /// Whose pages.
+        group: GroupIdx,
+        /// Is read.
+        from: HostPageId,
         /// Is written.
         to: PageId,
     },

@@ -4,10 +4,11 @@
 
 use std::collections::VecDeque;
 
+use crate::host::HostPool;
 use crate::limits::n_window_pages;
 use crate::lru::Lru;
 use crate::prefix::{NodeIdx, Prefixes};
-use crate::{GroupIdx, GroupLimits, Limits, PageId};
+use crate::{GroupIdx, GroupLimits, Limits, PageId, PageMove};
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -20,6 +21,7 @@ pub(crate) struct Pool {
     pages: Vec<Page>,
     /// By slot.
     pub(crate) tables: Vec<Table>,
+    pub(crate) host: Option<HostPool>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +59,10 @@ impl Pool {
             cached: Lru::new(n_pages),
             pages: vec![Page::default(); n_pages],
             tables: (0..limits.n_slots).map(|_| table()).collect(),
+            host: limits
+                .host_tier
+                .as_ref()
+                .map(|tier| HostPool::new(group, tier.group_pages[group.idx()])),
         }
     }
 
@@ -80,14 +86,25 @@ impl Pool {
         self.pages[page.idx()].n_holders > 0
     }
 
-    /// A page that nobody holds, for one holder, who will write it.
-    pub(crate) fn take(&mut self, prefixes: &mut Option<Prefixes>) -> Option<PageId> {
+    /// A page that nobody holds, for one holder, who will write it. What it held goes to the host,
+    /// by `moves`, unless the host has it or there is none.
+    pub(crate) fn take(
+        &mut self,
+        prefixes: &mut Option<Prefixes>,
+        moves: &mut Vec<PageMove>,
+    ) -> Option<PageId> {
         let page = self.free.pop().or_else(|| self.cached.pop_oldest())?;
         let Page { n_holders, node } = &mut self.pages[page.idx()];
         assert_eq!(*n_holders, 0, "{page:?} is held and to be had");
         *n_holders = 1;
         if let Some(node) = node.take() {
             let prefixes = prefixes.as_mut().expect("what a page holds is known to the cache");
+            if let Some(host) = &mut self.host
+                && prefixes.host_page(node, self.group).is_none()
+                && let Some(to) = host.take(node, prefixes)
+            {
+                moves.push(PageMove::Out { group: self.group, from: page, to });
+            }
             prefixes.unset_page(node, self.group);
         }
         Some(page)
@@ -107,6 +124,13 @@ impl Pool {
     pub(crate) fn hold_too(&mut self, page: PageId) {
         assert!(self.is_held(page), "{page:?} is nobody's");
         self.pages[page.idx()].n_holders += 1;
+    }
+
+    /// A page that somebody just took will hold what `node` does, for whoever begins with it.
+    pub(crate) fn refill(&mut self, page: PageId, node: NodeIdx, prefixes: &mut Prefixes) {
+        prefixes.set_page(node, self.group, page);
+        let before = self.pages[page.idx()].node.replace(node);
+        assert_eq!(before, None, "{page:?} holds something");
     }
 
     /// One holder less.
@@ -163,6 +187,9 @@ impl Pool {
         }
         for page in self.cached.iter() {
             assert!(self.pages[page.idx()].node.is_some(), "{page:?} is cached and unknown");
+        }
+        if let (Some(host), Some(prefixes)) = (&self.host, prefixes) {
+            host.check(prefixes);
         }
         let n_known = self.pages.iter().filter(|page| page.node.is_some()).count();
         let n_in_tree = prefixes.map_or(0, |prefixes| prefixes.n_pages(group));

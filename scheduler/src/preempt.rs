@@ -65,6 +65,7 @@ mod tests {
             n_tenants: 1,
             latency: None,
             prefix_cache: None,
+            host_tier: None,
             speculation: None,
             groups: vec![GroupLimits { n_pages: 9, window: None }],
         };

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::{GroupIdx, PageId, TokenId};
+use crate::{GroupIdx, HostPageId, PageId, TokenId};
 
 /// A node's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(crate) struct Prefixes {
     tokens: Vec<TokenId>,
     /// `[nodes, groups]`: which page has a node's KV.
     pages: Vec<Option<PageId>>,
+    /// The same on the host.
+    host_pages: Vec<Option<HostPageId>>,
     free: Vec<NodeIdx>,
     /// First node of each bucket; a power of two of them.
     buckets: Vec<Option<NodeIdx>>,
@@ -66,6 +68,7 @@ impl Prefixes {
             nodes: Vec::with_capacity(n_nodes),
             tokens: Vec::with_capacity(n_nodes * page_tokens),
             pages: Vec::with_capacity(n_nodes * n_groups),
+            host_pages: Vec::with_capacity(n_nodes * n_groups),
             free: Vec::with_capacity(n_nodes),
             buckets: vec![None; n_nodes.next_power_of_two()],
             roots: BTreeMap::new(),
@@ -138,6 +141,25 @@ impl Prefixes {
         self.release(node);
     }
 
+    /// The host's page that has the node's KV in a group.
+    pub(crate) fn host_page(&self, node: NodeIdx, group: GroupIdx) -> Option<HostPageId> {
+        self.host_pages[node.idx() * self.n_groups + group.idx()]
+    }
+
+    /// A page of the host has the node's KV from now on.
+    pub(crate) fn set_host_page(&mut self, node: NodeIdx, group: GroupIdx, page: HostPageId) {
+        let before = self.host_pages[node.idx() * self.n_groups + group.idx()].replace(page);
+        assert_eq!(before, None, "{node:?} has two pages of the host in {group:?}");
+        self.retain(node);
+    }
+
+    /// The host's page will hold something else.
+    pub(crate) fn unset_host_page(&mut self, node: NodeIdx, group: GroupIdx) {
+        let before = self.host_pages[node.idx() * self.n_groups + group.idx()].take();
+        assert!(before.is_some(), "{node:?} has no page of the host in {group:?}");
+        self.release(node);
+    }
+
     /// Somebody needs the node to stay.
     pub(crate) fn retain(&mut self, node: NodeIdx) {
         self.nodes[node.idx()].n_uses += 1;
@@ -167,6 +189,7 @@ impl Prefixes {
         self.nodes.push(node);
         self.tokens.resize(self.nodes.len() * self.page_tokens, TokenId(0));
         self.pages.resize(self.nodes.len() * self.n_groups, None);
+        self.host_pages.resize(self.nodes.len() * self.n_groups, None);
         place
     }
 
@@ -213,6 +236,11 @@ impl Prefixes {
         self.pages.iter().skip(group.idx()).step_by(self.n_groups).flatten().count()
     }
 
+    /// Nodes with a page of the host in a group.
+    pub(crate) fn n_host_pages(&self, group: GroupIdx) -> usize {
+        self.host_pages.iter().skip(group.idx()).step_by(self.n_groups).flatten().count()
+    }
+
     /// Asserts that every node is where it is found, and that its users are those that there are:
     /// children, pages, and the `tips` of sequences.
     pub(crate) fn check(&self, tips: impl Iterator<Item = NodeIdx>) {
@@ -230,6 +258,8 @@ impl Prefixes {
             }
             n_found += 1;
             let pages = &self.pages[place.idx() * self.n_groups..][..self.n_groups];
+            n_uses[place.idx()] += pages.iter().flatten().count();
+            let pages = &self.host_pages[place.idx() * self.n_groups..][..self.n_groups];
             n_uses[place.idx()] += pages.iter().flatten().count();
         }
         assert_eq!(n_found + self.free.len(), self.nodes.len(), "nodes in use + free");

@@ -95,6 +95,14 @@ impl Pools {
         }
     }
 
+    /// Tokens of a beginning that come back from the host.
+    pub(crate) fn n_back(&self, beginning: Beginning) -> usize {
+        match beginning {
+            Beginning::Found(found) => found.n_pages_back * self.page_tokens,
+            Beginning::Shared(_) => 0,
+        }
+    }
+
     /// A sequence takes a slot and begins so: how many tokens that are.
     pub(crate) fn begin(
         &mut self,
@@ -143,8 +151,9 @@ impl Pools {
                     pool.hold_too(theirs);
                     theirs
                 } else {
-                    let to = pool.take(&mut self.prefixes).expect("there was room for it");
-                    plan.moves.push(PageMove::Copy { group, from: theirs, to });
+                    let to = pool.take(&mut self.prefixes, &mut self.moves);
+                    let to = to.expect("there was room for it");
+                    self.moves.push(PageMove::Copy { group, from: theirs, to });
                     to
                 };
                 pool.tables[slot.idx()].pages.push_back(page);

@@ -1,6 +1,7 @@
 //! What the scheduler can say of itself, as values; others publish them.
 
 use crate::FinishReason;
+use crate::PageMove;
 use crate::pages::Pools;
 use crate::roster::Roster;
 use crate::siblings::Beginning;
@@ -29,6 +30,8 @@ pub struct GroupStats {
     pub n_pages_used: usize,
     /// Pages that nobody holds and whose content is known: they are had for the asking.
     pub n_pages_cached: usize,
+    /// Pages of the host that hold something.
+    pub n_pages_host: usize,
 }
 
 /// Counts that only grow.
@@ -54,6 +57,12 @@ pub struct Counters {
     pub n_prompt_tokens: u64,
     /// Tokens of sequences that entered a slot whose KV was found in the cache.
     pub n_cached_tokens: u64,
+    /// Of them, those behind what the device alone had: they came back from the host.
+    pub n_host_tokens: u64,
+    /// Pages that went to the host.
+    pub n_pages_out: u64,
+    /// Pages that came back.
+    pub n_pages_in: u64,
     /// The same, where a sibling had it: another answer to the same prompt.
     pub n_shared_tokens: u64,
     /// Tokens generated for requests that still wanted them.
@@ -79,6 +88,17 @@ impl Counters {
 }
 
 impl Counters {
+    /// Pages that a plan moves.
+    pub(crate) fn count_moves(&mut self, moves: &[PageMove]) {
+        for page in moves {
+            match page {
+                PageMove::Copy { .. } => {}
+                PageMove::Out { .. } => self.n_pages_out += 1,
+                PageMove::In { .. } => self.n_pages_in += 1,
+            }
+        }
+    }
+
     /// What counts the tokens that a newcomer begins with.
     pub(crate) fn n_begun_tokens(&mut self, beginning: Beginning) -> &mut u64 {
         match beginning {
@@ -108,7 +128,8 @@ impl Stats {
         let group_stats = |group| {
             let n_pages = pools.n_pages(group);
             let n_pages_used = n_pages - pools.n_free(group);
-            GroupStats { n_pages, n_pages_used, n_pages_cached: pools.n_cached(group) }
+            let (n_pages_cached, n_pages_host) = (pools.n_cached(group), pools.n_on_host(group));
+            GroupStats { n_pages, n_pages_used, n_pages_cached, n_pages_host }
         };
         Stats {
             n_running: roster.running().len(),

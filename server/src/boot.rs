@@ -135,6 +135,7 @@ mod tests {
             overlaps_steps: false,
             caches_prefixes: false,
             policy: engine::Policy::plain(),
+            host_kv: None,
             n_candidates_max: 0,
         }
     }

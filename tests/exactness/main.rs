@@ -66,6 +66,7 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         is_deterministic: false,
         overlaps_steps: false,
         caches_prefixes: false,
+        host_kv: None,
         n_candidates_max: 0,
         policy: engine::Policy::plain(),
     }

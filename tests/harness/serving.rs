@@ -138,6 +138,7 @@ impl TestServer {
             overlaps_steps: settings.device == DeviceKind::Cuda,
             caches_prefixes: true,
             policy: engine::Policy::plain(),
+            host_kv: None,
             n_candidates_max: 0,
         };
         let Booted { engine, text } =

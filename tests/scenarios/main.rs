@@ -6,6 +6,8 @@
 //! ```text
 //! limits slots=2 waiting=4 step=8 context=64 page=4 pages=6,3/5   two groups; 3 pages, window of 5
 //!                                                                 `cache`: prefixes are cached
+//!                                                                 `host=4,4/8`: host pages, and
+//!                                                                 how many tokens come back
 //!                                                                 `speculate=3`: a row carries up
 //!                                                                 to three candidates
 //! arrive 0 prompt=5 new=3 stop=7,8 score guided                   prompt of five tokens
@@ -37,9 +39,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use scheduler::{
-    Admission, Effect, Emit, Event, FinishReason, GroupLimits, LatencyTarget, Limits, Moment,
-    PageMove, PageUpdate, PrefixCache, Priorities, Refusal, Request, RequestId, Row, Scheduler,
-    Speculation, StepPlan, StepResult, TenantId, Terms, TokenId,
+    Admission, Effect, Emit, Event, FinishReason, GroupLimits, HostTier, LatencyTarget, Limits,
+    Moment, PageMove, PageUpdate, PrefixCache, Priorities, Refusal, Request, RequestId, Row,
+    Scheduler, Speculation, StepPlan, StepResult, TenantId, Terms, TokenId,
 };
 
 /// A transcript that is being written.
@@ -230,8 +232,17 @@ impl Transcript {
             self.say(format_args!("pages s{} g{}:{entries}", table.0, table.1));
         }
         for page in &plan.moves {
-            let PageMove::Copy { group, from, to } = page;
-            self.say(format_args!("copy g{} {} to {}", group.0, from.0, to.0));
+            match page {
+                PageMove::Copy { group, from, to } => {
+                    self.say(format_args!("copy g{} {} to {}", group.0, from.0, to.0));
+                }
+                PageMove::Out { group, from, to } => {
+                    self.say(format_args!("out g{} {} to h{}", group.0, from.0, to.0));
+                }
+                PageMove::In { group, from, to } => {
+                    self.say(format_args!("in g{} h{} to {}", group.0, from.0, to.0));
+                }
+            }
         }
         self.plans.push_back(plan);
     }
@@ -312,6 +323,11 @@ fn limits(fields: &BTreeMap<&str, &str>) -> Limits {
             LatencyTarget { step_us: number(step_us) as u64, n_prompt_tokens_min: number(n_min) }
         }),
         prefix_cache: fields.contains_key("cache").then_some(PrefixCache { seed: 0 }),
+        host_tier: fields.get("host").map(|word| {
+            let (pages, n_tokens_min) = word.split_once('/').expect("pages/tokens");
+            let group_pages = pages.split(',').map(number).collect();
+            HostTier { group_pages, n_tokens_min: number(n_tokens_min) }
+        }),
         speculation: fields
             .get("speculate")
             .map(|word| Speculation { n_candidates_max: number(word) }),

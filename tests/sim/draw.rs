@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use scheduler::{
-    GroupLimits, Limits, PrefixCache, Priorities, Request, RequestId, Speculation, Terms, TokenId,
+    GroupLimits, HostTier, Limits, PrefixCache, Priorities, Request, RequestId, Speculation, Terms,
+    TokenId,
 };
 
 use crate::model::VOCAB_SIZE;
@@ -24,6 +25,12 @@ pub(crate) fn limits(random: &mut Random) -> Limits {
             window: random.one_in(3).then(|| random.within(1, 12)),
         }
     };
+    let groups: Vec<GroupLimits> = (0..n_groups).map(|_| group(random)).collect();
+    let prefix_cache = (!random.one_in(3)).then(|| PrefixCache { seed: random.next() % 4 });
+    let host_tier = prefix_cache.as_ref().filter(|_| random.one_in(2)).map(|_| HostTier {
+        group_pages: groups.iter().map(|group| random.within(1, 2 * group.n_pages)).collect(),
+        n_tokens_min: random.within(1, 12),
+    });
     Limits {
         n_slots,
         n_waiting_max: random.within(1, 6),
@@ -33,11 +40,12 @@ pub(crate) fn limits(random: &mut Random) -> Limits {
         priorities: Priorities::single(),
         n_tenants: 1,
         latency: None,
-        prefix_cache: (!random.one_in(3)).then(|| PrefixCache { seed: random.next() % 4 }),
+        prefix_cache,
+        host_tier,
         speculation: random
             .one_in(2)
             .then(|| Speculation { n_candidates_max: random.within(1, 6) }),
-        groups: (0..n_groups).map(|_| group(random)).collect(),
+        groups,
     }
 }
 

@@ -70,6 +70,8 @@ fn every_rule_holds_after_every_event() {
         ("rows of guided requests", sum(|s| s.n_guided), 10_000),
         ("guided requests held while others ran", sum(|s| s.n_held_beside), 10_000),
         ("pages copied from a sibling", sum(|s| s.n_copied_pages), 500),
+        ("pages that went to the host", sum(|s| s.n_pages_out), 5_000),
+        ("pages that came back", sum(|s| s.n_pages_in), 1_000),
         ("rows with candidates", sum(|s| s.n_speculative), 10_000),
         ("right candidates", sum(|s| s.n_accepted), 2_000),
         ("rows with a wrong candidate", sum(|s| s.n_rejected), 5_000),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use scheduler::{Limits, PageId, PageMove, RequestId, Row, StepPlan, TokenId};
+use scheduler::{GroupIdx, Limits, PageId, PageMove, RequestId, Row, StepPlan, TokenId};
 
 use crate::random::mix;
 
@@ -21,6 +21,8 @@ pub(crate) struct Rank {
     slots: Vec<Slot>,
     /// By group, page and place in the page.
     memory: Vec<Vec<Vec<Option<Cell>>>>,
+    /// The same on the host.
+    host: Vec<Vec<Vec<Option<Cell>>>>,
 }
 
 /// What is filed under a slot.
@@ -96,6 +98,12 @@ impl Rank {
                 .iter()
                 .map(|group| (0..group.n_pages).map(|_| page()).collect())
                 .collect(),
+            host: limits
+                .host_tier
+                .iter()
+                .flat_map(|tier| &tier.group_pages)
+                .map(|&n_pages| (0..n_pages).map(|_| page()).collect())
+                .collect(),
             limits: limits.clone(),
         }
     }
@@ -118,10 +126,12 @@ impl Rank {
             }
             slot.tables.iter_mut().for_each(|table| table.fill(None));
         }
+        let filled = self.move_pages(&plan.moves);
         for update in &plan.pages {
             let slot = &self.slots[update.slot.idx()];
             let page_end = (update.page_idx as usize + 1) * self.limits.page_tokens;
-            if page_end > slot.histories.len() {
+            let is_filled = filled.contains(&(update.group, update.page));
+            if page_end > slot.histories.len() && !is_filled {
                 self.evict(update.group.idx(), update.page);
             }
             let slot = &mut self.slots[update.slot.idx()];
@@ -129,18 +139,34 @@ impl Rank {
             assert_eq!(*entry, None, "wrong: {update:?} replaces an entry");
             *entry = Some(update.page);
         }
-        for page in &plan.moves {
-            match *page {
-                PageMove::Copy { group, from, to } => {
-                    let memory = &mut self.memory[group.idx()];
-                    memory[to.idx()] = memory[from.idx()].clone();
-                }
-            }
-        }
         plan.rows.iter().flat_map(|row| self.run_row(plan, row, known)).collect()
     }
 
-    /// A page will be written anew: whoever could still read it must have lost its slot.
+    /// Moves pages' content in order; which ones got some.
+    fn move_pages(&mut self, moves: &[PageMove]) -> Vec<(GroupIdx, PageId)> {
+        let mut filled = Vec::new();
+        for page in moves {
+            let (group, to, content) = match *page {
+                PageMove::Out { group, from, to } => {
+                    let from = &self.memory[group.idx()][from.idx()];
+                    self.host[group.idx()][to.idx()] = from.clone();
+                    continue;
+                }
+                PageMove::Copy { group, from, to } => {
+                    (group, to, self.memory[group.idx()][from.idx()].clone())
+                }
+                PageMove::In { group, from, to } => {
+                    (group, to, self.host[group.idx()][from.idx()].clone())
+                }
+            };
+            self.evict(group.idx(), to);
+            self.memory[group.idx()][to.idx()] = content;
+            filled.push((group, to));
+        }
+        filled
+    }
+
+    /// A page is written anew: whoever could still read it must have lost its slot.
     fn evict(&mut self, group_idx: usize, page: PageId) {
         for slot in &mut self.slots {
             if slot.sees(&self.limits, group_idx, page) {

@@ -33,6 +33,10 @@ pub(crate) struct Sights {
     pub(crate) n_held_beside: u64,
     /// Pages that siblings copied.
     pub(crate) n_copied_pages: u64,
+    /// Pages that went to the host.
+    pub(crate) n_pages_out: u64,
+    /// Pages that came back from there.
+    pub(crate) n_pages_in: u64,
     /// Rows that carry candidates.
     pub(crate) n_speculative: u64,
     /// Candidates that were right.

@@ -103,12 +103,23 @@ impl Block {
     /// Moves a page's content, if it is one of this block's.
     pub(crate) fn move_page(&mut self, exec: &Exec, page: PageMove) -> Result<(), DeviceError> {
         let Some(Mixer::Attention(attention)) = &mut self.mixer else { return Ok(()) };
+        let (mine, cache) = (attention.group, &mut attention.cache);
         match page {
-            PageMove::Copy { group, from, to } if group == attention.group => {
-                attention.cache.copy_page(exec, from, to)
-            }
-            PageMove::Copy { .. } => Ok(()),
+            PageMove::Copy { group, from, to } if group == mine => cache.copy_page(exec, from, to),
+            PageMove::Out { group, from, to } if group == mine => cache.page_out(exec, from, to),
+            PageMove::In { group, from, to } if group == mine => cache.page_in(exec, from, to),
+            PageMove::Copy { .. } | PageMove::Out { .. } | PageMove::In { .. } => Ok(()),
         }
+    }
+
+    /// Takes the host's memory for as many pages as its group has there.
+    pub(crate) fn keep_on_host(
+        &mut self,
+        exec: &Exec,
+        group_pages: &[usize],
+    ) -> Result<(), DeviceError> {
+        let Some(Mixer::Attention(attention)) = &mut self.mixer else { return Ok(()) };
+        attention.cache.keep_on_host(exec, group_pages[attention.group.idx()])
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {

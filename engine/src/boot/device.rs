@@ -87,6 +87,7 @@ pub(super) fn build(
     let gemms = gemms(&exec, &network, sizes)?;
     let mut exec = Exec::Cuda(Box::new(Gpu { exec, gemms, magnitudes, shared }));
     let mut model = Model::on_device(network, scratch, steps);
+    model.keep_on_host(&exec, &plan.host_pages)?;
     model.record(&mut exec, &mut communicator)?;
     if let Exec::Cuda(gpu) = &exec {
         gpu.exec.seal();

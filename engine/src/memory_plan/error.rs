@@ -46,6 +46,17 @@ pub enum MemoryError {
         /// What there is.
         kv_bytes: u64,
     },
+    /// The host's part of the cache cannot hold a page of every group.
+    #[error(
+        "{n_bytes} bytes are given for KV on the host, but a page of every cache group needs \
+         {needed_bytes} over all ranks: raise --host-kv-cache or leave it out"
+    )]
+    HostKvTooSmall {
+        /// What there is.
+        n_bytes: u64,
+        /// What is needed.
+        needed_bytes: u64,
+    },
     /// The ranks cannot share the checkpoint.
     #[error(transparent)]
     Load(#[from] LoadError),

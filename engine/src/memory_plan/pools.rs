@@ -11,6 +11,8 @@ pub(super) struct Pools {
     pub(super) pages: Vec<usize>,
     pub(super) bytes_per_rank: u64,
     pub(super) n_context_tokens: usize,
+    /// Of each group, on each rank.
+    page_bytes: Vec<u64>,
 }
 
 impl Pools {
@@ -46,7 +48,7 @@ impl Pools {
         let kv_bytes = config.kv_bytes.unwrap_or(all_bytes.min(kv_default_max));
         if all_bytes <= kv_bytes {
             let (pages, bytes_per_rank) = (all_pages, all_bytes / n_ranks);
-            return Ok(Pools { pages, bytes_per_rank, n_context_tokens: wanted });
+            return Ok(Pools { pages, bytes_per_rank, n_context_tokens: wanted, page_bytes });
         }
         let one_bytes = |n_context_tokens| sized(n_context_tokens, pages_of(n_context_tokens)).1;
         let mut n_context_tokens = wanted;
@@ -65,7 +67,27 @@ impl Pools {
         let n_full_pages =
             full.map_or(0, |idx| (kv_bytes - windowed_bytes) / n_ranks / page_bytes[idx].max(1));
         let (pages, bytes) = sized(n_context_tokens, n_full_pages as usize);
-        Ok(Pools { pages, bytes_per_rank: bytes / n_ranks, n_context_tokens })
+        Ok(Pools { pages, bytes_per_rank: bytes / n_ranks, n_context_tokens, page_bytes })
+    }
+
+    /// Pages of each group on the host and what they take on each rank, in the proportions of those
+    /// on the device: a prefix needs its pages in every group.
+    pub(super) fn on_host(&self, config: &EngineConfig) -> Result<(Vec<usize>, u64), MemoryError> {
+        let Some(host_kv) = config.host_kv else { return Ok((vec![0; self.pages.len()], 0)) };
+        let kv_bytes = self.bytes_per_rank * config.n_ranks as u64;
+        let share = |&n_pages: &usize| {
+            let n_pages = n_pages as u128 * u128::from(host_kv.n_bytes) / u128::from(kv_bytes);
+            u32::try_from(n_pages).unwrap_or(u32::MAX) as usize
+        };
+        let host_pages: Vec<usize> = self.pages.iter().map(share).collect();
+        if host_pages.contains(&0) {
+            let n_least = self.pages.iter().min().copied().unwrap_or(1).max(1);
+            let (n_bytes, needed_bytes) = (host_kv.n_bytes, kv_bytes.div_ceil(n_least as u64));
+            return Err(MemoryError::HostKvTooSmall { n_bytes, needed_bytes });
+        }
+        let pages = host_pages.iter().zip(&self.page_bytes);
+        let bytes_per_rank = pages.map(|(&n_pages, bytes)| n_pages as u64 * bytes).sum();
+        Ok((host_pages, bytes_per_rank))
     }
 }
 

@@ -61,6 +61,7 @@ fn a_step_allocates_nothing() {
         overlaps_steps: false,
         caches_prefixes: false,
         policy: crate::config::Policy::plain(),
+        host_kv: None,
         n_candidates_max: 0,
     };
     for format in [SyntheticFormat::Bf16, SyntheticFormat::ModelOptFp8, SyntheticFormat::Fp8Dynamic]

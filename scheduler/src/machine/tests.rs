@@ -19,6 +19,7 @@ fn scheduler(n_waiting_max: usize) -> Scheduler {
         n_tenants: 1,
         latency: None,
         prefix_cache: None,
+        host_tier: None,
         speculation: None,
         groups: vec![
             GroupLimits { n_pages: 256, window: None },
@@ -116,6 +117,9 @@ fn stats_count_what_happened() {
         n_rows: 12,
         n_prompt_tokens: 24,
         n_cached_tokens: 0,
+        n_host_tokens: 0,
+        n_pages_out: 0,
+        n_pages_in: 0,
         n_shared_tokens: 0,
         n_generated_tokens: 12,
         n_proposed_tokens: 0,

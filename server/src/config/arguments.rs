@@ -255,7 +255,7 @@ enum Format {
     F16,
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(n) => Ok(n),
@@ -287,6 +287,7 @@ impl DeviceArguments {
             overlaps_steps: matches!(self.device, Device::Cuda),
             caches_prefixes: true,
             policy: Policy::plain(),
+            host_kv: None,
             n_candidates_max: 0,
         };
         self.reuse.decide(engine)

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use scheduler::{Admission, Row, StepPlan};
+use scheduler::{Admission, PageMove, Row, StepPlan};
 
 use super::{Expected, World};
 
@@ -19,7 +19,13 @@ impl World {
         for admission in &plan.admitted {
             self.check_admission(admission);
         }
-        self.sights.n_copied_pages += plan.moves.len() as u64;
+        for page in &plan.moves {
+            *match page {
+                PageMove::Copy { .. } => &mut self.sights.n_copied_pages,
+                PageMove::Out { .. } => &mut self.sights.n_pages_out,
+                PageMove::In { .. } => &mut self.sights.n_pages_in,
+            } += 1;
+        }
         let mut slots: Vec<_> = plan.rows.iter().map(|row| row.slot).collect();
         slots.sort_unstable();
         slots.dedup();

@@ -74,6 +74,7 @@ fn engine(n_ranks: usize) -> EngineConfig {
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
+        host_kv: None,
         n_candidates_max: 0,
     }
 }
