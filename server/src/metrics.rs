@@ -108,6 +108,11 @@ struct EngineMetrics {
     pages_used: Gauge,
     pages_cached: Gauge,
     cached_tokens: Total,
+    host_tokens: Total,
+    shared_tokens: Total,
+    host_pages: Gauge,
+    out_pages: Total,
+    in_pages: Total,
     kv_share: Gauge<f64, AtomicU64>,
     steps: Total,
     proposed_tokens: Total,
@@ -248,6 +253,11 @@ impl Metrics {
         engine.pages_used.set(stats.n_pages_used as i64);
         engine.pages_cached.set(stats.n_pages_cached as i64);
         engine.cached_tokens.set(stats.n_cached_tokens);
+        engine.host_tokens.set(stats.n_host_tokens);
+        engine.shared_tokens.set(stats.n_shared_tokens);
+        engine.host_pages.set(stats.n_pages_host as i64);
+        engine.out_pages.set(stats.n_pages_out);
+        engine.in_pages.set(stats.n_pages_in);
         engine.kv_share.set(stats.n_pages_used as f64 / stats.n_pages.max(1) as f64);
         engine.steps.set(stats.n_steps);
         engine.proposed_tokens.set(stats.n_proposed_tokens);
@@ -298,6 +308,11 @@ impl Metrics {
             "lnserve_kv_used_pages", "Pages of the KV cache in use", engine.pages_used;
             "lnserve_kv_cached_pages", CACHED_PAGES, engine.pages_cached;
             "lnserve_cached_tokens_total", CACHED_TOKENS, engine.cached_tokens;
+            "lnserve_host_tokens_total", "Of these, back from the host", engine.host_tokens;
+            "lnserve_shared_tokens_total", "Prompt tokens shared by n > 1", engine.shared_tokens;
+            "lnserve_kv_host_pages", "Pages of KV on the host", engine.host_pages;
+            "lnserve_kv_out_pages_total", "Pages moved to the host", engine.out_pages;
+            "lnserve_kv_in_pages_total", "Pages moved back", engine.in_pages;
             "lnserve_steps_total", "Steps run", engine.steps;
             "lnserve_proposed_tokens_total", PROPOSED, engine.proposed_tokens;
             "lnserve_accepted_tokens_total", ACCEPTED, engine.accepted_tokens;

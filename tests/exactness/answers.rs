@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use engine::{Allowed, Engine, Guide, Output, Request, SamplingParams, Terms, TokenSet};
+use engine::{Allowed, Engine, Guide, HostKv, Output, Request, SamplingParams, Terms, TokenSet};
 use harness::serving::HeldEngine;
 
 use super::*;
@@ -129,7 +129,7 @@ impl Crowd {
         // The first three answer one prompt, longer than a page.
         let longest = requests.iter().max_by_key(|request| request.prompt.len());
         let prompt = Arc::clone(&longest.expect("a crowd").prompt);
-        requests[..3].iter_mut().for_each(|request| request.prompt = Arc::clone(&prompt));
+        requests.iter_mut().take(3).for_each(|request| request.prompt = Arc::clone(&prompt));
         requests
     }
 }
@@ -148,6 +148,7 @@ fn differing_answers(
     let plain = EngineConfig {
         overlaps_steps: false,
         caches_prefixes: false,
+        host_kv: None,
         n_candidates_max: 0,
         ..roomy.clone()
     };
@@ -178,6 +179,7 @@ fn differing_answers(
     assert!(stats.n_preemptions > 0, "the pool was meant to be too small");
     assert_eq!(stats.n_pages_used, 0, "every page came back");
     assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
+    assert_eq!(stats.n_host_tokens > 0, roomy.host_kv.is_some(), "a prompt came back");
     assert_eq!(stats.n_accepted_tokens > 0, roomy.n_candidates_max > 0, "some guess was right");
     assert_eq!(stats.n_proposed_tokens > stats.n_accepted_tokens, roomy.n_candidates_max > 0);
     let differs = |&idx: &usize| {
@@ -188,24 +190,28 @@ fn differing_answers(
 }
 
 #[test]
-fn answers_are_bit_equal_alone_preempted_overlapped_cached_and_guessed() {
+fn answers_are_bit_equal_alone_preempted_overlapped_cached_moved_and_guessed() {
     // Room for little more than one sequence.
     let crowd =
         Crowd { n_requests: 12, n_prompt_min: 1, n_prompt_max: 61, n_new: 40, tenths_of_kv: 3 };
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("preemption", format);
         let seed = harness::seed_or(1);
-        for (overlaps_steps, caches_prefixes, n_candidates_max) in [
-            (false, false, 0),
-            (true, false, 0),
-            (false, true, 0),
-            (true, true, 0),
-            (false, true, 3),
-            (true, true, 5),
+        let host_kv = Some(HostKv { n_bytes: 1 << 20, n_tokens_min: 1 });
+        for (overlaps_steps, caches_prefixes, host_kv, n_candidates_max) in [
+            (false, false, None, 0),
+            (true, false, None, 0),
+            (false, true, None, 0),
+            (true, true, None, 0),
+            (false, true, None, 3),
+            (true, true, None, 5),
+            (false, true, host_kv, 0),
+            (true, true, host_kv, 3),
         ] {
             let roomy = EngineConfig {
                 overlaps_steps,
                 caches_prefixes,
+                host_kv,
                 n_candidates_max,
                 ..config(1, 2, kv_dtype)
             };
@@ -213,7 +219,7 @@ fn answers_are_bit_equal_alone_preempted_overlapped_cached_and_guessed() {
             assert!(
                 differing.is_empty(),
                 "{format:?}, overlapped: {overlaps_steps}, cached: {caches_prefixes}, guesses: \
-                 {n_candidates_max}: requests {differing:?} differ (SEED={seed})"
+                 {n_candidates_max}, host: {host_kv:?}: requests {differing:?} differ (SEED={seed})"
             );
         }
     }
@@ -273,7 +279,8 @@ fn devices_answer_alike_under_preemption_where_they_are_told_to() {
     let roomy = on_devices(2, KvDtype::Fp8, true);
     let differing = differing_answers(&checkpoint, &roomy, &crowd, 9);
     assert!(differing.is_empty(), "requests {differing:?} differ");
-    let guessing = EngineConfig { n_candidates_max: 4, ..roomy };
+    let host_kv = Some(HostKv { n_bytes: 1 << 20, n_tokens_min: 1 });
+    let guessing = EngineConfig { n_candidates_max: 4, caches_prefixes: true, host_kv, ..roomy };
     let differing = differing_answers(&checkpoint, &guessing, &crowd, 9);
     assert!(differing.is_empty(), "with guesses requests {differing:?} differ");
 }

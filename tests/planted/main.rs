@@ -20,7 +20,7 @@ struct Plant {
     wrong: &'static str,
 }
 
-const PLANTS: [Plant; 30] = [
+const PLANTS: [Plant; 35] = [
     Plant {
         what: "an end leaks its pages",
         file: "machine.rs",
@@ -200,6 +200,36 @@ const PLANTS: [Plant; 30] = [
         file: "siblings.rs",
         right: "pool.tables[slot.idx()].first_idx <= first_idx",
         wrong: "pool.tables[slot.idx()].first_idx <= first_idx + 1",
+    },
+    Plant {
+        what: "what falls out of the cache is not copied",
+        file: "pool.rs",
+        right: "moves.push(PageMove::Out { group: self.group, from: page, to });",
+        wrong: "let _ = (to, &moves);",
+    },
+    Plant {
+        what: "what comes back is not copied",
+        file: "pages.rs",
+        right: "moves.push(PageMove::In { group, from, to });",
+        wrong: "let _ = (from, &moves);",
+    },
+    Plant {
+        what: "a host's page that is to be read is overwritten before",
+        file: "host.rs",
+        right: "let page = self.free.pop().or_else(oldest)?;",
+        wrong: "let page = self.free.pop().or_else(oldest).unwrap_or(HostPageId(0));",
+    },
+    Plant {
+        what: "a host's page is found by what it held before",
+        file: "host.rs",
+        right: "            prefixes.unset_host_page(before, self.group);\n",
+        wrong: "            let _ = before;\n",
+    },
+    Plant {
+        what: "pages move after what is behind them",
+        file: "machine.rs",
+        right: "        plan.moves.append(&mut self.pools.moves);\n",
+        wrong: "        plan.moves.extend(self.pools.moves.drain(..).rev());\n",
     },
 ];
 
