@@ -1,7 +1,6 @@
 //! Who may hold memory: which requests are taken at all, and when one leaves the queue.
 //!
-//! It does not know how many tokens a step has; that is `budget`. A host tier would lower what a
-//! newcomer needs, in [`has_room`].
+//! It does not know how many tokens a step has; that is `budget`.
 
 use crate::pages::Pools;
 use crate::roster::Roster;

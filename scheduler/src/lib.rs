@@ -50,6 +50,7 @@
 mod machine;
 
 mod admission;
+mod adopt;
 mod budget;
 mod expiry;
 mod host;

@@ -16,7 +16,8 @@
 //! nobody gets before it any more. The last that runs has nobody to take pages from: it keeps its
 //! slot and what it has computed, and sits the step out. When who waits begins is in `queue`.
 //!
-//! A host tier would copy pages out instead of forfeiting them, here.
+//! Full pages that it forfeits stay in the prefix cache, where there is one, and on the host behind
+//! that.
 //!
 //! [`Priorities`]: crate::Priorities
 

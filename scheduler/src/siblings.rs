@@ -9,7 +9,8 @@
 
 use std::sync::Arc;
 
-use crate::pages::{Found, Pools, first_seen_idx};
+use crate::adopt::Found;
+use crate::pages::{Pools, first_seen_idx};
 use crate::roster::Roster;
 use crate::sequence::Sequence;
 use crate::{GroupIdx, PageMove, PageUpdate, SlotIdx, StepPlan, TokenId};

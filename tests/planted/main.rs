@@ -209,7 +209,7 @@ const PLANTS: [Plant; 35] = [
     },
     Plant {
         what: "what comes back is not copied",
-        file: "pages.rs",
+        file: "adopt.rs",
         right: "moves.push(PageMove::In { group, from, to });",
         wrong: "let _ = (from, &moves);",
     },

@@ -5,7 +5,7 @@ use weights::{AttentionSpec, AttentionWeights};
 
 use super::StepCx;
 use crate::cache::{CacheSizes, PAGE_TOKENS};
-use crate::device::{Deferred, Element, KvRegion, KvShape, Projection, Vector};
+use crate::device::{Deferred, Element, HostPages, KvRegion, KvShape, Projection, Vector};
 use crate::kernels::quantize::Magnitudes;
 use crate::kernels::{attention, rope_kv};
 use crate::loading::{Placer, Unsupported, Use};
@@ -22,6 +22,8 @@ pub(crate) struct Attention {
     pub(crate) k_scale: f32,
     pub(crate) v_scale: f32,
     pub(crate) cache: KvRegion,
+    /// What fell out of it.
+    pub(crate) host_pages: HostPages,
     pub(crate) group: GroupIdx,
 }
 
@@ -50,6 +52,7 @@ impl Attention {
             k_scale,
             v_scale,
             cache: placer.cache(shape),
+            host_pages: HostPages::none(),
             group,
         })
     }

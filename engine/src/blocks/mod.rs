@@ -20,7 +20,7 @@ pub(crate) use swiglu::SwiGlu;
 
 use crate::batch::Inputs;
 use crate::cache::CacheSizes;
-use crate::device::{Array, Deferred, DeviceError, Element, Exec, Projection, Vector};
+use crate::device::{Array, Deferred, DeviceError, Element, Exec, HostPages, Projection, Vector};
 use crate::kernels::quantize::Magnitudes;
 use crate::kernels::reduce_norm::{self, Pending};
 use crate::kernels::{linear as projection, quantize};
@@ -103,11 +103,15 @@ impl Block {
     /// Moves a page's content, if it is one of this block's.
     pub(crate) fn move_page(&mut self, exec: &Exec, page: PageMove) -> Result<(), DeviceError> {
         let Some(Mixer::Attention(attention)) = &mut self.mixer else { return Ok(()) };
-        let (mine, cache) = (attention.group, &mut attention.cache);
+        let Attention { group: mine, cache, host_pages, .. } = attention;
         match page {
-            PageMove::Copy { group, from, to } if group == mine => cache.copy_page(exec, from, to),
-            PageMove::Out { group, from, to } if group == mine => cache.page_out(exec, from, to),
-            PageMove::In { group, from, to } if group == mine => cache.page_in(exec, from, to),
+            PageMove::Copy { group, from, to } if group == *mine => cache.copy_page(exec, from, to),
+            PageMove::Out { group, from, to } if group == *mine => {
+                host_pages.take_out(exec, cache, (from, to))
+            }
+            PageMove::In { group, from, to } if group == *mine => {
+                host_pages.bring_back(exec, cache, (from, to))
+            }
             PageMove::Copy { .. } | PageMove::Out { .. } | PageMove::In { .. } => Ok(()),
         }
     }
@@ -119,7 +123,9 @@ impl Block {
         group_pages: &[usize],
     ) -> Result<(), DeviceError> {
         let Some(Mixer::Attention(attention)) = &mut self.mixer else { return Ok(()) };
-        attention.cache.keep_on_host(exec, group_pages[attention.group.idx()])
+        let n_pages = group_pages[attention.group.idx()];
+        attention.host_pages = HostPages::new(exec, &attention.cache, n_pages)?;
+        Ok(())
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {

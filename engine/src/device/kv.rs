@@ -5,12 +5,11 @@
 use std::ops::Range;
 
 use half::bf16;
-use scheduler::{HostPageId, PageId};
+use scheduler::PageId;
 use weights::Dtype;
 
 use crate::KvDtype;
 
-use super::cuda::Pinned;
 use super::simd;
 use super::{DeviceError, DevicePtr, Exec, Simd};
 
@@ -26,30 +25,13 @@ pub struct KvLocation {
 /// A block's pages, `[page][kv_head][token][head_dim]` for keys and again for values: a head's
 /// tokens within a page are contiguous.
 pub struct KvRegion {
-    memory: Memory,
-    /// Pages that fell out of the device's, keys and values.
-    host: HostPages,
+    pub(super) memory: Memory,
     shape: KvShape,
 }
 
-enum Memory {
+pub(super) enum Memory {
     Host { keys: Vec<u8>, values: Vec<u8> },
     Device(DevicePages),
-}
-
-/// Where pages lie that no plan can read before they come back.
-enum HostPages {
-    None,
-    /// As the processor's own.
-    Bytes {
-        keys: Vec<u8>,
-        values: Vec<u8>,
-    },
-    /// Where a device's copies reach: all keys, then all values.
-    Pinned {
-        pages: Pinned,
-        values: usize,
-    },
 }
 
 /// A region's memory on a device.
@@ -108,12 +90,12 @@ impl KvRegion {
         assert!(page_tokens > 0 && n_kv_heads > 0 && head_dim > 0, "{shape:?}");
         let n_bytes = shape.n_bytes();
         let memory = Memory::Host { keys: touched(n_bytes), values: touched(n_bytes) };
-        KvRegion { memory, host: HostPages::None, shape }
+        KvRegion { memory, shape }
     }
 
     /// A region whose pages lie on a device, [`KvShape::n_bytes`] of keys and as many of values.
     pub fn on_device(shape: KvShape, pages: DevicePages) -> KvRegion {
-        KvRegion { memory: Memory::Device(pages), host: HostPages::None, shape }
+        KvRegion { memory: Memory::Device(pages), shape }
     }
 
     /// Its pages, for a device's kernel.
@@ -193,75 +175,6 @@ impl KvRegion {
         }
     }
 
-    /// Takes memory of the host for `n_pages`.
-    pub(crate) fn keep_on_host(&mut self, exec: &Exec, n_pages: usize) -> Result<(), DeviceError> {
-        let n_bytes = n_pages * self.shape.page_bytes(PageId(0)).len();
-        self.host = match exec {
-            _ if n_pages == 0 => HostPages::None,
-            Exec::Cpu(_) => HostPages::Bytes { keys: touched(n_bytes), values: touched(n_bytes) },
-            Exec::Cuda(gpu) => {
-                HostPages::Pinned { pages: gpu.exec.alloc_pinned(2 * n_bytes)?, values: n_bytes }
-            }
-        };
-        Ok(())
-    }
-
-    /// Puts what page `from` holds into the host's page `to`: now, or when the device gets there.
-    pub(crate) fn page_out(
-        &mut self,
-        exec: &Exec,
-        from: PageId,
-        to: HostPageId,
-    ) -> Result<(), DeviceError> {
-        let from = self.shape.page_bytes(from);
-        let to = to.idx() * from.len();
-        match (&self.memory, &mut self.host, exec) {
-            (
-                Memory::Host { keys, values },
-                HostPages::Bytes { keys: to_keys, values: to_values },
-                _,
-            ) => {
-                to_keys[to..to + from.len()].copy_from_slice(&keys[from.clone()]);
-                to_values[to..to + from.len()].copy_from_slice(&values[from]);
-                Ok(())
-            }
-            (Memory::Device(pages), HostPages::Pinned { pages: host, values }, Exec::Cuda(gpu)) => {
-                let (stream, n_bytes) = (gpu.exec.stream(), from.len());
-                stream.copy_out(host, to, pages.keys.offset(from.start), n_bytes)?;
-                stream.copy_out(host, *values + to, pages.values.offset(from.start), n_bytes)
-            }
-            _ => panic!("{:?} has no pages on the host", self.shape),
-        }
-    }
-
-    /// Puts what the host's page `from` holds into page `to`: now, or when the device gets there.
-    pub(crate) fn page_in(
-        &mut self,
-        exec: &Exec,
-        from: HostPageId,
-        to: PageId,
-    ) -> Result<(), DeviceError> {
-        let to = self.shape.page_bytes(to);
-        let from = from.idx() * to.len();
-        match (&mut self.memory, &self.host, exec) {
-            (
-                Memory::Host { keys, values },
-                HostPages::Bytes { keys: my_keys, values: my_values },
-                _,
-            ) => {
-                keys[to.clone()].copy_from_slice(&my_keys[from..from + to.len()]);
-                values[to.clone()].copy_from_slice(&my_values[from..from + to.len()]);
-                Ok(())
-            }
-            (Memory::Device(pages), HostPages::Pinned { pages: host, values }, Exec::Cuda(gpu)) => {
-                let (stream, n_bytes) = (gpu.exec.stream(), to.len());
-                stream.copy_in(pages.keys.offset(to.start), host, from, n_bytes)?;
-                stream.copy_in(pages.values.offset(to.start), host, *values + from, n_bytes)
-            }
-            _ => panic!("{:?} has no pages on the host", self.shape),
-        }
-    }
-
     /// Writes one head's key and value. An FP8 region stores `e4m3(clamp(x / scale, ±448))`.
     pub(crate) fn write(&mut self, simd: Simd, place: KvPlace, key: Scaled<'_>, value: Scaled<'_>) {
         let shape = self.shape;
@@ -287,7 +200,7 @@ impl KvShape {
     }
 
     /// A page's keys, and again its values.
-    fn page_bytes(&self, page: PageId) -> Range<usize> {
+    pub(super) fn page_bytes(&self, page: PageId) -> Range<usize> {
         assert!(page.idx() < self.n_pages, "page {page:?} of {self:?}");
         let n_bytes = self.n_bytes() / self.n_pages;
         page.idx() * n_bytes..(page.idx() + 1) * n_bytes
@@ -306,7 +219,7 @@ impl KvShape {
 }
 
 /// Zeroes, in memory that the system has really given.
-fn touched(n_bytes: usize) -> Vec<u8> {
+pub(super) fn touched(n_bytes: usize) -> Vec<u8> {
     // Less than any system's page of memory, so that none is missed.
     const STEP_BYTES: usize = 4096;
     let mut bytes = vec![0; n_bytes];
