@@ -71,9 +71,9 @@ const PLANTS: [Plant; 35] = [
     },
     Plant {
         what: "salts are not looked at",
-        file: "machine.rs",
-        right: "let salt = newcomer.cache_salt().clone();",
-        wrong: "let salt = None;",
+        file: "siblings.rs",
+        right: "self.find(newcomer.cache_salt(), newcomer.n_cacheable(), &read)",
+        wrong: "self.find(&None, newcomer.n_cacheable(), &read)",
     },
     Plant {
         what: "a prompt is found whole and nothing is left to compute",
@@ -192,8 +192,8 @@ const PLANTS: [Plant; 35] = [
     Plant {
         what: "a page is taken for a sibling and nothing copied",
         file: "siblings.rs",
-        right: "plan.moves.push(PageMove::Copy { group, from: theirs, to });",
-        wrong: "let _ = (group, &plan.moves);",
+        right: "self.moves.push(PageMove::Copy { group, from: theirs, to });",
+        wrong: "let _ = (group, &self.moves);",
     },
     Plant {
         what: "a sibling begins with what has left the window",
