@@ -3,7 +3,7 @@ against it, each in a process of its own.
 
     python tests/clients/run.py PROGRAM [SCRIPT…]
 
-A script is a file other than this one and `checks.py`; SCRIPT is its name without `.py`.
+A script is a file that is none of `HELPERS`; SCRIPT is its name without `.py`.
 """
 
 import pathlib
@@ -13,12 +13,13 @@ import sys
 import time
 
 FOLDER = pathlib.Path(__file__).parent
-HELPERS = {"run", "checks"}
+HELPERS = {"run", "checks", "triton_model"}
 
 
 def start(program):
     """The server's process and its addresses."""
-    command = [program, "serve", "demo", "--port", "0", "--log", "warn"]
+    command = [program, "serve", "demo", "--port", "0", "--grpc-port", "0"]
+    command += ["--log", "warn"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     printed = ""
     while "-d '" not in printed:
@@ -27,8 +28,8 @@ def start(program):
             sys.exit(f"{program} ended early: {printed}")
         printed += line
     http = re.search(r"on http://(\S+)", printed)[1]
-    grpc = re.search(r"on grpc://(\S+)", printed)
-    return process, ["--http", http, "--grpc", grpc[1] if grpc else ""]
+    grpc = re.search(r"on grpc://(\S+)", printed)[1]
+    return process, ["--http", http, "--grpc", grpc]
 
 
 def main():

@@ -156,7 +156,7 @@ impl TestServer {
             .expect("a runtime starts");
         let listening = {
             let app = app.clone();
-            async { Server::listen(claim("127.0.0.1", 0).await?, app) }
+            async { Server::listen(claim("127.0.0.1", 0).await?, None, app) }
         };
         let server = runtime.block_on(listening).expect("a port is free");
         let client = Client::new(server.address().expect("it listens"));

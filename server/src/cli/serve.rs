@@ -23,15 +23,18 @@ const INTERRUPTED: i32 = 130;
 pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Large models take minutes to load: a taken port is found before.
-    let socket = runtime
-        .block_on(claim(&command.host, command.port))
-        .with_context(|| format!("cannot listen on {}:{}", command.host, command.port))?;
+    let claimed = |port| {
+        let socket = runtime.block_on(claim(&command.host, port));
+        socket.with_context(|| format!("cannot listen on {}:{port}", command.host))
+    };
+    let http = claimed(command.port)?;
+    let grpc = command.grpc_port.map(claimed).transpose()?;
     let Booted { engine, text } = boot::boot(&command.model, &command.engine)?;
     let app = AppState::new(engine.handle(), text, serve_config(command));
     let outcome = runtime.block_on(async {
         app.shutdown.on_signals()?;
-        let server = Server::listen(socket, app.clone())?;
-        announce(command, &app, server.address()?)?;
+        let server = Server::listen(http, grpc, app.clone())?;
+        announce(command, &app, &server)?;
         anyhow::Ok(server.run().await)
     })?;
     tracing::info!(?outcome, "serving ended");
@@ -57,7 +60,8 @@ fn serve_config(command: &ServeCommand) -> ServeConfig {
 }
 
 /// Tells the person who started it what to do next.
-fn announce(command: &ServeCommand, app: &App, address: SocketAddr) -> std::io::Result<()> {
+fn announce(command: &ServeCommand, app: &App, server: &Server) -> std::io::Result<()> {
+    let address = server.address()?;
     let reachable = match address.ip().is_unspecified() {
         true => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
         false => address,
@@ -72,6 +76,9 @@ fn announce(command: &ServeCommand, app: &App, address: SocketAddr) -> std::io::
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "lnserve serves {} on http://{address}", app.name())?;
+    if let Some(address) = server.grpc_address()? {
+        writeln!(out, "KServe v2 over gRPC is on grpc://{address}")?;
+    }
     writeln!(out, "Ask it something:\n")?;
     writeln!(
         out,

@@ -30,7 +30,8 @@ Examples:
   curl -s http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"model\": \"demo\", \"messages\": [{\"role\": \"user\", \"content\": \"What is 27 + 58?\"}]}'
 
-Endpoints: /v1/chat/completions, /v1/completions, /v1/models (OpenAI); /v2/... (Triton);
+Endpoints: /v1/chat/completions, /v1/completions, /v1/models (OpenAI); /v2/... (Triton, and
+over gRPC with --grpc-port);
 /health and /v2/health/ready (200 once it can answer), /metrics (Prometheus).
 SIGTERM or Ctrl-C: takes no more requests, finishes those that run, exits.";
 
@@ -92,6 +93,11 @@ pub(super) struct ServeArguments {
     /// TCP port; 0 takes a free one and says which
     #[arg(long, default_value_t = 8000, help_heading = "Network")]
     port: u16,
+
+    /// TCP port on which KServe v2 is spoken over gRPC too, as by Triton's on 8001; 0 takes a free
+    /// one and says which. Without it there is no gRPC
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    grpc_port: Option<u16>,
 
     /// Key that callers must show as `Authorization: Bearer KEY`; none by default
     #[arg(long, value_name = "KEY", env = "LNSERVE_API_KEY", hide_env_values = true)]
@@ -300,6 +306,7 @@ impl From<ServeArguments> for ServeCommand {
             model: ModelSource::new(&arguments.model),
             host: arguments.host,
             port: arguments.port,
+            grpc_port: arguments.grpc_port,
             served_model_names: arguments.served_model_name,
             api_key: arguments.api_key,
             engine: EngineConfig {

@@ -8,6 +8,8 @@ pub struct HttpLimits {
     /// Open connections; the next waits in the kernel's backlog. Below the usual limit of file
     /// descriptors.
     pub n_connections_max: usize,
+    /// Calls at once on one connection of gRPC's; more wait at the client.
+    pub n_streams_max: u32,
     /// Bytes of a request's head; more is 431.
     pub n_head_bytes_max: usize,
     /// Header lines; more is 431.
@@ -44,6 +46,7 @@ impl HttpLimits {
     /// What the program uses unless a flag says otherwise.
     pub const STANDARD: HttpLimits = HttpLimits {
         n_connections_max: 4096,
+        n_streams_max: 1024,
         n_head_bytes_max: 64 << 10,
         n_headers_max: 100,
         head_timeout: Duration::from_secs(30),
@@ -65,6 +68,7 @@ impl HttpLimits {
     pub fn check(&self) {
         let counts = [
             self.n_connections_max,
+            self.n_streams_max as usize,
             self.n_headers_max,
             self.n_body_bytes_max,
             self.n_tokenizer_threads,

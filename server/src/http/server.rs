@@ -1,14 +1,15 @@
 //! The listener, its connections, and the order in which everything ends. It knows no routes.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
@@ -16,9 +17,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, sleep};
 
 use super::error::ApiError;
+use super::limits::HttpLimits;
 use super::router::router;
 use super::shutdown::Phase;
 use super::state::App;
+use super::triton::grpc;
 
 /// How often the engine is asked whether it still runs: its failure ends the program.
 const ENGINE_WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -31,8 +34,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A server that listens.
 pub struct Server {
-    listener: TcpListener,
+    http: TcpListener,
+    grpc: Option<TcpListener>,
     app: App,
+}
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    /// HTTP/2, which gRPC needs.
+    Grpc,
 }
 
 /// How serving ended.
@@ -85,12 +97,13 @@ fn claim_address(address: SocketAddr) -> io::Result<TcpSocket> {
 }
 
 impl Server {
-    /// Listens on a claimed address. Must be called within a runtime.
+    /// Listens on claimed addresses, for gRPC where there is one. Must be called within a runtime.
     ///
     /// # Errors
     /// Somebody else listens there.
-    pub fn listen(socket: TcpSocket, app: App) -> io::Result<Server> {
-        Ok(Server { listener: socket.listen(BACKLOG)?, app })
+    pub fn listen(http: TcpSocket, grpc: Option<TcpSocket>, app: App) -> io::Result<Server> {
+        let grpc = grpc.map(|socket| socket.listen(BACKLOG)).transpose()?;
+        Ok(Server { http: http.listen(BACKLOG)?, grpc, app })
     }
 
     /// Where it listens.
@@ -98,7 +111,15 @@ impl Server {
     /// # Errors
     /// The system does not say.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.http.local_addr()
+    }
+
+    /// Where it listens for gRPC, if it does.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn grpc_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.grpc.as_ref().map(TcpListener::local_addr).transpose()
     }
 
     /// Serves until the shutdown is complete or the engine fails. While it drains, the port stays
@@ -106,11 +127,12 @@ impl Server {
     pub async fn run(self) -> Outcome {
         let connections = GracefulShutdown::new();
         let outcome = tokio::select! {
-            never = self.accept(&connections) => match never {},
+            never = self.accept_http(&connections) => match never {},
+            never = self.accept_grpc(&connections) => match never {},
             outcome = self.ended() => outcome,
         };
-        let Server { listener, app } = self;
-        drop(listener);
+        let Server { http, grpc, app } = self;
+        drop((http, grpc));
         tokio::select! {
             () = connections.shutdown() => {}
             () = sleep(FLUSH_TIMEOUT) => {}
@@ -119,14 +141,29 @@ impl Server {
         outcome
     }
 
-    async fn accept(&self, connections: &GracefulShutdown) -> Infallible {
-        let limits = &self.app.config.limits;
-        let seats = Arc::new(Semaphore::new(limits.n_connections_max));
-        let router = router(&self.app);
+    async fn accept_http(&self, connections: &GracefulShutdown) -> Infallible {
+        let way_in = (Protocol::Http1, &self.http, router(&self.app));
+        self.accept(way_in, connections).await
+    }
+
+    async fn accept_grpc(&self, connections: &GracefulShutdown) -> Infallible {
+        let Some(listener) = &self.grpc else { return pending().await };
+        let way_in = (Protocol::Grpc, listener, grpc::router(&self.app));
+        self.accept(way_in, connections).await
+    }
+
+    async fn accept(
+        &self,
+        (protocol, listener, router): (Protocol, &TcpListener, Router),
+        connections: &GracefulShutdown,
+    ) -> Infallible {
+        let seats = Arc::new(Semaphore::new(self.app.config.limits.n_connections_max));
         loop {
             let seat = Arc::clone(&seats).acquire_owned().await.expect("never closed");
-            match self.listener.accept().await {
-                Ok((stream, _)) => self.serve(stream, router.clone(), connections, seat),
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    self.serve((protocol, stream), router.clone(), connections, seat);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
@@ -137,7 +174,7 @@ impl Server {
 
     fn serve(
         &self,
-        stream: TcpStream,
+        (protocol, stream): (Protocol, TcpStream),
         router: Router,
         connections: &GracefulShutdown,
         seat: OwnedSemaphorePermit,
@@ -145,20 +182,17 @@ impl Server {
         let limits = &self.app.config.limits;
         // A token is worth a packet of its own. Where this fails, the connection is gone already.
         let _ = stream.set_nodelay(true);
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.head_timeout)
-            .max_headers(limits.n_headers_max)
-            .max_header_size(limits.n_head_bytes_max)
-            .max_buf_size(2 * limits.n_head_bytes_max)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection");
+        let (stream, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
+        match protocol {
+            Protocol::Http1 => {
+                let connection = http1(limits).serve_connection(stream, service);
+                tokio::spawn(attend(connections.watch(connection), seat));
             }
-            drop(seat);
-        });
+            Protocol::Grpc => {
+                let connection = http2(limits).serve_connection(stream, service);
+                tokio::spawn(attend(connections.watch(connection), seat));
+            }
+        }
     }
 
     async fn ended(&self) -> Outcome {
@@ -187,4 +221,39 @@ impl Server {
             }
         }
     }
+}
+
+fn http1(limits: &HttpLimits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(limits.n_headers_max)
+        .max_header_size(limits.n_head_bytes_max)
+        .max_buf_size(2 * limits.n_head_bytes_max);
+    builder
+}
+
+/// A peer that does not answer pings is gone.
+fn http2(limits: &HttpLimits) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.head_timeout)
+        .keep_alive_timeout(limits.head_timeout)
+        .max_concurrent_streams(limits.n_streams_max)
+        .max_header_list_size(limits.n_head_bytes_max as u32)
+        .max_send_buf_size(limits.n_head_bytes_max);
+    builder
+}
+
+/// Serves a connection to its end. Whatever ends it is the client's affair.
+async fn attend<E: std::fmt::Display>(
+    connection: impl Future<Output = Result<(), E>>,
+    seat: OwnedSemaphorePermit,
+) {
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "connection");
+    }
+    drop(seat);
 }

@@ -23,6 +23,8 @@ pub(super) struct Given {
 pub(super) enum Values {
     Json(Value),
     Binary(Vec<u8>),
+    /// gRPC has typed lists beside bytes.
+    Typed(Data),
 }
 
 /// Checked tensors of one batch.
@@ -91,6 +93,7 @@ fn read(data_type: DataType, shape: &[u64], values: Values) -> Result<Data, Prob
     let data = match values {
         Values::Binary(bytes) => return data_type.read(&bytes, expected),
         Values::Json(value) => data_type.read_json(&value)?,
+        Values::Typed(data) => data,
     };
     let n = data.len() as u64;
     match data_type {

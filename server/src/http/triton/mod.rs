@@ -11,6 +11,7 @@ mod call;
 mod check;
 mod error;
 mod generate;
+pub mod grpc;
 mod health;
 mod infer;
 mod inputs;

@@ -9,6 +9,13 @@ use super::access::Access;
 /// Triton's word for a request without an id.
 const NO_ID: &str = "<id_unknown>";
 
+/// What Triton adds to its complaint about a shape.
+const SHAPE_NOTE: &str = "Setting a non-zero max_batch_size in the model config requires a batch \
+                          dimension to be prepended to each input shape. If you want to specify \
+                          the full shape including the batch dim in your input dims config, try \
+                          setting max_batch_size to zero. See the model configuration docs for \
+                          more info on max_batch_size.";
+
 /// What is wrong, without the place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Problem {
@@ -64,6 +71,12 @@ pub(super) enum Problem {
     Raw { n_inputs: usize },
     /// The body is compressed in a way that is not known.
     Compression,
+    /// gRPC: bytes are not as many as inputs.
+    RawInputs { n_raw: usize, n_inputs: usize },
+    /// gRPC: an input has values in both forms.
+    TwoContents,
+    /// gRPC: a parameter of Triton's is of another type.
+    ParameterKind { name: String, expected: &'static str },
     /// A parameter's name is Triton's own.
     ReservedParameter,
     /// An unknown parameter is neither number, truth value nor string. `within` is where it stands:
@@ -106,6 +119,7 @@ impl Problem {
             Problem::Unparsed { .. }
             | Problem::NotText
             | Problem::WrongType { .. }
+            | Problem::ParameterKind { .. }
             | Problem::ParameterType { .. } => "invalid_type",
             Problem::NotUtf8 => "not_utf8",
             Problem::Compression => "body_encoded",
@@ -160,6 +174,14 @@ impl fmt::Display for Located {
                 "{request} Raw request must only have 1 input (found 1) to be deduced but got \
                  {n_inputs} inputs in '{model}' model configuration"
             ),
+            Problem::RawInputs { n_raw, n_inputs } => write!(
+                f,
+                "expected {n_inputs} raw_input_contents, one for each input of model '{model}', \
+                 but got {n_raw}"
+            ),
+            Problem::ParameterKind { name, expected } => {
+                write!(f, "invalid value type for '{name}' parameter, expected {expected}.")
+            }
             Problem::BinaryLeft => {
                 write!(f, "unexpected additional input data for model '{model}'")
             }
@@ -172,6 +194,7 @@ impl fmt::Display for Located {
                 given.join(","),
                 missing.join(",")
             ),
+            Problem::UnknownType => write!(f, "invalid datatype for input {input}"),
             of_one => of_one.fmt_input(f, &request, (input, model)),
         }
     }
@@ -209,13 +232,17 @@ impl Problem {
                  '{model}', expecting string of length {n_bytes} but only {n_left} bytes \
                  available. Please make sure the string data is in one buffer."
             ),
+            Problem::TwoContents => write!(
+                f,
+                "contents field must not be specified when using raw_input_contents for \
+                 '{input}' for model '{model}'"
+            ),
             Problem::UnknownInput => {
                 write!(f, "unexpected inference input '{input}' for model '{model}'")
             }
             Problem::UnknownOutput => {
                 write!(f, "unexpected inference output '{input}' for model '{model}'")
             }
-            Problem::UnknownType => write!(f, "invalid datatype for input {input}"),
             Problem::WrongType { given, expected } => write!(
                 f,
                 "{request} inference input '{input}' data-type is '{given}', but model '{model}' \
@@ -228,11 +255,7 @@ impl Problem {
             Problem::Shape { expected, given } => write!(
                 f,
                 "{request} unexpected shape for input '{input}' for model '{model}'. Expected \
-                 {expected}, got {given}. NOTE: Setting a non-zero max_batch_size in the model \
-                 config requires a batch dimension to be prepended to each input shape. If you \
-                 want to specify the full shape including the batch dim in your input dims \
-                 config, try setting max_batch_size to zero. See the model configuration docs for \
-                 more info on max_batch_size."
+                 {expected}, got {given}. NOTE: {SHAPE_NOTE}"
             ),
             Problem::BatchTooLarge { n_max } => {
                 write!(f, "{request} inference request batch-size must be <= {n_max} for '{model}'")

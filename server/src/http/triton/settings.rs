@@ -151,10 +151,21 @@ pub(super) async fn set_tracing(
     body: Body,
 ) -> Result<Response, Refusal> {
     let body = body::read(&headers, body, &app.config.limits).await?;
+    change_trace(&app, &members(&body)?)?;
+    Ok(tracing(State(app)).await)
+}
+
+/// Changes trace settings as `members` says, and tells them all.
+///
+/// # Errors
+/// As for the log.
+pub(super) fn change_trace(
+    app: &AppState,
+    members: &Map<String, Value>,
+) -> Result<[(&'static str, String); 6], Refusal> {
     let mut settings = app.triton.settings.trace.lock();
-    let changed = settings.changed(&members(&body)?)?;
-    *settings = changed;
-    Ok(json(&settings.node()))
+    *settings = settings.changed(members)?;
+    Ok(settings.told())
 }
 
 /// `GET /v2/models/M/trace/setting`: a model's are the server's.
@@ -213,15 +224,22 @@ impl TraceSettings {
         })
     }
 
+    fn told(&self) -> [(&'static str, String); 6] {
+        [
+            ("trace_level", "OFF".to_owned()),
+            ("trace_rate", self.rate.to_string()),
+            ("trace_count", self.count.to_string()),
+            ("log_frequency", self.log_frequency.to_string()),
+            ("trace_file", String::new()),
+            ("trace_mode", "triton".to_owned()),
+        ]
+    }
+
     fn node(&self) -> Node {
-        object([
-            ("trace_level", list(["OFF".into()])),
-            ("trace_rate", self.rate.to_string().into()),
-            ("trace_count", self.count.to_string().into()),
-            ("log_frequency", self.log_frequency.to_string().into()),
-            ("trace_file", "".into()),
-            ("trace_mode", "triton".into()),
-        ])
+        object(self.told().map(|(name, value)| match name {
+            "trace_level" => (name, list([value.into()])),
+            _ => (name, value.into()),
+        }))
     }
 }
 

@@ -257,3 +257,6 @@ fn each<T>(
 ) -> Result<Vec<T>, Access> {
     values.iter().map(|value| read(value)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! KServe v2 over gRPC: the same core as its HTTP routes, on a port of its own.
+//!
+//! Calls run within the same middleware as HTTP requests, so ids, spans, metrics and draining are
+//! theirs too. It knows how messages become tensors and back, and nothing of what they mean.
+
+mod calls;
+mod convert;
+mod infer;
+mod model;
+mod operate;
+mod status;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use tonic::Status;
+use tonic::service::Routes;
+
+use super::super::observe::observe;
+use super::super::state::App;
+use super::error::Refusal;
+
+/// Messages and service, made of `proto/kserve.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod protocol {
+    tonic::include_proto!("inference");
+}
+
+use protocol::grpc_inference_service_server::GrpcInferenceServiceServer;
+
+/// Answers the calls.
+#[derive(Clone)]
+struct Service {
+    app: App,
+}
+
+/// All calls.
+pub fn router(app: &App) -> Router {
+    let n_bytes_max = app.config.limits.n_body_bytes_max;
+    let service = GrpcInferenceServiceServer::new(Service { app: Arc::clone(app) })
+        .max_decoding_message_size(n_bytes_max)
+        .max_encoding_message_size(usize::MAX);
+    Routes::new(service)
+        .into_axum_router()
+        .layer(from_fn_with_state(Arc::clone(app), authorize))
+        .layer(from_fn_with_state(Arc::clone(app), observe))
+}
+
+/// Calls that need no key, as with HTTP.
+const OPEN: [&str; 2] =
+    ["/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"];
+
+async fn authorize(State(app): State<App>, request: Request, next: Next) -> Response {
+    if let Some(key) = &app.config.api_key
+        && !OPEN.contains(&request.uri().path())
+        && let Err(error) = key.check(request.headers())
+    {
+        return Status::unauthenticated(error.to_string()).into_http();
+    }
+    next.run(request).await
+}
+
+/// What calls about shared memory are told.
+fn no_shared_memory<T>() -> Result<tonic::Response<T>, Status> {
+    Err(status::status(Refusal::SharedMemoryOff))
+}

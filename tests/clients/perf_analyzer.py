@@ -1,0 +1,71 @@
+"""NVIDIA's perf_analyzer, the program that genai-perf runs, over both protocols.
+
+Wheels of tritonclient carried it up to 2.49; the lane unpacks it beside the virtual environment.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from checks import run
+
+SOURCE = "perf_analyzer: docs/cli.md"
+ENVIRONMENT = pathlib.Path(sys.prefix)
+PROGRAM = ENVIRONMENT / "perf" / "perf_analyzer"
+
+N_TOKENS = 8
+PROMPTS = ["What is 27 + 58?", "What is 3 + 4?"]
+
+
+def measure(folder, url, *arguments):
+    """One run: its report's first row, and the responses of each request."""
+    data = folder / "data.json"
+    rows = [{"text_input": [text], "max_tokens": [N_TOKENS], "ignore_eos": [True]}
+            for text in PROMPTS]
+    if "--streaming" in arguments:
+        rows = [row | {"stream": [True]} for row in rows]
+    data.write_text(json.dumps({"data": rows}))
+    report, profile = folder / "report.csv", folder / "profile.json"
+    command = [PROGRAM, "-m", "demo", "-u", url, "--input-data", data, "-f", report,
+               "--profile-export-file", profile, "--concurrency-range", "2",
+               "--shape", "stop_words:1", "--shape", "bad_words:1",
+               "--request-count", "24", *arguments]
+    libraries = ":".join(str(path) for path in ENVIRONMENT.glob("lib/*/site-packages/nvidia/*/lib"))
+    done = subprocess.run(command, env=os.environ | {"LD_LIBRARY_PATH": libraries}, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        return done, None, []
+    with report.open() as lines:
+        first = next(csv.DictReader(lines))
+    requests = json.loads(profile.read_text())["experiments"][0]["requests"]
+    return done, first, requests
+
+
+def check(checks, name, url, n_responses, *arguments):
+    """A run without an error, whose answers are complete."""
+    with tempfile.TemporaryDirectory() as folder:
+        done, report, requests = measure(pathlib.Path(folder), url, *arguments)
+    checks.equal(f"{name}: it completes", done.returncode, 0, SOURCE + "\n" + done.stdout[-2000:])
+    if report is None:
+        return
+    checks.true(f"{name}: it measured", float(report["Inferences/Second"]) > 0, report, SOURCE)
+    checks.true(f"{name}: requests ran", len(requests) >= 24, len(requests), SOURCE)
+    counts = {len(one["response_timestamps"]) for one in requests}
+    checks.equal(f"{name}: responses to each", counts, {n_responses}, SOURCE)
+    checks.true(f"{name}: the server told its times", "Server Compute Infer" in report, report,
+                SOURCE)
+
+
+def protocols(checks, addresses):
+    """Whole answers over both wires, and a stream over the one that has streams."""
+    check(checks, "HTTP", addresses.http, 1, "-i", "http")
+    check(checks, "gRPC", addresses.grpc, 1, "-i", "grpc")
+    check(checks, "gRPC stream", addresses.grpc, N_TOKENS, "-i", "grpc", "--streaming", "--async")
+
+
+if __name__ == "__main__":
+    run("perf_analyzer", 15, [protocols])
