@@ -14,16 +14,6 @@ use super::special::{Segment, SpecialMarkup};
 use super::template::{ChatMessage, ChatTemplates, RenderedChat, TemplateOptions};
 use super::vocabulary::Vocabulary;
 
-/// What the crate makes of a file. It panics where a file says something impossible of a part
-/// that it knows, which is no reason to end the program.
-fn read_tokenizer(bytes: &[u8]) -> Result<Tokenizer, TextLoadError> {
-    let malformed = |cause: String| TextLoadError::Malformed { file: sources::TOKENIZER, cause };
-    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
-        Ok(read) => read.map_err(|error| malformed(error.to_string())),
-        Err(_) => Err(malformed("the tokenizers library gave it up".to_owned())),
-    }
-}
-
 /// Tokens that end an assistant's turn; where the template writes one, generating it is the end.
 const TURN_ENDS: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
 
@@ -65,11 +55,20 @@ impl TextModel {
     /// # Errors
     /// As for [`TextModel::from_checkpoint`].
     pub fn new(sources: &TextSources) -> Result<TextModel, TextLoadError> {
+        // The crate panics where a file says something impossible of a part that it knows, which
+        // is no reason to end the program.
+        catch_unwind(|| TextModel::read(sources)).unwrap_or_else(|_| {
+            let cause = "the tokenizers library gave it up".to_owned();
+            Err(TextLoadError::Malformed { file: sources::TOKENIZER, cause })
+        })
+    }
+
+    fn read(sources: &TextSources) -> Result<TextModel, TextLoadError> {
         let malformed = |error: tokenizers::Error| TextLoadError::Malformed {
             file: sources::TOKENIZER,
             cause: error.to_string(),
         };
-        let mut tokenizer = read_tokenizer(&sources.tokenizer)?;
+        let mut tokenizer = Tokenizer::from_bytes(&sources.tokenizer).map_err(malformed)?;
         require_numbering(&tokenizer, &sources.tokenizer)?;
         // Published checkpoints ship what their calibration ran with, truncation to 512 tokens
         // among it; the crate would apply it without a word.

@@ -43,7 +43,7 @@ pub(super) fn of(planned: &Planned<'_>, plan: &Result<MemoryPlan, MemoryError>) 
     root
 }
 
-/// Every key that ends in `_bytes` is a term, but for the last two: their sum, and the device.
+/// Every key that ends in `_bytes` is a term, but for `total_bytes`, their sum, and `device_bytes`.
 fn of_rank(rank_idx: usize, rank: &RankMemory, device_bytes: u64) -> Value {
     let mut object = Map::new();
     object.insert("rank".to_owned(), rank_idx.into());
