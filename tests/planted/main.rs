@@ -20,7 +20,7 @@ struct Plant {
     wrong: &'static str,
 }
 
-const PLANTS: [Plant; 35] = [
+const PLANTS: [Plant; 45] = [
     Plant {
         what: "an end leaks its pages",
         file: "machine.rs",
@@ -230,6 +230,66 @@ const PLANTS: [Plant; 35] = [
         file: "machine.rs",
         right: "        plan.moves.append(&mut self.pools.moves);\n",
         wrong: "        plan.moves.extend(self.pools.moves.drain(..).rev());\n",
+    },
+    Plant {
+        what: "levels are upside down",
+        file: "queue.rs",
+        right: "self.priorities.n_levels_below_first(turn.due(), n_steps)",
+        wrong: "self.priorities.n_levels_below_first(n_steps, turn.due())",
+    },
+    Plant {
+        what: "who waits never rises",
+        file: "limits.rs",
+        right: "due.saturating_sub(n_steps).div_ceil",
+        wrong: "(due + 0 * n_steps).div_ceil",
+    },
+    Plant {
+        what: "what a tenant was served is not counted",
+        file: "queue.rs",
+        right: ".n_served += n_tokens as u64;",
+        wrong: ".n_served += 0 * n_tokens as u64;",
+    },
+    Plant {
+        what: "a tenant that comes back is owed what it left unused",
+        file: "queue.rs",
+        right: "*n_served = self.n_served_last.max(*n_served);",
+        wrong: "*n_served = 0 * self.n_served_last + *n_served;",
+    },
+    Plant {
+        what: "a newcomer goes before who was preempted",
+        file: "queue.rs",
+        right: "if new_level >= level(turn)",
+        wrong: "if new_level > level(turn)",
+    },
+    Plant {
+        what: "a turn in a step is not counted before the next one",
+        file: "machine.rs",
+        right: "        self.roster.serve(grant.slot, end);\n",
+        wrong: "        if grant.n_tokens == 1 { self.roster.serve(grant.slot, end); }\n",
+    },
+    Plant {
+        what: "a clock that goes back gives time back",
+        file: "machine.rs",
+        right: "self.now = self.now.max(now);",
+        wrong: "self.now = now;",
+    },
+    Plant {
+        what: "a queue timeout ends who has had a slot",
+        file: "sequence.rs",
+        right: ".filter(|_| !self.has_begun)",
+        wrong: ".filter(|_| true || self.has_begun)",
+    },
+    Plant {
+        what: "an end leaves its deadline behind",
+        file: "expiry.rs",
+        right: "self.moments.remove(&(until, request))",
+        wrong: "self.moments.contains(&(until, request))",
+    },
+    Plant {
+        what: "a deadline that has come has not passed",
+        file: "expiry.rs",
+        right: "(until <= now)",
+        wrong: "(until < now)",
     },
 ];
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use scheduler::{
-    GroupLimits, HostTier, Limits, PrefixCache, Priorities, Request, RequestId, Speculation, Terms,
-    TokenId,
+    GroupLimits, HostTier, LatencyTarget, Limits, Moment, PrefixCache, Priorities, Request,
+    RequestId, Speculation, TenantId, Terms, TokenId,
 };
 
 use crate::model::VOCAB_SIZE;
@@ -37,15 +37,41 @@ pub(crate) fn limits(random: &mut Random) -> Limits {
         n_tokens_per_step: n_slots + random.within(0, 8),
         n_context_tokens,
         page_tokens,
-        priorities: Priorities::single(),
-        n_tenants: 1,
-        latency: None,
+        priorities: priorities(random),
+        n_tenants: if random.one_in(2) { 1 } else { random.within(2, 3) },
+        latency: random.one_in(3).then(|| LatencyTarget {
+            step_us: random.within(1, 60) as u64,
+            n_prompt_tokens_min: random.within(1, 4),
+        }),
         prefix_cache,
         host_tier,
         speculation: random
             .one_in(2)
             .then(|| Speculation { n_candidates_max: random.within(1, 6) }),
         groups,
+    }
+}
+
+fn priorities(random: &mut Random) -> Priorities {
+    let n_levels = if random.one_in(2) { 1 } else { random.within(2, 3) as u32 };
+    Priorities {
+        n_levels,
+        default_level: random.within(1, n_levels as usize) as u32,
+        n_steps_a_level: random.within(1, 30) as u32,
+    }
+}
+
+/// Any terms, levels and tenants that there are not among them.
+pub(crate) fn terms(random: &mut Random, limits: &Limits, clock: u64) -> Terms {
+    let mut within = |n_in: usize, us: usize| {
+        random.one_in(n_in).then(|| Moment(clock + random.within(0, us) as u64))
+    };
+    let (queue_deadline, deadline) = (within(6, 100), within(8, 300));
+    Terms {
+        priority: random.within(0, limits.priorities.n_levels as usize + 1) as u32,
+        tenant: TenantId(random.within(0, limits.n_tenants + 1) as u32),
+        queue_deadline,
+        deadline,
     }
 }
 

@@ -2,35 +2,38 @@
 //! many, without asking how much they met.
 
 mod draw;
+mod life;
 mod model;
 mod random;
 mod sights;
 mod world;
 
 use sights::Sights;
-use world::World;
 
-const N_LIVES: u64 = 4_000;
-const N_EVENTS_A_LIFE: u64 = 400;
+const N_LIVES: u64 = 5_000;
 
-/// Names the seed if the test fails while it is held.
-struct NamedOnPanic {
-    seed: u64,
-}
-
-impl Drop for NamedOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("replay with SEED={}", self.seed);
-        }
-    }
-}
-
+/// Lives a life; where it goes wrong, says how to see it again and the shortest way there.
 fn live(seed: u64) -> Sights {
-    let _named = NamedOnPanic { seed };
-    let mut world = World::new(seed);
-    world.live(N_EVENTS_A_LIFE);
-    world.sights
+    let acts = life::acts(seed);
+    let failure = match life::live(seed, &acts) {
+        Ok(sights) => return sights,
+        Err(failure) => failure,
+    };
+    let n_acts = acts.len();
+    let acts = life::shrunk(seed, acts, &failure);
+    eprintln!("replay with SEED={seed}; {} of {n_acts} acts suffice:", acts.len());
+    let shortest = life::live(seed, &acts).err().unwrap_or(failure);
+    for line in &shortest.story {
+        eprintln!("  {line}");
+    }
+    panic!("{}", shortest.message);
+}
+
+#[test]
+fn a_list_is_made_as_short_as_it_may_be() {
+    let fails = |list: &[u32]| list.contains(&17) && list.contains(&80);
+    assert_eq!(life::shorter((0..100).collect(), &fails), [17, 80]);
+    assert_eq!(life::shorter(vec![1, 2], &|_| true), []);
 }
 
 #[test]
@@ -50,7 +53,7 @@ fn every_rule_holds_after_every_event() {
     let sum = |field: fn(&Sights) -> u64| lives.iter().map(field).sum::<u64>();
     // A simulation that never meets what it is for would pass for nothing.
     let met = [
-        ("events", sum(|s| s.n_events), 1_600_000),
+        ("events", sum(|s| s.n_events), 2_000_000),
         ("steps", sum(|s| s.n_steps), 200_000),
         ("preemptions", sum(|s| s.n_preemptions), 1_000),
         ("rows that sat out", sum(|s| s.n_sat_out), 1_000),
@@ -77,6 +80,15 @@ fn every_rule_holds_after_every_event() {
         ("rows with a wrong candidate", sum(|s| s.n_rejected), 5_000),
         ("stops among candidates", sum(|s| s.n_stopped_early), 10),
         ("pages given back by a window", sum(|s| s.n_windowed_give_backs), 1_000),
+        ("clocks that jumped", sum(|s| s.n_jumps), 5_000),
+        ("queue timeouts", sum(|s| s.n_queue_timeouts), 1_000),
+        ("deadlines passed", sum(|s| s.n_deadlines), 1_000),
+        ("expired with a slot", sum(|s| s.n_expired_running), 500),
+        ("rows that failed", sum(|s| s.n_failed_rows), 1_000),
+        ("ranks that failed while a step ran", sum(|s| s.n_failed_in_flight), 500),
+        ("results that came late", sum(|s| s.n_late), 5_000),
+        ("admissions before an older request", sum(|s| s.n_passed_older), 5_000),
+        ("plans for which tenants contended", sum(|s| s.n_contests), 5_000),
     ];
     for (what, n_met, n_wanted) in met {
         eprintln!("{n_met:>8} {what}");

@@ -27,6 +27,20 @@ pub(crate) struct Sights {
     /// Rows that ran for a request that had ended.
     pub(crate) n_rows_for_nothing: u64,
     pub(crate) n_windowed_give_backs: u64,
+    pub(crate) n_jumps: u64,
+    pub(crate) n_queue_timeouts: u64,
+    pub(crate) n_deadlines: u64,
+    /// Of those, of who had a slot.
+    pub(crate) n_expired_running: u64,
+    pub(crate) n_failed_rows: u64,
+    /// Ranks that failed while a step ran.
+    pub(crate) n_failed_in_flight: u64,
+    /// Results that came after at least two other events.
+    pub(crate) n_late: u64,
+    /// Admissions before somebody that had come earlier, counted by those passed.
+    pub(crate) n_passed_older: u64,
+    /// Plans while two tenants waited at the first level.
+    pub(crate) n_contests: u64,
     /// Rows of guided requests that sampled.
     pub(crate) n_guided: u64,
     /// Guided requests that waited for a word while a step was planned for others.

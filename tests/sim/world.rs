@@ -4,7 +4,11 @@
 //! A message that begins with "wrong" says that a rule broke, one with "stuck" that nothing moves;
 //! any other is the scheduler's own assertion.
 
+mod bounds;
 mod checks;
+mod faults;
+mod time;
+mod turns;
 
 use std::collections::BTreeMap;
 
@@ -14,9 +18,12 @@ use scheduler::{
 };
 
 use crate::draw;
-use crate::model::{Known, Rank, next_token};
+use crate::life::{Act, Kind};
+use crate::model::{Known, Rank};
 use crate::random::Random;
 use crate::sights::Sights;
+use bounds::run_alone;
+use turns::Turns;
 
 /// Turns for which a guided request may wait for what may follow its last token.
 const N_HELD_MAX: usize = 3;
@@ -42,7 +49,16 @@ pub(crate) struct World {
     guided_in: usize,
     n_requests: u64,
     last_admitted: Option<RequestId>,
+    turns: Turns,
+    n_acts: u64,
+    /// What the clock says, and the latest that it ever said.
+    clock: u64,
+    latest: u64,
+    /// Whom the last event found expired, as the scheduler told.
+    expired: Vec<Effect>,
     pub(crate) sights: Sights,
+    /// What happened, in words.
+    pub(crate) story: Vec<String>,
 }
 
 /// What should become of a request.
@@ -60,11 +76,21 @@ struct Expected {
     /// Turns since its last token, while it is not known what may follow that.
     held: Option<usize>,
     was_preempted: bool,
+    /// Whose share it takes.
+    tenant: usize,
+    /// The step at which it has risen to the first level.
+    due: u64,
+    /// Whether it has a slot, and whether it ever had.
+    runs: bool,
+    has_begun: bool,
+    /// Positions computed for it at least once.
+    n_served: usize,
     /// The step by which it must have ended.
     deadline: u64,
 }
 
 struct Flight {
+    began_act: u64,
     plan: StepPlan,
     tokens: Vec<Option<TokenId>>,
 }
@@ -78,49 +104,64 @@ impl World {
             scheduler: Scheduler::new(limits.clone()),
             rank: Rank::new(&limits),
             limits,
-            random,
             live: BTreeMap::new(),
             known: BTreeMap::new(),
             beginnings,
             flight: None,
             next: None,
-            ahead_in: 1,
-            guided_in: 1,
+            ahead_in: [1, 1, 2, 1_000_000][random.within(0, 3)],
+            guided_in: [2, 5, 1_000_000, 1_000_000][random.within(0, 3)],
             n_requests: 0,
             last_admitted: None,
+            turns: Turns::default(),
+            n_acts: 0,
+            clock: 1000,
+            latest: 0,
+            expired: Vec::new(),
             sights: Sights::default(),
+            story: Vec::new(),
+            random,
         }
     }
 
-    /// Lives through `n_events` random events, then lets everything end.
-    pub(crate) fn live(&mut self, n_events: u64) {
-        let arrivals_in = self.random.within(2, 8);
-        let cancels_in = self.random.within(5, 60);
-        self.ahead_in = [1, 1, 2, 1_000_000][self.random.within(0, 3)];
-        self.guided_in = [2, 5, 1_000_000, 1_000_000][self.random.within(0, 3)];
-        while self.sights.n_events < n_events {
-            if self.random.one_in(arrivals_in) {
-                self.arrive();
-            } else if self.random.one_in(cancels_in) {
-                self.cancel();
-            } else {
-                self.advance();
-            }
+    /// Something happens.
+    pub(crate) fn act(&mut self, act: Act) {
+        self.random = Random::new(act.seed);
+        self.n_acts += 1;
+        self.tick();
+        match act.kind {
+            Kind::Arrive => self.arrive(),
+            Kind::Cancel => self.cancel_any(),
+            Kind::Advance => self.advance(),
+            Kind::Jump => self.jump(),
+            Kind::FailRow => self.fail_row(),
+            Kind::FailRank => self.fail_rank(),
         }
+    }
+
+    /// Lets everything end.
+    pub(crate) fn end(&mut self) {
         while !self.live.is_empty() || self.flight.is_some() {
+            self.tick();
             self.advance();
         }
         assert!(self.scheduler.plan().is_none(), "wrong: a plan for nobody");
-        let stats = self.scheduler.stats();
-        assert_eq!(stats.n_pages_used(), 0, "wrong: nobody holds pages");
-        self.sights.n_steps = stats.counters.n_steps;
-        self.sights.n_preemptions = stats.counters.n_preemptions;
+        assert_eq!(self.n_pages_used(), 0, "wrong: nobody holds pages");
+        self.note_counters();
+    }
+
+    /// Remembers what this scheduler did.
+    fn note_counters(&mut self) {
+        let counters = self.scheduler.stats().counters;
+        self.sights.n_steps += counters.n_steps;
+        self.sights.n_preemptions += counters.n_preemptions;
     }
 
     fn arrive(&mut self) {
         let id = RequestId(self.n_requests);
         let mut request = draw::request(&mut self.random, id, &self.limits, &self.beginnings);
         request.is_guided = self.random.one_in(self.guided_in);
+        request.terms = draw::terms(&mut self.random, &self.limits, self.clock);
         if self.random.one_in(4)
             && let Some(sibling) = self.live.values().nth(self.random.within(0, 5))
         {
@@ -135,21 +176,14 @@ impl World {
                 Refusal::QueueFull => self.sights.n_refused_queue += 1,
                 Refusal::TooLong { .. } | Refusal::EmptyPrompt => self.sights.n_refused_length += 1,
             }
-            return;
+            return self.settle();
         }
         assert_eq!(effects, [], "wrong: {request:?} should be taken");
         let n_tokens_end = self.n_tokens_end(&request);
         let (tokens, reason) = run_alone(&self.limits, &request, n_tokens_end);
-        let n_ahead: usize =
-            self.live.values().map(|older| self.n_tokens_end(&older.request)).sum();
-        let n_ahead_and_own = (n_ahead + n_tokens_end + self.live.len()) as u64;
-        // Every token of a guided request may hold it for as many steps, and others behind it; who
-        // waits for its own token lets one step of others pass.
-        let delay = match self.limits.speculation {
-            _ if self.guided_in < 1_000_000 => 2 + N_HELD_MAX as u64,
-            Some(_) => 2,
-            None => 1,
-        };
+        let (tenant, due) = self.turn(&request);
+        let deadline = self.deadline(&request, due);
+        self.join(tenant);
         let expected = Expected {
             n_known: request.prompt.len(),
             n_late: 0,
@@ -159,63 +193,18 @@ impl World {
             n_scored: 0,
             held: None,
             was_preempted: false,
-            deadline: self.n_steps() + n_ahead_and_own * delay + 2,
+            tenant,
+            due,
+            runs: false,
+            has_begun: false,
+            n_served: 0,
+            deadline,
             request,
         };
         let (tokens, salt) = (expected.tokens.clone(), expected.request.cache_salt.clone());
         self.known.insert(id, Known { tokens, salt });
         self.live.insert(id, expected);
-    }
-
-    fn expected_refusal(&self, request: &Request) -> Option<Refusal> {
-        let n_prompt = request.prompt.len();
-        let n_max = self.n_sequence_max() - usize::from(request.n_new_max > 0);
-        if n_prompt == 0 {
-            Some(Refusal::EmptyPrompt)
-        } else if n_prompt > n_max {
-            Some(Refusal::TooLong { n_prompt, n_max })
-        } else if self.live.len() >= self.limits.n_slots + self.limits.n_waiting_max {
-            Some(Refusal::QueueFull)
-        } else {
-            None
-        }
-    }
-
-    fn cancel(&mut self) {
-        // Now and then one that has ended, or never was.
-        let request = RequestId(self.random.next() % (self.n_requests + 2));
-        let request = match self.live.keys().nth(self.random.within(0, 6)) {
-            Some(&id) => id,
-            None => request,
-        };
-        let planned = self.flight.iter().map(|flight| &flight.plan).chain(&self.next);
-        let was_in_flight = planned.flat_map(|plan| &plan.rows).any(|row| row.request == request);
-        let effects = self.apply(Event::Cancel(request));
-        let Some(expected) = self.live.remove(&request) else {
-            assert_eq!(effects, [], "wrong: {request:?} does not live");
-            return;
-        };
-        let reason = FinishReason::Cancelled;
-        assert_eq!(effects, [Effect::Finish { request, reason }], "wrong: cancel");
-        self.sights.n_cancelled_in_flight += u64::from(was_in_flight);
-        self.sights.n_cancelled_waiting += u64::from(!was_in_flight && expected.n_computed == 0);
-    }
-
-    /// Says of some requests what may follow their last tokens: of each after some turns.
-    fn allow_some(&mut self) {
-        let mut allowed = Vec::new();
-        for (&request, expected) in &mut self.live {
-            let Some(n_turns) = &mut expected.held else { continue };
-            *n_turns += 1;
-            if *n_turns > N_HELD_MAX || self.random.one_in(2) {
-                expected.held = None;
-                allowed.push(request);
-            }
-        }
-        for request in allowed {
-            let effects = self.apply(Event::Allow(request));
-            assert_eq!(effects, [], "wrong: {request:?} is only allowed to go on");
-        }
+        self.settle();
     }
 
     /// Plans a step, or completes the one that runs and starts the next.
@@ -248,7 +237,7 @@ impl World {
             assert_eq!(&plan.row_tokens(row)[..n_own], tokens, "wrong: tokens of {row:?}");
         }
         let tokens = self.rank.run(&plan, &self.known);
-        self.flight = Some(Flight { plan, tokens });
+        self.flight = Some(Flight { began_act: self.n_acts, plan, tokens });
     }
 
     fn plan(&mut self) -> Option<StepPlan> {
@@ -273,20 +262,25 @@ impl World {
         } else {
             self.sights.n_sat_out += u64::from(plan.rows.len() < stats.n_running);
         }
+        self.story.push(format!("plan {:?} {:?}", plan.admitted, plan.rows));
+        self.check_turns(&plan, n_preempted);
         self.check_plan(&plan);
         Some(plan)
     }
 
     fn complete(&mut self, flight: Flight) {
-        let Flight { plan, tokens } = flight;
+        let Flight { began_act, plan, tokens } = flight;
+        self.sights.n_late += u64::from(self.n_acts - began_act >= 3);
         let pages_before = self.n_pages_used();
-        let result = StepResult { step: plan.step, tokens: tokens.clone(), took_us: 1 };
+        let took_us = self.random.within(0, 100) as u64;
+        let result = StepResult { step: plan.step, tokens: tokens.clone(), took_us };
         let effects = self.apply(Event::Complete(result));
         let mut wanted = Vec::new();
         for row in &plan.rows {
             wanted.extend(self.expected_effects(row, &tokens[row.answer_range()]));
         }
         assert_eq!(effects, wanted, "wrong: effects");
+        self.settle();
         let all_live = plan.rows.iter().all(|row| self.live.contains_key(&row.request));
         let gives_back = self.n_pages_used() < pages_before;
         self.sights.n_windowed_give_backs += u64::from(gives_back && all_live);
@@ -348,10 +342,19 @@ impl World {
 
     /// Applies an event.
     fn apply(&mut self, event: Event) -> Vec<Effect> {
+        assert_eq!(self.expired, [], "who had expired was not looked at");
+        self.story.push(format!("at {}: {event:?}", self.clock));
         let mut effects = Vec::new();
-        self.scheduler.apply(event, Moment(0), &mut effects);
+        self.scheduler.apply(event, Moment(self.clock), &mut effects);
+        self.latest = self.latest.max(self.clock);
         self.sights.n_events += 1;
         self.scheduler.check();
+        let is_expiry = |effect: &Effect| {
+            use FinishReason::{DeadlinePassed, QueueTimeout};
+            matches!(effect, Effect::Finish { reason: DeadlinePassed | QueueTimeout, .. })
+        };
+        let n_others = effects.iter().position(is_expiry).unwrap_or(effects.len());
+        self.expired = effects.split_off(n_others);
         effects
     }
 
@@ -362,38 +365,4 @@ impl World {
     fn n_steps(&self) -> u64 {
         self.scheduler.stats().counters.n_steps
     }
-
-    fn n_tokens_end(&self, request: &Request) -> usize {
-        request.prompt.len().saturating_add(request.n_new_max).min(self.n_sequence_max())
-    }
-
-    /// The longest sequence that could run alone, found by trying every length.
-    fn n_sequence_max(&self) -> usize {
-        let page_tokens = self.limits.page_tokens;
-        let fits = |query: usize| {
-            self.limits.groups.iter().all(|group| {
-                let window = group.window.unwrap_or(usize::MAX);
-                let first_idx = (query + 1).saturating_sub(window) / page_tokens;
-                query / page_tokens - first_idx < group.n_pages
-            })
-        };
-        (0..self.limits.n_context_tokens).take_while(|&query| fits(query)).count()
-    }
-}
-
-/// Tokens and end of a request that nothing disturbs.
-fn run_alone(
-    limits: &Limits,
-    request: &Request,
-    n_tokens_end: usize,
-) -> (Vec<TokenId>, FinishReason) {
-    let mut tokens = request.prompt.to_vec();
-    while tokens.len() < n_tokens_end {
-        let token = next_token(limits, &tokens);
-        tokens.push(token);
-        if request.stop_tokens.contains(&token) {
-            return (tokens, FinishReason::Stop(token));
-        }
-    }
-    (tokens, FinishReason::Length)
 }

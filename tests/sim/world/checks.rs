@@ -34,15 +34,9 @@ impl World {
         let beside = self.live.values().filter(|expected| expected.is_held()).count();
         self.sights.n_held_beside += beside as u64;
         let (id, oldest) = self.live.iter().next().expect("wrong: a plan for nobody");
-        // Unless all that it will ever compute is in flight, a last token's KV not among it.
-        let n_known = oldest.n_known + oldest.n_late;
-        let is_at_end = oldest.n_late > 0 && n_known == self.n_tokens_end(&oldest.request);
-        let speculates = self.limits.speculation.is_some() && !oldest.request.is_guided;
-        let waits = speculates && oldest.n_late > 0;
-        let goes_on = oldest.n_computed < n_known && !is_at_end && !waits;
         let runs = plan.rows.iter().any(|row| row.request == *id);
-        let is_held = oldest.is_held();
-        assert!(runs || !goes_on || is_held, "stuck: {id:?}, the oldest, gets no row");
+        let is_due = !self.has_turns() && self.goes_on(oldest);
+        assert!(runs || !is_due, "stuck: {id:?}, the oldest, gets no row");
         let mut token_idx = 0;
         let mut n_decode_rows = 0;
         let mut answer_idx = 0;
@@ -64,6 +58,16 @@ impl World {
         self.sights.n_mixed_steps += u64::from(is_mixed);
     }
 
+    /// Whether there is something to compute for one that runs: unless it is held, or all that it
+    /// will ever compute is in flight, a last token's KV not among it.
+    pub(super) fn goes_on(&self, one: &Expected) -> bool {
+        let n_known = one.n_known + one.n_late;
+        let is_at_end = one.n_late > 0 && n_known == self.n_tokens_end(&one.request);
+        let speculates = self.limits.speculation.is_some() && !one.request.is_guided;
+        let waits = speculates && one.n_late > 0;
+        one.n_computed < n_known && !is_at_end && !waits && !one.is_held()
+    }
+
     fn check_admission(&mut self, admission: &Admission) {
         let newcomer = self.live.get_mut(&admission.request).expect("wrong: not alive");
         newcomer.was_preempted |= newcomer.n_computed > 0;
@@ -81,7 +85,7 @@ impl World {
         let caches = self.limits.prefix_cache.is_some() || has_sibling;
         assert!(caches || n_cached == 0, "wrong: {admission:?}");
         let newcomer = &self.live[&admission.request];
-        if !newcomer.was_preempted {
+        if !newcomer.was_preempted && !self.has_turns() {
             let last = self.last_admitted.replace(admission.request);
             assert!(last < Some(admission.request), "wrong: {last:?} was admitted before");
         }
