@@ -103,7 +103,9 @@ pub(crate) fn request(
         2..=5 => random.within(1, n_max),
         _ => random.within(1, 8),
     };
-    let n_stops = if random.one_in(3) { random.within(1, 2) } else { 0 };
+    // Guesses are to run into stops.
+    let stops_in = if limits.speculation.is_some() { 2 } else { 3 };
+    let n_stops = if random.one_in(stops_in) { random.within(1, 4) } else { 0 };
     let mut prompt = beginnings[random.within(0, beginnings.len() - 1)].clone();
     let n_alike = if random.one_in(2) { n_prompt } else { random.within(0, n_prompt) };
     prompt.truncate(n_alike);

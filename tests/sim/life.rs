@@ -1,4 +1,4 @@
-//! What happens in a life, as a list that a seed decides, and that can be made shorter: an act draws
+//! What happens in a life, as a list that a seed decides and that can be made shorter: an act draws
 //! what it needs from a seed of its own, so that others may be left out.
 
 use std::any::Any;
@@ -9,7 +9,7 @@ use crate::sights::Sights;
 use crate::world::World;
 
 /// Acts of a life, each an event or several.
-const N_ACTS: usize = 270;
+const N_ACTS: usize = 290;
 
 /// Lives that are lived again at most to make a list shorter.
 const N_TRIES_MAX: usize = 600;
