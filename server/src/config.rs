@@ -2,6 +2,7 @@
 //! typed parts. No other module reads either.
 
 mod arguments;
+mod callers;
 mod reuse;
 mod size;
 mod turns;
@@ -17,6 +18,7 @@ use weights::synthetic::SyntheticFormat;
 use crate::text::Thinking;
 use arguments::{Arguments, CommandArguments};
 
+pub use callers::Callers;
 pub use size::{ByteSize, SizeError};
 
 /// What one run of the program is to do, and how it speaks.
@@ -80,8 +82,10 @@ pub struct ServeCommand {
     pub grpc_port: Option<u16>,
     /// Names that requests may use for the model; none takes the model's own.
     pub served_model_names: Vec<String>,
-    /// Key that callers must show.
-    pub api_key: Option<String>,
+    /// Who may ask.
+    pub callers: Callers,
+    /// Whether chat answers are told apart into reasoning and content.
+    pub splits_reasoning: bool,
     /// The engine.
     pub engine: EngineConfig,
 }

@@ -4,6 +4,7 @@ pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod guide;
 pub mod http;
 pub mod log;
 pub mod metrics;

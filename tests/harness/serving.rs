@@ -10,7 +10,9 @@ use engine::{
 };
 use server::boot::{self, Booted};
 use server::config::ModelSource;
-use server::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, claim};
+use server::http::{
+    ApiKeys, App, AppState, HeaderValue, HttpLimits, Outcome, ServeConfig, Server, claim,
+};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -40,6 +42,8 @@ pub struct ServerSettings {
     pub kv_bytes: Option<u64>,
     /// Key that callers must show.
     pub api_key: Option<String>,
+    /// Origins whose pages may ask from a browser.
+    pub allowed_origins: Vec<&'static str>,
     /// Bounds.
     pub limits: HttpLimits,
 }
@@ -115,6 +119,7 @@ impl ServerSettings {
             n_context_tokens: 256,
             kv_bytes: None,
             api_key: None,
+            allowed_origins: Vec::new(),
             limits: HttpLimits::STANDARD,
         }
     }
@@ -143,9 +148,12 @@ impl TestServer {
         };
         let Booted { engine, text } =
             boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");
+        let from_static = HeaderValue::from_static;
         let serve_config = ServeConfig {
             names: vec!["demo".into(), "test/model".into()],
-            api_key: settings.api_key.map(ApiKey::new),
+            api_keys: ApiKeys::new(&settings.api_key.into_iter().collect::<Vec<_>>()),
+            allowed_origins: settings.allowed_origins.iter().map(|one| from_static(one)).collect(),
+            splits_reasoning: true,
             limits: settings.limits,
         };
         let app = AppState::new(engine.handle(), text, serve_config);

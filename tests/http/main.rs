@@ -1,8 +1,10 @@
 //! The HTTP side over real sockets, with the demo model behind it.
 
+mod callers;
 mod chat;
 mod completions;
 mod crowd;
+mod formats;
 mod kserve;
 mod lifecycle;
 mod malformed;

@@ -257,16 +257,8 @@ fn messages_that_are_none() {
 
 #[test]
 fn features_that_are_not_there_are_refused_and_strangers_ignored() {
-    let tool = json!([{ "type": "function", "function": { "name": "f" } }]);
     check(vec![
-        chat(json!({ "tools": tool }), "unsupported", "tools", "system message"),
-        chat(
-            json!({ "response_format": { "type": "json_object" } }),
-            "unsupported",
-            "response_format",
-            "only `text`",
-        ),
-        chat(json!({ "guided_regex": "a+" }), "unsupported", "guided_regex", "prompt"),
+        chat(json!({ "functions": [{ "name": "f" }] }), "unsupported", "functions", "`tools`"),
         completion(json!({ "suffix": "x" }), "unsupported", "suffix", "leave it out"),
         completion(json!({ "use_beam_search": true }), "unsupported", "use_beam_search", ""),
         completion(json!({ "prompt_logprobs": 1 }), "unsupported", "prompt_logprobs", "`echo`"),
@@ -292,6 +284,55 @@ fn features_that_are_not_there_are_refused_and_strangers_ignored() {
         "suffix": null, "temperature": null,
     });
     shared().post(COMPLETIONS, &strangers).ok();
+}
+
+#[test]
+fn formats_and_tools_that_are_none() {
+    let format = |kind: &str| json!({ "response_format": { "type": kind } });
+    let schema = |schema: Value| json!({ "structured_outputs": { "json": schema } });
+    let tool = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let outputs = "structured_outputs.json";
+    check(vec![
+        chat(format("xml"), "invalid_value", "response_format.type", "json_schema"),
+        chat(
+            format("json_schema"),
+            "empty_field",
+            "response_format.json_schema.schema",
+            "the schema",
+        ),
+        chat(schema(json!({ "type": "nonsense" })), "invalid_format", outputs, "nonsense"),
+        chat(schema(json!("{not JSON")), "invalid_format", outputs, "cannot be compiled"),
+        chat(json!({ "guided_regex": "[a" }), "invalid_format", "guided_regex", "compiled"),
+        chat(json!({ "guided_grammar": "start: x" }), "invalid_format", "guided_grammar", "x"),
+        chat(json!({ "guided_choice": [] }), "empty_field", "guided_choice", "at least one"),
+        chat(json!({ "guided_choice": [1] }), "invalid_type", "guided_choice[0]", "a string"),
+        completion(json!({ "guided_regex": "[a" }), "invalid_format", "guided_regex", "compiled"),
+        chat(
+            json!({ "guided_regex": "a", "guided_choice": ["a"] }),
+            "unsupported",
+            "guided_choice",
+            "one format",
+        ),
+        chat(json!({ "tools": [1] }), "invalid_type", "tools[0]", "an object"),
+        chat(json!({ "tools": [{}] }), "empty_field", "tools[0].name", "name"),
+        chat(json!({ "tools": [{ "type": "x" }] }), "invalid_value", "tools[0].type", "function"),
+        chat(json!({ "tool_choice": "required" }), "missing_field", "tools", "tools"),
+        chat(
+            json!({ "tools": tool, "tool_choice": { "function": { "name": "g" } } }),
+            "invalid_value",
+            "tool_choice",
+            "one of f",
+        ),
+        chat(json!({ "tool_choice": "some" }), "invalid_value", "tool_choice", "required"),
+        chat(
+            json!({ "tools": tool, "tool_choice": "required", "guided_regex": "a" }),
+            "unsupported",
+            "guided_regex",
+            "the call",
+        ),
+        chat(json!({ "reasoning_effort": "much" }), "invalid_value", "reasoning_effort", "high"),
+        chat(json!({ "max_thinking_tokens": -1 }), "invalid_value", "max_thinking_tokens", "0"),
+    ]);
 }
 
 #[test]

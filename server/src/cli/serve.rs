@@ -8,7 +8,9 @@ use anyhow::{Context, bail};
 
 use crate::boot::{self, Booted};
 use crate::config::{ModelSource, ServeCommand};
-use crate::http::{ApiKey, App, AppState, HttpLimits, Outcome, ServeConfig, Server, claim};
+use crate::http::{
+    ApiKeys, App, AppState, HttpLimits, N_KEYS_MAX, Outcome, ServeConfig, Server, claim,
+};
 
 /// What the runtime's threads get to end once everything is answered.
 const RUNTIME_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,8 +31,9 @@ pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
     };
     let http = claimed(command.port)?;
     let grpc = command.grpc_port.map(claimed).transpose()?;
+    let config = serve_config(command)?;
     let Booted { engine, text } = boot::boot(&command.model, &command.engine)?;
-    let app = AppState::new(engine.handle(), text, serve_config(command));
+    let app = AppState::new(engine.handle(), text, config);
     let outcome = runtime.block_on(async {
         app.shutdown.on_signals()?;
         let server = Server::listen(http, grpc, app.clone())?;
@@ -50,13 +53,32 @@ pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
     }
 }
 
-fn serve_config(command: &ServeCommand) -> ServeConfig {
+fn serve_config(command: &ServeCommand) -> anyhow::Result<ServeConfig> {
     let names = match command.served_model_names.as_slice() {
         [] => vec![command.model.name()],
         names => names.to_vec(),
     };
-    let api_key = command.api_key.clone().map(ApiKey::new);
-    ServeConfig { names, api_key, limits: HttpLimits::STANDARD }
+    let mut keys = command.callers.api_keys.clone();
+    if let Some(path) = &command.callers.api_key_file {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the API keys in {}", path.display()))?;
+        let n_before = keys.len();
+        keys.extend(ApiKeys::lines(&text).map(str::to_owned));
+        if keys.len() == n_before {
+            // Nobody means to let everybody in with an empty file.
+            bail!("{} has no API key: write one a line", path.display());
+        }
+    }
+    if keys.len() > N_KEYS_MAX {
+        bail!("{} API keys were given, but at most {N_KEYS_MAX} are taken", keys.len());
+    }
+    Ok(ServeConfig {
+        names,
+        api_keys: ApiKeys::new(&keys),
+        allowed_origins: command.callers.allowed_origins.clone(),
+        splits_reasoning: command.splits_reasoning,
+        limits: HttpLimits::STANDARD,
+    })
 }
 
 /// Tells the person who started it what to do next.
@@ -70,9 +92,9 @@ fn announce(command: &ServeCommand, app: &App, server: &Server) -> std::io::Resu
         ModelSource::Demo => "What is 27 + 58?",
         ModelSource::Directory(_) => "Who are you?",
     };
-    let key = match command.api_key {
-        Some(_) => " \\\n    -H 'Authorization: Bearer YOUR-KEY'",
-        None => "",
+    let key = match command.callers.api_keys.is_empty() && command.callers.api_key_file.is_none() {
+        false => " \\\n    -H 'Authorization: Bearer YOUR-KEY'",
+        true => "",
     };
     let mut out = std::io::stdout().lock();
     writeln!(out, "lnserve serves {} on http://{address}", app.name())?;

@@ -5,6 +5,7 @@ mod looking;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::callers::CallerArguments;
 use super::reuse::ReuseArguments;
 use super::size::ByteSize;
 use super::turns::TurnArguments;
@@ -99,11 +100,13 @@ pub(super) struct ServeArguments {
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     grpc_port: Option<u16>,
 
-    /// Key that callers must show as `Authorization: Bearer KEY`; none by default
-    #[arg(long, value_name = "KEY", env = "LNSERVE_API_KEY", hide_env_values = true)]
-    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    #[arg(help_heading = "Network")]
-    api_key: Option<String>,
+    #[command(flatten)]
+    callers: CallerArguments,
+
+    /// How chat answers are told apart into reasoning and content: by the family's
+    /// <think>...</think>, or not at all
+    #[arg(long, value_enum, value_name = "PARSER", default_value_t = ReasoningParser::Think)]
+    reasoning_parser: ReasoningParser,
 
     /// Name that requests use for the model; may be given several times, the first is shown in
     /// answers and metrics [default: the directory's name, or demo]
@@ -119,6 +122,13 @@ pub(super) struct ServeArguments {
 
     #[command(flatten)]
     device: DeviceArguments,
+}
+
+/// See `--reasoning-parser`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ReasoningParser {
+    Think,
+    None,
 }
 
 #[derive(Args)]
@@ -308,7 +318,8 @@ impl From<ServeArguments> for ServeCommand {
             port: arguments.port,
             grpc_port: arguments.grpc_port,
             served_model_names: arguments.served_model_name,
-            api_key: arguments.api_key,
+            callers: arguments.callers.decide(),
+            splits_reasoning: arguments.reasoning_parser == ReasoningParser::Think,
             engine: EngineConfig {
                 policy: arguments.turns.policy(),
                 ..arguments.device.engine(arguments.capacity)

@@ -54,7 +54,7 @@ fn every_option_of_serve_arrives() {
     assert_eq!(command.model, ModelSource::Directory(PathBuf::from("some/dir")));
     assert_eq!((command.host.as_str(), command.port), ("0.0.0.0", 9));
     assert_eq!(command.served_model_names, ["a", "b"]);
-    assert_eq!(command.api_key.as_deref(), Some("secret"));
+    assert_eq!(command.callers.api_keys, ["secret"]);
     let engine = command.engine;
     assert_eq!((engine.n_ranks, engine.n_threads), (8, Some(16)));
     assert_eq!((engine.n_slots, engine.n_waiting_max), (3, 0));

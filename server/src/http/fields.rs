@@ -52,6 +52,11 @@ impl Fields {
         self.members.keys().map(String::as_str)
     }
 
+    /// A field of any type, which stays.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.members.get(name).filter(|value| !value.is_null())
+    }
+
     /// A field of any type.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.members.remove(name).filter(|value| !value.is_null())
@@ -160,6 +165,11 @@ impl Fields {
             }
             Some(other) => Err(wrong_type(path, "a string or a list of strings", &other)),
         }
+    }
+
+    /// Puts a field back, or another in its place.
+    pub fn put(&mut self, name: &str, value: Value) {
+        self.members.insert(name.into(), value);
     }
 
     /// Everything that is left.

@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{EndReason, Finish, Output, ReaderGone, Request, Ticket, Timing, TokenId, TokenScore};
+use engine::{
+    EndReason, Finish, Guide, Output, ReaderGone, Request, Ticket, Timing, TokenId, TokenScore,
+};
 use tokio::sync::mpsc;
 
 use super::answer::{AnswerText, TextRules};
@@ -17,12 +19,13 @@ use super::state::App;
 use crate::metrics::{Ended, GenerationSummary};
 
 /// One generation to be submitted. Every field was checked.
-#[derive(Clone, Debug)]
 pub struct Job {
     /// For the engine.
     pub request: Request,
     /// For its answer's text.
     pub rules: Arc<TextRules>,
+    /// Holds the answer to its format.
+    pub guide: Option<Guide>,
 }
 
 /// What one output of the engine adds to one answer.
@@ -154,7 +157,8 @@ impl Generations {
             choices: Vec::with_capacity(jobs.len()),
             n_open: 0,
         };
-        for (choice_idx, job) in jobs.into_iter().enumerate() {
+        for (choice_idx, mut job) in jobs.into_iter().enumerate() {
+            job.request.terms.tenant = record.tenant();
             let n_prompt = job.request.prompt.len();
             let n_new_max = job.request.n_new_max;
             let stop_tokens = Arc::clone(&job.request.stop_tokens);
@@ -165,7 +169,7 @@ impl Generations {
                 let stamped = Stamped { choice_idx, at: Instant::now(), output };
                 sender.try_send(stamped).map_err(|_| ReaderGone)
             };
-            let ticket = app.engine.submit(job.request, Box::new(deliver))?;
+            let ticket = app.engine.submit_guided(job.request, job.guide, Box::new(deliver))?;
             record.add_prompt(n_prompt);
             generations.n_open += 1;
             generations.choices.push(Choice {

@@ -22,7 +22,8 @@ pub mod sse;
 pub mod state;
 pub mod triton;
 
-pub use auth::ApiKey;
+pub use auth::{ApiKeys, N_KEYS_MAX};
+pub use axum::http::HeaderValue;
 pub use error::ApiError;
 pub use limits::HttpLimits;
 pub use server::{Outcome, Server, claim};

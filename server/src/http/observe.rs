@@ -11,6 +11,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use engine::TenantId;
 use tracing::{Instrument, Span};
 
 use super::shutdown::Passage;
@@ -38,6 +39,7 @@ pub struct Record {
     n_prompt: AtomicUsize,
     n_generated: AtomicUsize,
     first_token: OnceLock<Duration>,
+    tenant: OnceLock<TenantId>,
     app: App,
     _passage: Passage,
     span: Span,
@@ -76,9 +78,20 @@ impl Record {
             n_prompt: AtomicUsize::new(0),
             n_generated: AtomicUsize::new(0),
             first_token: OnceLock::new(),
+            tenant: OnceLock::new(),
             _passage: app.in_flight.enter(),
             app,
         }
+    }
+
+    /// It showed this tenant's key.
+    pub fn belongs_to(&self, tenant: TenantId) {
+        let _ = self.tenant.set(tenant);
+    }
+
+    /// Whose share of the machine it takes.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant.get().copied().unwrap_or(TenantId(0))
     }
 
     /// A prompt of that many tokens was submitted.

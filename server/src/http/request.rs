@@ -11,6 +11,7 @@ use super::fields::at_most;
 use super::generation::Job;
 use super::limits::HttpLimits;
 use super::state::AppState;
+use crate::guide::AnswerRules;
 use crate::text::{RenderedChat, SpecialTokens, TextError};
 
 /// How long an answer may be.
@@ -41,6 +42,8 @@ pub struct Options {
     pub n_prompt_logprobs: Option<usize>,
     /// With whom KV is shared: those who say the same.
     pub cache_salt: Option<Arc<str>>,
+    /// What each answer is held to.
+    pub answer: AnswerRules,
     /// Whom it may pass, and how long it is wanted.
     pub terms: Terms,
 }
@@ -73,7 +76,8 @@ impl Options {
                     cache_salt: self.cache_salt.clone(),
                     terms: self.terms,
                 };
-                jobs.push(Job { request, rules: Arc::clone(&self.rules) });
+                let guide = self.answer.is_needed().then(|| self.answer.guide(&app.guide_parts));
+                jobs.push(Job { request, rules: Arc::clone(&self.rules), guide });
             }
         }
         Ok(jobs)

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use serde_json::json;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::error::ApiError;
-use super::observe::observe;
+use super::observe::{REQUEST_ID, observe};
 use super::state::App;
 use super::{openai, triton};
 use crate::metrics;
@@ -29,8 +30,26 @@ pub fn router(app: &App) -> Router {
         .merge(openai::router(app))
         .merge(triton::router(app))
         .fallback(unknown_path)
+        .layer(cors(app))
         .layer(from_fn_with_state(Arc::clone(app), observe))
         .with_state(Arc::clone(app))
+}
+
+/// What browsers are told: nothing, unless the operator allowed pages of some origins to ask.
+fn cors(app: &App) -> CorsLayer {
+    let origins = &app.config.allowed_origins;
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    let origin = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins.iter().cloned()),
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([REQUEST_ID])
 }
 
 /// For load balancers that know vLLM's word for it.

@@ -16,6 +16,13 @@ pub fn event(value: &impl Serialize) -> Vec<u8> {
     event
 }
 
+/// An event that has its kind beside it.
+pub fn named_event(kind: &str, value: &impl Serialize) -> Vec<u8> {
+    let mut named = format!("event: {kind}\n").into_bytes();
+    named.extend(event(value));
+    named
+}
+
 /// The response that carries events.
 pub fn response(body: Body) -> Response {
     let mut response = Response::new(body);
@@ -24,4 +31,57 @@ pub fn response(body: Body) -> Response {
     headers.insert(header::CONTENT_TYPE, event_stream);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Kinds and data of a stream's events, as the HTML standard has them read (section 9.2.6): an
+    /// empty line ends an event, lines of data are put together.
+    fn read(stream: &[u8]) -> Vec<(String, String)> {
+        let text = std::str::from_utf8(stream).expect("events are UTF-8");
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
+        let (mut events, mut kind, mut data) = (Vec::new(), String::new(), Vec::new());
+        for line in text.split('\n') {
+            match line.split_once(':').unwrap_or((line, "")) {
+                ("", "") if !data.is_empty() => {
+                    events.push((std::mem::take(&mut kind), data.join("\n")));
+                    data.clear();
+                }
+                ("data", value) => data.push(value.strip_prefix(' ').unwrap_or(value)),
+                ("event", value) => kind = value.trim_start().to_owned(),
+                _ => {}
+            }
+        }
+        assert!(data.is_empty(), "an event is not over: {data:?}");
+        events
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100_000))]
+        #[test]
+        fn what_is_written_is_read_back(
+            texts in proptest::collection::vec("(\\PC|[\n\r\u{2028}:\\\\\"]|data: ){0,12}", 0..5),
+        ) {
+            let mut stream = Vec::new();
+            for (idx, text) in texts.iter().enumerate() {
+                let value = json!({"delta": text});
+                match idx % 2 {
+                    0 => stream.extend(event(&value)),
+                    _ => stream.extend(named_event("response.output_text.delta", &value)),
+                }
+            }
+            let events = read(&stream);
+            prop_assert_eq!(events.len(), texts.len());
+            for (idx, ((kind, data), text)) in events.iter().zip(&texts).enumerate() {
+                let value: Value = serde_json::from_str(data).expect("JSON");
+                prop_assert_eq!(&value["delta"], text);
+                prop_assert_eq!(kind.is_empty(), idx % 2 == 0);
+            }
+        }
+    }
 }

@@ -4,14 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use axum::http::HeaderValue;
 use engine::{EngineHandle, TokenId};
 use tokio::sync::Semaphore;
 
-use super::auth::ApiKey;
+use super::auth::ApiKeys;
 use super::error::ApiError;
 use super::limits::HttpLimits;
 use super::shutdown::{InFlight, Phase, Shutdown};
 use super::triton::Models;
+use crate::guide::{CompiledFormat, Format, Formats, GuideParts};
 use crate::metrics::Metrics;
 use crate::text::TextModel;
 
@@ -20,8 +22,12 @@ use crate::text::TextModel;
 pub struct ServeConfig {
     /// Names that requests may use; at least one. The first one is shown in answers and metrics.
     pub names: Vec<String>,
-    /// The key that callers must show, if any.
-    pub api_key: Option<ApiKey>,
+    /// The keys that callers may show; none lets everybody in.
+    pub api_keys: ApiKeys,
+    /// Origins whose pages may ask from a browser: `*`, or some; none by default.
+    pub allowed_origins: Vec<HeaderValue>,
+    /// Whether chat answers are told apart into reasoning and content.
+    pub splits_reasoning: bool,
     /// Bounds.
     pub limits: HttpLimits,
 }
@@ -49,6 +55,10 @@ pub struct AppState {
     pub began: Instant,
     /// What Triton's clients turn and count.
     pub triton: Models,
+    /// Compiles the formats that answers must keep.
+    pub formats: Formats,
+    /// What guides share.
+    pub guide_parts: Arc<GuideParts>,
     /// Bytes of the vocabulary's longest token; at least one.
     pub n_token_bytes_max: usize,
     tokenizers: Arc<Semaphore>,
@@ -63,6 +73,7 @@ impl AppState {
         config.limits.check();
         let name = config.names.first().expect("a model has a name");
         let vocabulary = (0..engine.info().vocab_size as u32).map(TokenId);
+        let vocab_size = engine.info().vocab_size;
         let n_token_bytes = vocabulary.map(|token| text.token_bytes(token).len()).max();
         Arc::new(AppState {
             metrics: Metrics::new(name),
@@ -72,6 +83,8 @@ impl AppState {
             began: Instant::now(),
             triton: Models::new(&config.names),
             n_token_bytes_max: n_token_bytes.unwrap_or(0).max(1),
+            formats: Formats::new(Arc::clone(&text), vocab_size),
+            guide_parts: Arc::new(GuideParts::new(Arc::clone(&text), vocab_size)),
             tokenizers: Arc::new(Semaphore::new(config.limits.n_tokenizer_threads)),
             engine,
             text,
@@ -99,6 +112,17 @@ impl AppState {
             true => Ok(()),
             false => Err(ApiError::ModelUnloaded { name: self.name().to_owned() }),
         }
+    }
+
+    /// Compiles a format that came in `field`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn compile(&self, field: &str, format: &Format) -> Result<Arc<CompiledFormat>, ApiError> {
+        self.formats.compile(format).map_err(|error| ApiError::Uncompilable {
+            field: field.into(),
+            problem: error.to_string(),
+        })
     }
 
     /// Seconds since 1970, for answers that say when they were made.

@@ -16,6 +16,7 @@ mod special;
 mod stop;
 mod template;
 mod thinking;
+mod tools;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
@@ -26,3 +27,4 @@ pub use sources::TextSources;
 pub use stop::{StopMatcher, Stopped};
 pub use template::{ChatMessage, RenderedChat, TemplateOptions};
 pub use thinking::Thinking;
+pub use tools::{ToolCall, ToolCallParser, ToolPiece};

@@ -165,6 +165,16 @@ impl TextModel {
         self.templates.is_some()
     }
 
+    /// The chat template's source, if there is one.
+    pub fn chat_template(&self) -> Option<String> {
+        self.templates.as_ref()?.source()
+    }
+
+    /// What stands before every text, as text.
+    pub fn prefix_text(&self) -> String {
+        self.decode(&self.prefix, false)
+    }
+
     /// Tokens that end an answer: at least one, ascending.
     pub fn stop_tokens(&self) -> &Arc<[TokenId]> {
         &self.stop_tokens

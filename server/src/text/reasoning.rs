@@ -56,6 +56,11 @@ impl ReasoningSplitter {
         ReasoningSplitter { state: State::Opened, held: String::new() }
     }
 
+    /// Whether the text so far ends within the reasoning.
+    pub fn is_inside(&self) -> bool {
+        matches!(self.state, State::Opened | State::Inside)
+    }
+
     /// Takes the next piece of the answer and returns what is decided, in order.
     pub fn push(&mut self, piece: &str) -> Vec<Piece> {
         self.held.push_str(piece);
@@ -240,6 +245,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300_000))]
         #[test]
         fn any_cut_gives_the_same(
             parts in proptest::collection::vec(

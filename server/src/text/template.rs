@@ -1,6 +1,8 @@
 //! Messages to one prompt text, by the chat template that ships with the weights. It knows which
 //! texts are markup, but no tokens.
 
+mod tools;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::error::Error as _;
@@ -47,6 +49,7 @@ pub struct RenderedChat {
     text: String,
     /// Stands inside every special token's text that a message brought.
     mark: Option<char>,
+    reasons: bool,
 }
 
 /// A checkpoint's chat templates.
@@ -82,6 +85,11 @@ impl RenderedChat {
     /// Whether the prompt ends inside a reasoning section that the answer has to close.
     pub fn opens_thinking(&self) -> bool {
         self.text.trim_end().ends_with("<think>")
+    }
+
+    /// Whether the answer is expected to begin with reasoning, as far as the prompt tells.
+    pub fn reasons(&self) -> bool {
+        self.reasons || self.opens_thinking()
     }
 
     /// The text, marks included.
@@ -162,8 +170,12 @@ impl ChatTemplates {
                 variables.insert(name.to_owned(), value);
             }
         }
-        let mark = guard_all(&mut messages, &mut variables, markup)?;
         let name = self.template_name(&variables);
+        let template = self.environment.get_template(name).map_err(template_error)?;
+        let source = template.source();
+        tools::write_out(&mut messages, &variables, source);
+        let reasons = self.style.reasons(&messages, options.thinking, source);
+        let mark = guard_all(&mut messages, &mut variables, markup)?;
         for (name, value) in [("tools", Value::from(())), ("documents", Value::from(()))] {
             variables.entry(name.to_owned()).or_insert(value);
         }
@@ -174,9 +186,14 @@ impl ChatTemplates {
             ("eos_token", Value::from(self.eos_token.as_str())),
         ];
         variables.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        let template = self.environment.get_template(name).map_err(template_error)?;
         let text = template.render(Value::from_iter(variables)).map_err(template_error)?;
-        Ok(RenderedChat { text, mark })
+        Ok(RenderedChat { text, mark, reasons })
+    }
+
+    /// The source of the template for conversations without tools.
+    pub(crate) fn source(&self) -> Option<String> {
+        let template = self.environment.get_template(&self.default_name).ok()?;
+        Some(template.source().to_owned())
     }
 
     fn template_name(&self, variables: &BTreeMap<String, Value>) -> &str {

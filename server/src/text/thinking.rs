@@ -64,6 +64,31 @@ impl ThinkingStyle {
     }
 }
 
+/// What the templates of the family put where there is no system message.
+pub(crate) const ON_BY_DEFAULT: &str = PHRASES[0];
+
+impl ThinkingStyle {
+    /// Whether the model will reason, given all messages, what the caller chose, and what the
+    /// template says of itself.
+    pub(crate) fn reasons(
+        self,
+        messages: &[ChatMessage],
+        chosen: Option<Thinking>,
+        template: &str,
+    ) -> bool {
+        let system = messages.first().filter(|message| message.role == "system");
+        match self {
+            // A system message of the caller's takes the place of the default one.
+            ThinkingStyle::Phrase => match system {
+                Some(system) => system.content.contains(PHRASES[0]),
+                None => template.contains(ON_BY_DEFAULT),
+            },
+            ThinkingStyle::Slash => !system.is_some_and(|one| one.content.contains(SLASHES[1])),
+            ThinkingStyle::Variable => chosen != Some(Thinking::Off),
+        }
+    }
+}
+
 impl Thinking {
     /// Variables that templates outside the family read, for every style.
     pub(crate) fn variables(self) -> [(&'static str, Value); 2] {
@@ -104,6 +129,30 @@ mod tests {
             assert_eq!(messages, [expected, "hi"], "{style:?} {thinking:?} {system:?}");
         }
         assert_eq!(applied(Variable, On, None), ["hi"]);
+    }
+
+    #[test]
+    fn whether_it_reasons_is_known_before_it_answers() {
+        use ThinkingStyle::{Phrase, Slash, Variable};
+        let family = "{% set system = 'detailed thinking on' %}";
+        let cases = [
+            (Phrase, None, None, family, true),
+            (Phrase, None, None, "Llama's own", false),
+            (Phrase, Some(""), None, family, false),
+            (Phrase, Some("detailed thinking on"), None, "", true),
+            (Phrase, Some("detailed thinking off"), None, family, false),
+            (Slash, None, None, "/no_think", true),
+            (Slash, Some("Be brief. /no_think"), None, "/no_think", false),
+            (Slash, Some("/think"), None, "/no_think", true),
+            (Variable, None, None, "", true),
+            (Variable, None, Some(Thinking::Off), "", false),
+        ];
+        for (style, system, chosen, template, expected) in cases {
+            let messages: Vec<ChatMessage> =
+                system.into_iter().map(|text| ChatMessage::new("system", text)).collect();
+            let reasons = style.reasons(&messages, chosen, template);
+            assert_eq!(reasons, expected, "{style:?} {system:?} {chosen:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! `POST /v1/chat/completions`: a conversation through the model's chat template, its reasoning
-//! told apart from its answer.
+//! and the calls of tools told apart from its answer.
 
 use std::sync::Arc;
 
@@ -8,26 +8,27 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Json, Response};
-use engine::{N_LOGPROBS_MAX, Terms, TokenId};
+use engine::{N_LOGPROBS_MAX, Terms, TokenId, TokenScore};
 
 use super::super::body;
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::super::generation::{Answer, Delta, End, Generations, Job};
+use super::super::generation::{Delta, End, Generations, Job};
 use super::super::observe::Record;
-use super::super::request::{AnswerLimit, Options, encode_chat};
+use super::super::request::{AnswerLimit, Options};
 use super::super::sse;
 use super::super::state::{App, AppState};
+use super::conversation::{Conversation, Prepared};
 use super::error::Refusal;
 use super::logprobs::chat_logprob;
 use super::messages::{messages, template_options};
 use super::options::{self, Delivery};
-use super::stream;
+use super::speech::{Said, Speech};
 use super::wire::{
     ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatText, Ending, Envelope, Reasoning,
-    Usage, ending,
+    Usage, WireCall, ending,
 };
-use crate::text::{Piece, ReasoningSplitter};
+use super::{format, stream, tools};
 
 const ROLE: &str = "assistant";
 
@@ -43,8 +44,8 @@ struct Asked {
     delivery: Delivery,
     /// Those that the request named.
     stop_tokens: Arc<[TokenId]>,
-    /// As the answer begins: inside the reasoning where the template opened it.
-    splitter: ReasoningSplitter,
+    /// As every answer begins.
+    speech: Speech,
 }
 
 /// Answers a request.
@@ -61,7 +62,7 @@ pub(super) async fn handle(
     let generations = Generations::submit(&app, &record, jobs)?;
     let view = View::new(asked, Arc::clone(&app));
     match view.asked.delivery {
-        Delivery::Whole => Ok(view.whole(generations.collect().await?)),
+        Delivery::Whole => Ok(view.whole(generations).await?),
         Delivery::Stream { .. } => Ok(view.stream(generations, record)),
     }
 }
@@ -78,15 +79,17 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
     let n_logprobs = n_logprobs(&mut fields)?;
     let sampling = options::sampling(&mut fields, app)?;
     options::check_min_tokens(&fields, &sampling, limit)?;
-    let rules = options::rules(&mut fields, app, sampling.n_tokens_min)?;
-    let wants_token_ids = fields.flag("return_token_ids")?;
-    let messages = messages(&mut fields, &app.config.limits)?;
-    let chat = app.text.render_chat(&messages, &template_options(&mut fields)?)?;
-    let splitter = match chat.opens_thinking() {
-        true => ReasoningSplitter::inside(),
-        false => ReasoningSplitter::new(),
+    let conversation = Conversation {
+        messages: messages(&mut fields, &app.config.limits)?,
+        template: template_options(&mut fields)?,
+        tools: tools::tools(&mut fields)?,
+        format: format::wanted(&mut fields)?,
+        n_reasoning_max: n_reasoning_max(&mut fields)?,
     };
-    let prompt = encode_chat(app, &chat)?;
+    let has_format = conversation.has_format();
+    let rules = options::rules(&mut fields, app, (sampling.n_tokens_min, has_format))?;
+    let wants_token_ids = fields.flag("return_token_ids")?;
+    let Prepared { prompt, answer, speech } = conversation.prepare(app)?;
     let stop_tokens = options::named_stop_tokens(&rules, app);
     let options = Options {
         n_choices,
@@ -96,6 +99,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         n_logprobs,
         n_prompt_logprobs: None,
         cache_salt: options::cache_salt(&mut fields)?,
+        answer,
         terms: Terms::ordinary(),
     };
     let jobs = options.jobs(app, &[Arc::clone(&prompt)])?;
@@ -109,9 +113,15 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         wants_token_ids,
         delivery,
         stop_tokens,
-        splitter,
+        speech,
     };
     Ok((asked, jobs))
+}
+
+/// `max_thinking_tokens`, which vLLM calls `thinking_token_budget`.
+fn n_reasoning_max(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let other = fields.count("thinking_token_budget", 0)?;
+    Ok(fields.count("max_thinking_tokens", 0)?.or(other))
 }
 
 /// `logprobs` and, with it, `top_logprobs`.
@@ -133,25 +143,27 @@ struct View {
     is_begun: bool,
 }
 
-/// What has to be remembered of a choice while it is streamed.
+/// What has to be remembered of a choice while it comes.
 struct ChoiceView {
-    splitter: ReasoningSplitter,
+    speech: Speech,
     is_begun: bool,
     n_cached: usize,
     n_generated: usize,
 }
 
-/// Text by its kind.
+/// A whole choice.
 #[derive(Default)]
-struct Split {
-    reasoning: Option<String>,
-    content: Option<String>,
+struct Whole {
+    said: Said,
+    tokens: Vec<TokenId>,
+    scores: Vec<TokenScore>,
+    end: Option<End>,
 }
 
 impl View {
     fn new(asked: Asked, app: App) -> View {
         let choice = || ChoiceView {
-            splitter: asked.splitter.clone(),
+            speech: asked.speech.clone(),
             is_begun: false,
             n_cached: 0,
             n_generated: 0,
@@ -160,34 +172,41 @@ impl View {
         View { asked, app, choices, is_begun: false }
     }
 
-    fn whole(mut self, answers: Vec<Answer>) -> Response {
-        let mut choices = Vec::with_capacity(answers.len());
-        for (choice_idx, answer) in answers.into_iter().enumerate() {
-            self.choices[choice_idx].n_generated = answer.tokens.len();
-            self.choices[choice_idx].n_cached = answer.n_cached;
-            choices.push(self.choice(choice_idx, answer));
+    async fn whole(mut self, mut generations: Generations) -> Result<Response, ApiError> {
+        let mut all: Vec<Whole> = (0..self.asked.n_choices).map(|_| Whole::default()).collect();
+        while let Some(delta) = generations.next().await? {
+            let said = self.take(&delta);
+            let whole = &mut all[delta.choice_idx];
+            whole.said.absorb(said);
+            whole.tokens.extend(delta.token);
+            whole.scores.extend(delta.score);
+            whole.end = whole.end.take().or(delta.end);
         }
+        let choices = all.into_iter().enumerate().map(|(idx, whole)| self.choice(idx, whole));
+        let choices = choices.collect();
         let usage = self.usage();
-        Json(self.envelope("chat.completion", choices, Some(usage))).into_response()
+        Ok(Json(self.envelope("chat.completion", choices, Some(usage))).into_response())
     }
 
-    fn choice(&mut self, choice_idx: usize, answer: Answer) -> ChatChoice {
-        let split = Split::of(&mut self.choices[choice_idx].splitter, &answer.text, true);
-        let reasoning = split.reasoning.map(Reasoning::new);
-        let content = match (split.content, &reasoning) {
-            // Cut off within the reasoning.
-            (None, Some(_)) => None,
-            (content, _) => Some(content.unwrap_or_default()),
-        };
+    fn choice(&self, choice_idx: usize, whole: Whole) -> ChatChoice {
+        let Said { reasoning, content, calls } = whole.said;
+        // Cut off within the reasoning, or nothing but calls.
+        let is_silent = reasoning.is_some() || !calls.is_empty();
+        let content = if is_silent { content } else { Some(content.unwrap_or_default()) };
         let logprobs = self.asked.wants_logprobs.then(|| ChatLogprobs {
-            content: answer.scores.iter().map(|s| chat_logprob(&self.app.text, s)).collect(),
+            content: whole.scores.iter().map(|s| chat_logprob(&self.app.text, s)).collect(),
         });
         ChatChoice {
             index: choice_idx,
-            message: ChatText { role: ROLE, content, reasoning },
+            message: ChatText {
+                role: ROLE,
+                content,
+                reasoning: reasoning.map(Reasoning::new),
+                tool_calls: calls.into_iter().map(|call| WireCall::new(call, false)).collect(),
+            },
             logprobs,
-            ending: self.ending(answer.end),
-            token_ids: self.asked.wants_token_ids.then(|| ids(&answer.tokens)),
+            ending: self.ending(choice_idx, whole.end),
+            token_ids: self.asked.wants_token_ids.then(|| ids(&whole.tokens)),
         }
     }
 
@@ -199,16 +218,19 @@ impl View {
         })
     }
 
-    fn piece(&mut self, delta: Delta) -> Option<Vec<u8>> {
-        let choice_idx = delta.choice_idx;
-        let choice = &mut self.choices[choice_idx];
+    fn take(&mut self, delta: &Delta) -> Said {
+        let choice = &mut self.choices[delta.choice_idx];
         choice.n_generated += usize::from(delta.token.is_some());
         choice.n_cached = delta.n_cached;
-        let split = Split::of(&mut choice.splitter, &delta.text, delta.end.is_some());
+        choice.speech.take(delta)
+    }
+
+    fn piece(&mut self, delta: Delta) -> Option<Vec<u8>> {
+        let said = self.take(&delta);
+        let choice = &mut self.choices[delta.choice_idx];
         let is_first = !std::mem::replace(&mut choice.is_begun, true);
         let says_something = is_first
-            || split.content.is_some()
-            || split.reasoning.is_some()
+            || !said.is_empty()
             || delta.score.is_some()
             || delta.end.is_some()
             || (self.asked.wants_token_ids && delta.token.is_some());
@@ -217,30 +239,33 @@ impl View {
         }
         let usage = match self.asked.delivery {
             Delivery::Stream { continuous_usage: true, .. } => {
-                Some(Usage::new(self.asked.prompt.len(), choice.n_cached, choice.n_generated))
+                let (n_prompt, n_cached) = (self.asked.prompt.len(), choice.n_cached);
+                let usage = Usage::new(n_prompt, n_cached, choice.n_generated);
+                Some(usage.with_reasoning(choice.speech.n_reasoning_tokens()))
             }
             _ => None,
         };
-        let chunk = self.chunk(delta, split, is_first);
+        let chunk = self.chunk(delta, said, is_first);
         let event = sse::event(&self.envelope("chat.completion.chunk", vec![chunk], usage));
         self.is_begun = true;
         Some(event)
     }
 
     /// The role comes with the first token, even where that token makes no text yet.
-    fn chunk(&self, delta: Delta, split: Split, is_first: bool) -> ChatChunkChoice {
-        let is_silent = split.reasoning.is_none() && split.content.is_none();
-        let content = if is_first && is_silent { Some(String::new()) } else { split.content };
+    fn chunk(&self, delta: Delta, said: Said, is_first: bool) -> ChatChunkChoice {
+        let is_silent = said.is_empty();
+        let content = if is_first && is_silent { Some(String::new()) } else { said.content };
         let logprob = delta.score.map(|score| chat_logprob(&self.app.text, &score));
         ChatChunkChoice {
             index: delta.choice_idx,
             delta: ChatDelta {
                 role: is_first.then_some(ROLE),
                 content,
-                reasoning: split.reasoning.map(Reasoning::new),
+                reasoning: said.reasoning.map(Reasoning::new),
+                tool_calls: said.calls.into_iter().map(|call| WireCall::new(call, true)).collect(),
             },
             logprobs: logprob.map(|logprob| ChatLogprobs { content: vec![logprob] }),
-            ending: self.ending(delta.end),
+            ending: self.ending(delta.choice_idx, delta.end),
             token_ids: self.asked.wants_token_ids.then(|| ids(delta.token.as_slice())),
         }
     }
@@ -255,12 +280,16 @@ impl View {
 
     fn usage(&self) -> Usage {
         let n_generated = self.choices.iter().map(|choice| choice.n_generated).sum();
+        let n_reasoning = self.choices.iter().map(|choice| choice.speech.n_reasoning_tokens());
         // What the others found may be the first one's.
-        Usage::new(self.asked.prompt.len(), self.choices[0].n_cached, n_generated)
+        let usage = Usage::new(self.asked.prompt.len(), self.choices[0].n_cached, n_generated);
+        usage.with_reasoning(n_reasoning.sum())
     }
 
-    fn ending(&self, end: Option<End>) -> Ending {
-        end.map_or(Ending::default(), |end| ending(end, &self.asked.stop_tokens))
+    fn ending(&self, choice_idx: usize, end: Option<End>) -> Ending {
+        let Some(end) = end else { return Ending::default() };
+        let finish_reason = Some(self.choices[choice_idx].speech.end_word(&end));
+        Ending { finish_reason, ..ending(end, &self.asked.stop_tokens) }
     }
 
     fn envelope<Choice>(
@@ -279,27 +308,6 @@ impl View {
             usage,
             prompt_token_ids: wants_prompt.then(|| ids(&self.asked.prompt)),
         }
-    }
-}
-
-impl Split {
-    fn of(splitter: &mut ReasoningSplitter, text: &str, is_last: bool) -> Split {
-        let mut split = Split::default();
-        for piece in splitter.push(text) {
-            split.add(piece);
-        }
-        if is_last {
-            splitter.finish().into_iter().for_each(|piece| split.add(piece));
-        }
-        split
-    }
-
-    fn add(&mut self, piece: Piece) {
-        let (kind, text) = match piece {
-            Piece::Reasoning(text) => (&mut self.reasoning, text),
-            Piece::Content(text) => (&mut self.content, text),
-        };
-        kind.get_or_insert_default().push_str(&text);
     }
 }
 

@@ -18,11 +18,13 @@ use super::super::request::{AnswerLimit, Options};
 use super::super::sse;
 use super::super::state::{App, AppState};
 use super::error::Refusal;
+use super::format;
 use super::logprobs::CompletionScores;
 use super::options::{self, Delivery};
 use super::prompts::{Prompt, prompts};
 use super::stream;
 use super::wire::{CompletionChoice, CompletionLogprobs, Ending, Envelope, Usage, ending};
+use crate::guide::AnswerRules;
 
 /// OpenAI's default, and vLLM's.
 const N_NEW_DEFAULT: usize = 16;
@@ -79,10 +81,13 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
     let n_logprobs = fields.count_within("logprobs", 0..=N_LOGPROBS_MAX)?;
     let sampling = options::sampling(&mut fields, app)?;
     options::check_min_tokens(&fields, &sampling, limit)?;
-    let rules = options::rules(&mut fields, app, sampling.n_tokens_min)?;
+    let format = format::wanted(&mut fields)?;
+    let rules = options::rules(&mut fields, app, (sampling.n_tokens_min, format.is_some()))?;
     let wants_token_ids = fields.flag("return_token_ids")?;
     let cache_salt = options::cache_salt(&mut fields)?;
     let prompts = prompts(&mut fields, app)?;
+    let format = format.map(|wanted| wanted.compile(app)).transpose()?;
+    let answer = AnswerRules { format, ..AnswerRules::free() };
     // The engine runs nothing that makes neither tokens nor scores.
     let scores_prompt = echo && (n_logprobs.is_some() || limit == AnswerLimit::Asked(0));
     let options = Options {
@@ -93,6 +98,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         n_logprobs,
         n_prompt_logprobs: scores_prompt.then(|| n_logprobs.unwrap_or(0)),
         cache_salt,
+        answer,
         terms: Terms::ordinary(),
     };
     let tokens: Vec<_> = prompts.iter().map(|prompt| Arc::clone(&prompt.tokens)).collect();

@@ -28,12 +28,14 @@ pub(super) fn messages(
     items.into_iter().enumerate().map(|(idx, item)| message(idx, item)).collect()
 }
 
-/// Reads what concerns the template: `chat_template_kwargs`, `add_generation_prompt`.
+/// Reads what concerns the template: `chat_template_kwargs`, `reasoning_effort` where those do not
+/// say whether to reason, `add_generation_prompt`.
 pub(super) fn template_options(fields: &mut Fields) -> Result<TemplateOptions, ApiError> {
     let mut options = TemplateOptions::answer();
     if let Some(add) = fields.boolean("add_generation_prompt")? {
         options.add_generation_prompt = add;
     }
+    options.thinking = effort(fields, "reasoning_effort")?;
     let Some(mut variables) = fields.object("chat_template_kwargs")? else { return Ok(options) };
     for name in ["enable_thinking", "thinking"] {
         if let Some(is_on) = variables.boolean(name)? {
@@ -42,6 +44,19 @@ pub(super) fn template_options(fields: &mut Fields) -> Result<TemplateOptions, A
     }
     options.variables = template_values(variables.into_members());
     Ok(options)
+}
+
+/// OpenAI's words for how much to reason. The family knows on and off.
+pub(super) fn effort(fields: &mut Fields, name: &str) -> Result<Option<Thinking>, ApiError> {
+    match fields.string(name)?.as_deref() {
+        None => Ok(None),
+        Some("none" | "minimal") => Ok(Some(Thinking::Off)),
+        Some("low" | "medium" | "high" | "xhigh") => Ok(Some(Thinking::On)),
+        Some(other) => {
+            let range = "none, minimal, low, medium, high or xhigh";
+            Err(fields.out_of_range(name, format!("{other:?}"), range))
+        }
+    }
 }
 
 fn message(idx: usize, item: Value) -> Result<ChatMessage, ApiError> {
@@ -64,7 +79,41 @@ fn message(idx: usize, item: Value) -> Result<ChatMessage, ApiError> {
         }
     };
     let content = content(&mut fields)?;
+    if let Some(calls) = fields.list("tool_calls")? {
+        let read = |(idx, call)| tool_call(&format!("{path}.tool_calls[{idx}]"), call);
+        let calls: Vec<Value> =
+            calls.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        fields.put("tool_calls", calls.into());
+    }
     Ok(ChatMessage { role, content, extra: template_values(fields.into_members()) })
+}
+
+/// A call that the model made before: templates want its arguments as the object that they are, and
+/// OpenAI sends them as text.
+fn tool_call(path: &str, call: Value) -> Result<Value, ApiError> {
+    let Value::Object(mut members) = call else {
+        return Err(wrong_type(path.into(), "an object", &call));
+    };
+    let Some(function) = members.get_mut("function").and_then(Value::as_object_mut) else {
+        let remedy = "the function that was called, with `name` and `arguments`";
+        return Err(ApiError::Empty { field: format!("{path}.function"), remedy });
+    };
+    match function.get("name") {
+        Some(Value::String(_)) => {}
+        other => {
+            let field = format!("{path}.function.name");
+            return Err(wrong_type(field, "a string", other.unwrap_or(&Value::Null)));
+        }
+    }
+    let parsed = match function.get("arguments") {
+        // What the model wrote need not be JSON.
+        Some(Value::String(text)) => serde_json::from_str::<Map<String, Value>>(text).ok(),
+        _ => None,
+    };
+    if let Some(arguments) = parsed {
+        function.insert("arguments".into(), arguments.into());
+    }
+    Ok(Value::Object(members))
 }
 
 /// A string, null, or a list of text parts, which are put together as they are.

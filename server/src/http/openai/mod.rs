@@ -7,13 +7,19 @@
 
 mod chat;
 mod completions;
+mod conversation;
 mod error;
+mod format;
 mod logprobs;
 mod messages;
 mod models;
 mod options;
 mod prompts;
+mod responses;
+mod speech;
 mod stream;
+mod tokens;
+mod tools;
 mod wire;
 
 use std::sync::Arc;
@@ -27,15 +33,20 @@ use axum::routing::{get, post};
 pub use error::Refusal;
 
 use super::error::ApiError;
+use super::observe::Record;
 use super::state::App;
 
-/// Everything under `/v1`.
+/// Everything under `/v1`, and what vLLM has beside it.
 pub fn router(app: &App) -> Router<App> {
     Router::new()
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::retrieve))
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
+        .route("/v1/responses", post(responses::handle))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/tokenizer_info", get(tokens::info))
+        .route("/detokenize", post(tokens::detokenize))
         .method_not_allowed_fallback(|| async { Refusal(ApiError::WrongMethod) })
         .route_layer(from_fn_with_state(Arc::clone(app), authorize))
 }
@@ -45,8 +56,9 @@ async fn authorize(
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    if let Some(key) = &app.config.api_key {
-        key.check(request.headers())?;
+    let tenant = app.config.api_keys.check(request.headers())?;
+    if let Some(record) = request.extensions().get::<Arc<Record>>() {
+        record.belongs_to(tenant);
     }
     Ok(next.run(request).await)
 }

@@ -29,14 +29,8 @@ pub(super) enum Delivery {
 }
 
 /// Fields that would change the answer if they were obeyed, and what to do without them.
-const UNSUPPORTED: [(&str, &str); 13] = [
-    ("tools", "describe the tools in the system message"),
-    ("functions", "describe the functions in the system message"),
-    ("structured_outputs", "ask for the format in the prompt"),
-    ("guided_json", "ask for JSON in the prompt"),
-    ("guided_regex", "ask for the format in the prompt"),
-    ("guided_choice", "name the choices in the prompt"),
-    ("guided_grammar", "ask for the format in the prompt"),
+const UNSUPPORTED: [(&str, &str); 7] = [
+    ("functions", "send them as `tools`"),
     ("use_beam_search", "leave it out"),
     ("prompt_logprobs", "use /v1/completions with `echo` and `logprobs`"),
     ("suffix", "leave it out"),
@@ -56,8 +50,6 @@ pub(super) fn model_name(fields: &mut Fields, app: &AppState) -> Result<String, 
 
 /// Refuses what is not there yet, rather than answer as if it had not been asked for.
 pub(super) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    let without_tools =
-        matches!(fields.string("tool_choice"), Ok(Some(choice)) if choice == "none");
     for (name, remedy) in UNSUPPORTED {
         let is_asked_for = match fields.take(name) {
             None | Some(Value::Bool(false)) => false,
@@ -65,15 +57,9 @@ pub(super) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
             Some(Value::String(text)) => !text.is_empty(),
             Some(_) => true,
         };
-        if is_asked_for && !(without_tools && matches!(name, "tools" | "functions")) {
+        if is_asked_for {
             return Err(ApiError::Unsupported { field: name.into(), remedy });
         }
-    }
-    if let Some(mut format) = fields.object("response_format")?
-        && format.string("type")?.is_some_and(|kind| kind != "text")
-    {
-        let remedy = "only `text` is: ask for JSON in the prompt";
-        return Err(ApiError::Unsupported { field: "response_format".into(), remedy });
     }
     Ok(())
 }
@@ -147,11 +133,12 @@ pub(super) fn sampling(fields: &mut Fields, app: &AppState) -> Result<SamplingPa
     checked(sampling, app)
 }
 
-/// When an answer is over, and what of its end is shown.
+/// When an answer is over, and what of its end is shown. One that keeps a format ends with it,
+/// whatever else is said.
 pub(super) fn rules(
     fields: &mut Fields,
     app: &AppState,
-    n_tokens_min: usize,
+    (n_tokens_min, has_format): (usize, bool),
 ) -> Result<Arc<TextRules>, ApiError> {
     let limits = &app.config.limits;
     let stops = fields.strings("stop", limits.n_stops_max)?;
@@ -162,7 +149,7 @@ pub(super) fn rules(
     for (idx, value) in listed.iter().enumerate() {
         stop_tokens.push(token_id(&format!("stop_token_ids[{idx}]"), value)?);
     }
-    if !fields.flag("ignore_eos")? {
+    if !fields.flag("ignore_eos")? || has_format {
         stop_tokens.extend_from_slice(app.text.stop_tokens());
     }
     Ok(Arc::new(TextRules {

@@ -75,6 +75,15 @@ fn from_ids(field: &str, ids: &[Value], app: &AppState) -> Result<Prompt, ApiErr
     if ids.is_empty() {
         return Err(empty(field));
     }
+    Ok(Prompt { tokens: token_ids(field, ids, app)?.into(), text: None })
+}
+
+/// Token ids that the vocabulary has.
+pub(super) fn token_ids(
+    field: &str,
+    ids: &[Value],
+    app: &AppState,
+) -> Result<Vec<TokenId>, ApiError> {
     let vocab_size = app.engine.info().vocab_size;
     let mut tokens = Vec::with_capacity(ids.len());
     for (idx, value) in ids.iter().enumerate() {
@@ -86,7 +95,7 @@ fn from_ids(field: &str, ids: &[Value], app: &AppState) -> Result<Prompt, ApiErr
         }
         tokens.push(token);
     }
-    Ok(Prompt { tokens: tokens.into(), text: None })
+    Ok(tokens)
 }
 
 fn empty(field: &str) -> ApiError {

@@ -1,4 +1,4 @@
-//! What both endpoints' streams have in common: the task that turns pieces into events.
+//! What all endpoints' streams have in common: the task that turns pieces into events.
 
 use std::sync::Arc;
 
@@ -20,9 +20,28 @@ pub(super) fn respond(
     n_chunks_max: usize,
     write: impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + 'static,
 ) -> Response {
+    start(generations, record, n_chunks_max, (write, sse::DONE))
+}
+
+/// The same without a last word, for streams whose last event says that it is.
+pub(super) fn respond_bare(
+    generations: Generations,
+    record: Arc<Record>,
+    n_chunks_max: usize,
+    write: impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + 'static,
+) -> Response {
+    start(generations, record, n_chunks_max, (write, b""))
+}
+
+fn start(
+    generations: Generations,
+    record: Arc<Record>,
+    n_chunks_max: usize,
+    (write, last): (impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + 'static, &'static [u8]),
+) -> Response {
     let (chunks, body) = chunked(n_chunks_max);
     let task = async move {
-        if relay(&chunks, generations, write).await.is_err() {
+        if relay(&chunks, generations, write, last).await.is_err() {
             tracing::debug!("the client left in the middle of its stream");
         }
         drop(record);
@@ -35,6 +54,7 @@ async fn relay(
     chunks: &Chunks,
     mut generations: Generations,
     mut write: impl FnMut(Option<Delta>) -> Option<Vec<u8>>,
+    last: &'static [u8],
 ) -> Result<(), ClientGone> {
     loop {
         let delta = tokio::select! {
@@ -51,11 +71,18 @@ async fn relay(
             Err(error) => {
                 tracing::warn!(%error, "a stream broke off");
                 chunks.write(sse::event(&Refusal(error).body())).await?;
-                return chunks.write(sse::DONE).await;
+                return say_last(chunks, last).await;
             }
         }
         if is_over {
-            return chunks.write(sse::DONE).await;
+            return say_last(chunks, last).await;
         }
+    }
+}
+
+async fn say_last(chunks: &Chunks, last: &'static [u8]) -> Result<(), ClientGone> {
+    match last.is_empty() {
+        true => Ok(()),
+        false => chunks.write(last).await,
     }
 }

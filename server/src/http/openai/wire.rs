@@ -6,6 +6,8 @@ use engine::TokenId;
 use serde::Serialize;
 
 use super::super::generation::End;
+use super::speech::Called;
+use crate::text::ToolCall;
 
 /// Tokens that a request took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -17,6 +19,9 @@ pub(super) struct Usage {
     /// Generated, over all answers.
     pub(super) completion_tokens: usize,
     pub(super) prompt_tokens_details: PromptDetails,
+    /// What some of them were for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) completion_tokens_details: Option<TokenDetails>,
 }
 
 /// What became of the prompts' tokens.
@@ -24,6 +29,13 @@ pub(super) struct Usage {
 pub(super) struct PromptDetails {
     /// Not computed anew: the prefix cache had them when the prompt's first answer began.
     pub(super) cached_tokens: usize,
+}
+
+/// What generated tokens were for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct TokenDetails {
+    /// Reasoning, its tags among it.
+    pub(super) reasoning_tokens: usize,
 }
 
 impl Usage {
@@ -34,8 +46,18 @@ impl Usage {
         completion_tokens: usize,
     ) -> Usage {
         let total_tokens = prompt_tokens + completion_tokens;
-        let prompt_tokens_details = PromptDetails { cached_tokens };
-        Usage { prompt_tokens, total_tokens, completion_tokens, prompt_tokens_details }
+        Usage {
+            prompt_tokens,
+            total_tokens,
+            completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens },
+            completion_tokens_details: None,
+        }
+    }
+
+    /// The same, where reasoning is told apart.
+    pub(super) fn with_reasoning(self, reasoning_tokens: usize) -> Usage {
+        Usage { completion_tokens_details: Some(TokenDetails { reasoning_tokens }), ..self }
     }
 }
 
@@ -123,10 +145,12 @@ pub(super) struct ChatChunkChoice {
 #[derive(Debug, Serialize)]
 pub(super) struct ChatText {
     pub(super) role: &'static str,
-    /// `null` where the answer ended within the reasoning.
+    /// `null` where the answer ended within the reasoning, or only calls tools.
     pub(super) content: Option<String>,
     #[serde(flatten)]
     pub(super) reasoning: Option<Reasoning>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tool_calls: Vec<WireCall>,
 }
 
 /// A part of the assistant's turn.
@@ -138,6 +162,34 @@ pub(super) struct ChatDelta {
     pub(super) content: Option<String>,
     #[serde(flatten)]
     pub(super) reasoning: Option<Reasoning>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tool_calls: Vec<WireCall>,
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct WireCall {
+    /// In streams only: counted over the answer's calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    id: String,
+    r#type: &'static str,
+    function: WireFunction,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct WireFunction {
+    name: String,
+    arguments: String,
+}
+
+impl WireCall {
+    /// A call as it is written in a whole answer, or in a part of one.
+    pub(super) fn new(called: Called, is_part: bool) -> WireCall {
+        let Called { idx, id, call: ToolCall { name, arguments } } = called;
+        let function = WireFunction { name, arguments };
+        WireCall { index: is_part.then_some(idx), id, r#type: "function", function }
+    }
 }
 
 /// What stood between `<think>` and `</think>`, under its old and its new name.

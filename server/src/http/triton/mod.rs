@@ -42,6 +42,7 @@ pub use error::Refusal;
 pub use models::Models;
 
 use super::error::ApiError;
+use super::observe::Record;
 use super::state::App;
 use error::{InferRefusal, ProbeRefusal};
 
@@ -130,8 +131,9 @@ async fn authorize(
     request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    if let Some(key) = &app.config.api_key {
-        key.check(request.headers()).map_err(Refusal::from)?;
+    let tenant = app.config.api_keys.check(request.headers()).map_err(Refusal::from)?;
+    if let Some(record) = request.extensions().get::<Arc<Record>>() {
+        record.belongs_to(tenant);
     }
     Ok(next.run(request).await)
 }

@@ -12,6 +12,7 @@ use super::super::state::AppState;
 use super::call::Parameters;
 use super::error::Refusal;
 use super::inputs::Inputs;
+use crate::guide::{AnswerRules, Format};
 
 /// Reads how to answer.
 pub(super) fn options(
@@ -28,7 +29,11 @@ pub(super) fn options(
         return Err(out_of_range("num_return_sequences", n_choices.to_string(), range));
     }
     let sampling = sampling(inputs, app)?;
-    let rules = rules(inputs, app, sampling.n_tokens_min)?;
+    let format = match format(inputs)? {
+        Some(format) => Some(app.compile(GUIDE, &format)?),
+        None => None,
+    };
+    let rules = rules(inputs, app, (sampling.n_tokens_min, format.is_some()))?;
     let wants_scores = inputs.flag("return_log_probs")?;
     Ok(Options {
         n_choices,
@@ -38,6 +43,7 @@ pub(super) fn options(
         n_logprobs: wants_scores.then_some(0),
         n_prompt_logprobs: None,
         cache_salt: None,
+        answer: AnswerRules { format, ..AnswerRules::free() },
         terms: parameters.terms(),
     })
 }
@@ -76,12 +82,13 @@ fn sampling(inputs: &mut Inputs, app: &AppState) -> Result<SamplingParams, Refus
 fn rules(
     inputs: &mut Inputs,
     app: &AppState,
-    n_tokens_min: usize,
+    (n_tokens_min, has_format): (usize, bool),
 ) -> Result<Arc<TextRules>, Refusal> {
     let stops = inputs.texts("stop_words")?;
     check_stops("stop_words", &stops, &app.config.limits)?;
     let mut stop_tokens = Vec::new();
-    if !inputs.flag("ignore_eos")? {
+    // An answer that keeps a format ends with it.
+    if !inputs.flag("ignore_eos")? || has_format {
         stop_tokens.extend_from_slice(app.text.stop_tokens());
     }
     // Load tools send an id beyond every vocabulary, so that nothing ends an answer early.
@@ -98,14 +105,43 @@ fn rules(
     }))
 }
 
+const GUIDE: &str = "guided_decoding_guide";
+
+/// The format that the answer must keep, in TensorRT-LLM's words.
+fn format(inputs: &mut Inputs) -> Result<Option<Format>, Refusal> {
+    let kind = inputs.text("guided_decoding_guide_type")?.unwrap_or_default();
+    let guide = inputs.text(GUIDE)?.unwrap_or_default();
+    let format = match kind.as_str() {
+        "" if guide.is_empty() => return Ok(None),
+        "json" => Format::JsonObject,
+        _ if guide.is_empty() => {
+            let remedy = "what the answer must keep to";
+            return Err(ApiError::Empty { field: GUIDE.into(), remedy }.into());
+        }
+        "json_schema" => match serde_json::from_str(&guide) {
+            Ok(schema) => Format::JsonSchema(schema),
+            Err(error) => {
+                let (field, problem) = (GUIDE.into(), error.to_string());
+                return Err(ApiError::Uncompilable { field, problem }.into());
+            }
+        },
+        "regex" => Format::Regex(guide),
+        "ebnf_grammar" => Format::Grammar(guide),
+        other => {
+            let range = "json, json_schema, regex or ebnf_grammar".into();
+            let field = "guided_decoding_guide_type";
+            return Err(out_of_range(field, format!("{other:?}"), range));
+        }
+    };
+    Ok(Some(format))
+}
+
 fn refuse_unsupported(inputs: &mut Inputs) -> Result<(), Refusal> {
     let beams = inputs.integer("beam_width")?.unwrap_or(1);
-    let guide = inputs.text("guided_decoding_guide")?.unwrap_or_default();
     let context_logits = inputs.flag("return_context_logits")?;
     let generation_logits = inputs.flag("return_generation_logits")?;
     let asked_for = [
         (beams > 1, "beam_width", "set it to 1"),
-        (!guide.is_empty(), "guided_decoding_guide", "ask for the format in the prompt"),
         (context_logits, "return_context_logits", "ask for return_log_probs"),
         (generation_logits, "return_generation_logits", "ask for return_log_probs"),
     ];

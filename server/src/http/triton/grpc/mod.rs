@@ -20,7 +20,7 @@ use axum::response::Response;
 use tonic::Status;
 use tonic::service::Routes;
 
-use super::super::observe::observe;
+use super::super::observe::{Record, observe};
 use super::super::state::App;
 use super::error::Refusal;
 
@@ -55,11 +55,14 @@ const OPEN: [&str; 2] =
     ["/inference.GRPCInferenceService/ServerLive", "/inference.GRPCInferenceService/ServerReady"];
 
 async fn authorize(State(app): State<App>, request: Request, next: Next) -> Response {
-    if let Some(key) = &app.config.api_key
-        && !OPEN.contains(&request.uri().path())
-        && let Err(error) = key.check(request.headers())
-    {
-        return Status::unauthenticated(error.to_string()).into_http();
+    match app.config.api_keys.check(request.headers()) {
+        Ok(tenant) => {
+            if let Some(record) = request.extensions().get::<Arc<Record>>() {
+                record.belongs_to(tenant);
+            }
+        }
+        Err(_) if OPEN.contains(&request.uri().path()) => {}
+        Err(error) => return Status::unauthenticated(error.to_string()).into_http(),
     }
     next.run(request).await
 }

@@ -1,0 +1,116 @@
+//! `POST /v1/responses`: OpenAI's newer way to ask, as far as a server goes that keeps nothing
+//! between requests.
+
+mod input;
+mod output;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Json, Response};
+use engine::Terms;
+use serde_json::Value;
+
+use super::super::body;
+use super::super::error::ApiError;
+use super::super::fields::Fields;
+use super::super::generation::{Generations, Job};
+use super::super::observe::Record;
+use super::super::request::{AnswerLimit, Options};
+use super::super::state::{App, AppState};
+use super::conversation::{Conversation, Prepared};
+use super::error::Refusal;
+use super::messages::{effort, template_options};
+use super::options::Delivery;
+use super::{format, options, stream, tools};
+use output::{Echo, View};
+
+/// Fields that would need what earlier requests left behind, or what this server does not run.
+const UNSUPPORTED: [(&str, &str); 4] = [
+    ("previous_response_id", "nothing is kept: send the whole conversation as `input`"),
+    ("conversation", "nothing is kept: send the whole conversation as `input`"),
+    ("prompt", "nothing is kept: send the text as `input`"),
+    ("background", "leave it out"),
+];
+
+/// Answers a request.
+pub(super) async fn handle(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<Record>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    app.ready()?;
+    let body = body::read(&headers, body, &app.config.limits).await?;
+    let id = format!("resp_{}", record.id);
+    let (mut view, delivery, jobs) = app.off_thread(move |app| parse(id, &body, app)).await?;
+    let mut generations = Generations::submit(&app, &record, jobs)?;
+    if delivery != Delivery::Whole {
+        let n_chunks_max = app.config.limits.n_chunks_max;
+        return Ok(stream::respond_bare(generations, record, n_chunks_max, move |delta| {
+            view.events(delta)
+        }));
+    }
+    while let Some(delta) = generations.next().await? {
+        view.take(&delta);
+    }
+    Ok(Json(view.response()).into_response())
+}
+
+fn parse(id: String, body: &[u8], app: &AppState) -> Result<(View, Delivery, Vec<Job>), ApiError> {
+    let mut fields = Fields::parse(body)?;
+    let model = options::model_name(&mut fields, app)?;
+    for (name, remedy) in UNSUPPORTED {
+        if !matches!(fields.take(name), None | Some(Value::Bool(false))) {
+            return Err(ApiError::Unsupported { field: name.into(), remedy });
+        }
+    }
+    let mut echo = Echo::read(&fields);
+    let is_stream = fields.flag("stream")?;
+    let delivery = match is_stream {
+        true => Delivery::Stream { include_usage: false, continuous_usage: false },
+        false => Delivery::Whole,
+    };
+    let limit = fields.count("max_output_tokens", 1)?;
+    let limit = limit.map_or(AnswerLimit::Rest, AnswerLimit::Asked);
+    let sampling = options::sampling(&mut fields, app)?;
+    let wanted = match fields.object("text")? {
+        Some(mut text) => match text.object("format")? {
+            Some(mut format) => format::response_format(&mut format)?,
+            None => None,
+        },
+        None => None,
+    };
+    let mut template = template_options(&mut fields)?;
+    if let Some(mut reasoning) = fields.object("reasoning")? {
+        template.thinking = effort(&mut reasoning, "effort")?.or(template.thinking);
+    }
+    let conversation = Conversation {
+        messages: input::messages(&mut fields, &app.config.limits)?,
+        template,
+        tools: tools::tools(&mut fields)?,
+        format: wanted,
+        n_reasoning_max: fields.count("max_thinking_tokens", 0)?,
+    };
+    let has_format = conversation.has_format();
+    let rules = options::rules(&mut fields, app, (sampling.n_tokens_min, has_format))?;
+    let Prepared { prompt, answer, speech } = conversation.prepare(app)?;
+    (echo.temperature, echo.top_p) = (sampling.temperature, sampling.top_p);
+    let options = Options {
+        n_choices: 1,
+        limit,
+        sampling,
+        rules,
+        n_logprobs: None,
+        n_prompt_logprobs: None,
+        cache_salt: options::cache_salt(&mut fields)?,
+        answer,
+        terms: Terms::ordinary(),
+    };
+    let jobs = options.jobs(app, &[Arc::clone(&prompt)])?;
+    let view = View::new(echo, (id, model, app.created_now()), prompt.len(), speech);
+    Ok((view, delivery, jobs))
+}
