@@ -2,10 +2,13 @@
 //!
 //! `cargo bench --bench step [-- --json]`
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use benches::{Report, median_seconds, synthetic};
-use engine::{DeviceKind, EngineConfig, Probe, TokenId};
+use engine::{
+    DeviceKind, EngineConfig, Output, Probe, ReaderGone, Request, SamplingParams, Terms, TokenId,
+};
 use harness::plans::{Planner, Span};
 use weights::Checkpoint;
 use weights::synthetic::SyntheticFormat;
@@ -15,18 +18,25 @@ const N_CONTEXT: usize = 1024;
 /// Positions in each sequence before a decode step is timed.
 const N_BEFORE: usize = 128;
 const BATCHES: [usize; 3] = [1, 8, 32];
+/// Guesses behind a token, where tokens are guessed.
+const N_GUESSES: usize = 4;
+/// Tokens of the answer that repeats itself.
+const N_REPETITIVE: usize = 128;
 
 fn main() -> anyhow::Result<()> {
     let report = Report::new("step");
     for format in [SyntheticFormat::ModelOptFp8, SyntheticFormat::Bf16] {
         let checkpoint = synthetic("bench-0.6b", format)?;
         measure(&report, &checkpoint, &format!("{format:?}"))?;
+        for n_guesses in [0, N_GUESSES] {
+            repetitive(&report, &checkpoint, n_guesses, &format!("{format:?}"))?;
+        }
     }
     Ok(())
 }
 
-fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyhow::Result<()> {
-    let config = EngineConfig {
+fn config() -> EngineConfig {
+    EngineConfig {
         device: DeviceKind::Cpu,
         n_ranks: 1,
         n_threads: None,
@@ -42,7 +52,11 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
         policy: engine::Policy::plain(),
         host_kv: None,
         n_candidates_max: 0,
-    };
+    }
+}
+
+fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyhow::Result<()> {
+    let config = config();
     let rss_before = resident_bytes("RssAnon:")?;
     let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;
     let vocab_size = checkpoint.spec().vocab_size;
@@ -87,6 +101,46 @@ fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize) -> f64 {
         start += 1;
     });
     n_rows as f64 / seconds
+}
+
+/// One answer, through the engine, to a prompt that repeats itself: greedy answers of weights that
+/// nobody trained soon do so, too. The same tokens with and without guesses.
+fn repetitive(
+    report: &Report,
+    checkpoint: &Arc<Checkpoint>,
+    n_guesses: usize,
+    format: &str,
+) -> anyhow::Result<()> {
+    let config = EngineConfig { n_candidates_max: n_guesses, ..config() };
+    let engine = engine::boot(Arc::clone(checkpoint), &config)?;
+    let request = Request {
+        prompt: (0..N_BEFORE as u32).map(|idx| TokenId(100 + idx % 16)).collect(),
+        n_new_max: N_REPETITIVE,
+        stop_tokens: [].into(),
+        sampling: SamplingParams::greedy(),
+        n_logprobs: None,
+        n_prompt_logprobs: None,
+        cache_salt: None,
+        terms: Terms::ordinary(),
+    };
+    let (sender, receiver) = mpsc::channel();
+    let deliver = move |output| sender.send((Instant::now(), output)).map_err(|_| ReaderGone);
+    let ticket = engine.handle().submit(request, Box::new(deliver))?;
+    let outputs: Vec<_> = receiver.into_iter().collect();
+    drop(ticket);
+    let tokens = outputs.iter().filter(|(_, output)| matches!(output, Output::Token { .. }));
+    let times: Vec<Instant> = tokens.map(|(time, _)| *time).collect();
+    anyhow::ensure!(times.len() == N_REPETITIVE, "{} tokens came", times.len());
+    let seconds = (times[N_REPETITIVE - 1] - times[0]).as_secs_f64();
+    let case = format!("{format} repetitive answer, guesses={n_guesses}");
+    report.row(&case, (N_REPETITIVE - 1) as f64 / seconds, "tokens/s");
+    let stats = engine.handle().stats();
+    if stats.n_proposed_tokens > 0 {
+        let share = stats.n_accepted_tokens as f64 / stats.n_proposed_tokens as f64;
+        report.row(&format!("{case}: right"), share, "of all guesses");
+    }
+    engine.shutdown();
+    Ok(())
 }
 
 /// Resident memory of this process: all of it (`VmRSS:`), or what no file is behind (`RssAnon:`).

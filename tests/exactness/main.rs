@@ -6,6 +6,7 @@
 //! model is mostly too small to be split.
 
 mod answers;
+mod workloads;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -23,7 +23,8 @@ pub fn seed_or(usual: u64) -> u64 {
     wanted_seed().unwrap_or(usual)
 }
 
-fn wanted_seed() -> Option<u64> {
+/// The seed of a run that is to be repeated.
+pub fn wanted_seed() -> Option<u64> {
     std::env::var("SEED").ok().and_then(|seed| seed.parse().ok())
 }
 
