@@ -192,12 +192,3 @@ fn random_workloads_answer_as_their_requests_alone() {
     let is_enough = met.iter().chain([&seen.n_accepted_tokens]).all(|&n| n >= 10);
     assert!(is_enough || is_replay, "workloads that meet too little: {seen:?}");
 }
-
-#[test]
-fn devices_answer_random_workloads_as_their_requests_alone() {
-    split_as_a_real_node_does();
-    let checkpoint = tiny_for_devices("workload-devices", SyntheticFormat::ModelOptFp8);
-    let base = on_devices(2, KvDtype::Fp8, true);
-    let seed = harness::seed_or(4);
-    compare(&checkpoint, &base, seed, &mut Seen::default());
-}
