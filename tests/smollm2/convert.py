@@ -1,0 +1,320 @@
+"""SmolLM2-135M-Instruct from GGUF to checkpoints as they are published: BF16, ModelOpt FP8 with
+static scales, compressed-tensors FP8 with scales of rows and tokens. The tokenizer comes along.
+
+The weights of all three are those of the BF16 checkpoint, which are the GGUF's rounded to BF16;
+`reference.gguf` holds exactly those in F32, for an engine that is not ours.
+"""
+
+import json
+import pathlib
+
+import gguf
+import ml_dtypes
+import numpy
+import safetensors.numpy
+
+E4M3_MAX = 448.0
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+# Names in GGUF, by the published names of a block's modules.
+BLOCK_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+class Model:
+    """Sizes, tokens, and weights as f32 that BF16 holds exactly."""
+
+    def __init__(self, path):
+        self.reader = gguf.GGUFReader(path)
+        field = lambda name: self.reader.fields[name].contents()
+        self.n_blocks = field("llama.block_count")
+        self.hidden = field("llama.embedding_length")
+        self.width = field("llama.feed_forward_length")
+        self.n_heads = field("llama.attention.head_count")
+        self.n_kv_heads = field("llama.attention.head_count_kv")
+        self.eps = field("llama.attention.layer_norm_rms_epsilon")
+        self.theta = field("llama.rope.freq_base")
+        self.n_positions = field("llama.context_length")
+        self.head_dim = self.hidden // self.n_heads
+        self.tokens = field("tokenizer.ggml.tokens")
+        self.token_types = field("tokenizer.ggml.token_type")
+        self.merges = field("tokenizer.ggml.merges")
+        self.template = field("tokenizer.chat_template")
+        self.bos = field("tokenizer.ggml.bos_token_id")
+        self.eos = field("tokenizer.ggml.eos_token_id")
+        self.stored = {}
+        for tensor in self.reader.tensors:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            self.stored[tensor.name] = values.astype(ml_dtypes.bfloat16).astype(numpy.float32)
+
+    def weights(self):
+        """By published names, each in its published order."""
+        weights = {
+            "model.embed_tokens": self.stored["token_embd.weight"],
+            "model.norm": self.stored["output_norm.weight"],
+        }
+        for block in range(self.n_blocks):
+            for name, stored in BLOCK_NAMES.items():
+                values = self.stored[f"blk.{block}.{stored}.weight"]
+                if name.endswith("q_proj"):
+                    values = self.halves(values, self.n_heads)
+                if name.endswith("k_proj"):
+                    values = self.halves(values, self.n_kv_heads)
+                weights[f"model.layers.{block}.{name}"] = values
+        return weights
+
+    def halves(self, values, n_heads):
+        """GGUF has the two numbers that RoPE turns together side by side, the published order
+        half a head apart."""
+        pairs = values.reshape(n_heads, self.head_dim // 2, 2, -1)
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def forward(model, weights, tokens, seen):
+    """Runs the model in f32 on one text; `seen` keeps of each projection's input the largest
+    magnitude, and the root mean square of the median token: what calibration wants."""
+    n = len(tokens)
+    linear = lambda name, x: observe(seen, name, x) @ weights[name].T
+    norm = lambda name, x: (
+        x / numpy.sqrt((x * x).mean(-1, keepdims=True) + model.eps) * weights[name]
+    )
+    half = model.head_dim // 2
+    angles = numpy.outer(numpy.arange(n), model.theta ** (-numpy.arange(half) / half))
+    cos, sin = numpy.cos(angles)[:, None], numpy.sin(angles)[:, None]
+
+    def rope(x):
+        a, b = x[..., :half], x[..., half:]
+        return numpy.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    x = weights["model.embed_tokens"][tokens]
+    hidden = numpy.triu(numpy.full((n, n), -numpy.inf), 1)
+    group = model.n_heads // model.n_kv_heads
+    for block in range(model.n_blocks):
+        at = f"model.layers.{block}."
+        y = norm(at + "input_layernorm", x)
+        q, k, v = (linear(f"{at}self_attn.{name}", y) for name in ATTENTION[:3])
+        q = rope(q.reshape(n, model.n_heads, -1))
+        k = rope(k.reshape(n, model.n_kv_heads, -1)).repeat(group, 1)
+        v = v.reshape(n, model.n_kv_heads, -1).repeat(group, 1)
+        scores = numpy.einsum("qhd,khd->hqk", q, k) / numpy.sqrt(model.head_dim) + hidden
+        scores = numpy.exp(scores - scores.max(-1, keepdims=True))
+        scores /= scores.sum(-1, keepdims=True)
+        y = numpy.einsum("hqk,khd->qhd", scores, v).reshape(n, -1)
+        x = x + linear(f"{at}self_attn.o_proj", y)
+        y = norm(at + "post_attention_layernorm", x)
+        gate, up = linear(f"{at}mlp.gate_proj", y), linear(f"{at}mlp.up_proj", y)
+        x = x + linear(f"{at}mlp.down_proj", gate / (1 + numpy.exp(-gate)) * up)
+
+
+def observe(seen, name, x):
+    typical = numpy.median(numpy.sqrt((x * x).mean(-1)))
+    seen[name] = float(numpy.abs(x).max()), float(typical)
+    return x
+
+
+def is_sensitive(seen, name):
+    """Whether one scale cannot serve both the greatest and the typical value: the model writes
+    numbers in the thousands for the first token of a text in a few places, and with a scale for
+    those the typical token's would be below 1, where e4m3 soon runs out of digits."""
+    largest, typical = seen[name]
+    return typical < largest / E4M3_MAX
+
+
+def e4m3(values):
+    return numpy.clip(values, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)
+
+
+def config(model):
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model.hidden,
+        "intermediate_size": model.width,
+        "num_hidden_layers": model.n_blocks,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.n_positions,
+        "rms_norm_eps": round(model.eps, 10),
+        "rope_theta": model.theta,
+        "tie_word_embeddings": True,
+        "bos_token_id": model.bos,
+        "eos_token_id": model.eos,
+        "vocab_size": len(model.tokens),
+        "torch_dtype": "bfloat16",
+    }
+
+
+COMPRESSED_TENSORS = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "kv_cache_scheme": None,
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "output_activations": None,
+            "weights": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "channel",
+                "symmetric": True,
+                "dynamic": False,
+            },
+            "input_activations": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "token",
+                "symmetric": True,
+                "dynamic": True,
+            },
+        }
+    },
+}
+
+MODELOPT = {
+    "producer": {"name": "modelopt", "version": "0.29.0"},
+    "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None},
+}
+
+
+def tokenizer(model):
+    """The same byte-level BPE as JSON: digits alone, then GPT-2's pattern."""
+    special = [
+        {
+            "id": idx,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for idx, (token, kind) in enumerate(zip(model.tokens, model.token_types))
+        if kind == gguf.TokenType.CONTROL
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {**byte_level, "use_regex": True},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: idx for idx, token in enumerate(model.tokens)},
+            "merges": model.merges,
+        },
+    }
+
+
+def write(folder, model, tensors, extra):
+    folder.mkdir(parents=True)
+    write_json = lambda name, value: (folder / name).write_text(json.dumps(value))
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    write_json("tokenizer.json", tokenizer(model))
+    write_json(
+        "tokenizer_config.json",
+        {
+            "bos_token": model.tokens[model.bos],
+            "eos_token": model.tokens[model.eos],
+            "chat_template": model.template,
+        },
+    )
+    quantization = extra.pop("hf_quant_config", None)
+    if quantization:
+        write_json("hf_quant_config.json", quantization)
+    write_json("config.json", {**config(model), **extra})
+
+
+def write_reference(path, model):
+    """The weights as f32, with everything else as it was."""
+    writer = gguf.GGUFWriter(path, "llama")
+    own = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
+    for field in model.reader.fields.values():
+        if field.name.startswith(own):
+            continue
+        kind, *rest = field.types
+        writer.add_key_value(field.name, field.contents(), kind, rest[-1] if rest else None)
+    for name, values in model.stored.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def is_projection(name):
+    return name.endswith("_proj")
+
+
+def bf16(values):
+    return values.astype(ml_dtypes.bfloat16)
+
+
+def write_dense(model, out):
+    """The BF16 checkpoint, and the same weights for the other engine."""
+    tensors = {f"{name}.weight": bf16(values) for name, values in model.weights().items()}
+    write(out / "bf16", model, tensors, {})
+    write_reference(out / "reference.gguf", model)
+
+
+def write_quantized(model, out, calibration):
+    """Both FP8 checkpoints; static scales are calibrated on a text given as tokens. Tells which
+    projections were left in BF16 where scales are static."""
+    weights = model.weights()
+    dense = {
+        f"{name}.weight": bf16(values)
+        for name, values in weights.items()
+        if not is_projection(name)
+    }
+    dynamic = dict(dense)
+    for name, values in weights.items():
+        if is_projection(name):
+            scale = bf16(numpy.abs(values).max(1, keepdims=True) / E4M3_MAX)
+            dynamic[f"{name}.weight"] = e4m3(values / scale.astype(numpy.float32))
+            dynamic[f"{name}.weight_scale"] = scale
+    write(out / "fp8-dynamic", model, dynamic, {"quantization_config": COMPRESSED_TENSORS})
+
+    seen = {}
+    forward(model, weights, calibration, seen)
+    static = dict(dense)
+    excluded = [name for name in seen if is_sensitive(seen, name)]
+    static |= {f"{name}.weight": bf16(weights[name]) for name in excluded}
+    for name, values in weights.items():
+        if is_projection(name) and name not in excluded:
+            scale = numpy.float32(numpy.abs(values).max() / E4M3_MAX)
+            static[f"{name}.weight"] = e4m3(values / scale)
+            static[f"{name}.weight_scale"] = numpy.array(scale, numpy.float32)
+            static[f"{name}.input_scale"] = numpy.array(seen[name][0] / E4M3_MAX, numpy.float32)
+    quantization = {**MODELOPT["quantization"], "exclude_modules": ["lm_head", *excluded]}
+    declared = {**MODELOPT, "quantization": quantization}
+    write(out / "modelopt-fp8", model, static, {"hf_quant_config": declared})
+    return excluded
