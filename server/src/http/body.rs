@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 use super::error::ApiError;
 use super::limits::HttpLimits;
 
+/// Bytes that a body gets room for before any has come.
+const N_FIRST_BYTES: usize = 64 << 10;
+
 /// Reads a whole body.
 ///
 /// # Errors
@@ -56,7 +59,8 @@ async fn read_within(mut body: Body, n_bytes_max: usize) -> Result<Vec<u8>, Brok
     if announced > n_bytes_max {
         return Err(Broken::TooLarge { n_bytes: announced });
     }
-    let mut bytes = Vec::with_capacity(announced);
+    // What is announced may never come: room is made as it does.
+    let mut bytes = Vec::with_capacity(announced.min(N_FIRST_BYTES));
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         let Ok(data) = frame.map_err(|_| Broken::Off)?.into_data() else { continue };
         let n_bytes = bytes.len() + data.len();
