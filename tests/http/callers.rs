@@ -22,8 +22,10 @@ const ALLOW: &str = "access-control-allow-origin";
 #[test]
 fn browsers_are_told_nothing_unless_asked_for() {
     let server = server(Vec::new());
-    for method in ["GET", "OPTIONS"] {
-        assert_eq!(ask(&server.client, method, "https://a.example").head.header(ALLOW), None);
+    for (method, status) in [("GET", 200), ("OPTIONS", 405)] {
+        let reply = ask(&server.client, method, "https://a.example");
+        assert_eq!((reply.status(), reply.head.header(ALLOW)), (status, None), "{method}");
+        assert_eq!(reply.head.header("vary"), None, "{method}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -25,22 +25,21 @@ pub fn router(app: &App) -> Router {
         .route("/version", get(version))
         .route("/metrics", get(metrics_text))
         .method_not_allowed_fallback(|| async { openai::Refusal(ApiError::WrongMethod) });
-    Router::new()
+    let all = Router::new()
         .merge(common)
         .merge(openai::router(app))
         .merge(triton::router(app))
-        .fallback(unknown_path)
-        .layer(cors(app))
-        .layer(from_fn_with_state(Arc::clone(app), observe))
-        .with_state(Arc::clone(app))
+        .fallback(unknown_path);
+    let all = match app.config.allowed_origins.as_slice() {
+        [] => all,
+        origins => all.layer(cors(origins)),
+    };
+    all.layer(from_fn_with_state(Arc::clone(app), observe)).with_state(Arc::clone(app))
 }
 
-/// What browsers are told: nothing, unless the operator allowed pages of some origins to ask.
-fn cors(app: &App) -> CorsLayer {
-    let origins = &app.config.allowed_origins;
-    if origins.is_empty() {
-        return CorsLayer::new();
-    }
+/// What browsers are told where the operator allowed pages of some origins to ask. Without it there
+/// is not even an answer to their first question.
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
     let origin = match origins.iter().any(|origin| origin == "*") {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins.iter().cloned()),
