@@ -94,6 +94,10 @@ fn our_kernels_move_the_bytes_that_are_predicted() {
     let step = Step { n_sequences: 1, n_tokens_each: 1, context: N_CONTEXT as u64 };
     let work = launches(&spec, step, N_RANKS);
     let counted = counted(&node.counters().devices[0], true);
+    let devices = node.counters().devices;
+    let fetched: u64 = devices[0].kernels.values().map(|kernel| kernel.bytes_prefetched).sum();
+    let predicted: u64 = work.iter().map(|launch| launch.ahead_bytes).sum();
+    assert!(fetched > 0 && fetched == predicted, "{fetched} bytes ahead, predicted {predicted}");
     let excess = counted.excess(&work, N_RANKS);
     println!("{excess:.3?}");
     assert_eq!(excess.len(), 9, "two kinds of products, an exchange, six kernels of ours");

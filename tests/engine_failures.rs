@@ -1,6 +1,7 @@
 //! A rank that panics, fails or hangs ends the engine with its name and the step; every request is
 //! told exactly once, and later ones are refused with the cause.
 
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use engine::{
     Ticket, TokenId,
 };
 use parallel::{PoolConfig, RankPool, RankWorker, Seat, World};
-use scheduler::{GroupLimits, Limits, Priorities};
+use scheduler::{GroupLimits, Limits, Priorities, SlotIdx, StepPlan};
 
 const VOCAB_SIZE: usize = 100;
 
@@ -22,12 +23,12 @@ const PATIENCE: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     None,
-    /// Rank 1 panics at its fifth step.
+    /// Rank 1 panics at its fifth command.
     Panic,
-    /// Rank 1 returns an error at its fifth step.
+    /// Rank 1 returns an error at its fifth command.
     Fail,
-    /// Rank 0 never ends its first step. None is before it that would have to be in time, and of
-    /// ranks that are equally far the first is named, so it does not matter how far rank 1 is.
+    /// Rank 0 never answers its first command. None is before it that would have to be in time, and
+    /// of ranks that are equally far the first is named, so it does not matter how far rank 1 is.
     Hang,
 }
 
@@ -39,7 +40,11 @@ struct Counting {
     fault: Fault,
     /// A step waits while the test holds it for writing: nothing ends before the test says so.
     gate: Gate,
-    n_steps: usize,
+    n_commands: usize,
+    /// What each slot drew last, as devices keep it.
+    last: HashMap<SlotIdx, u32>,
+    /// The step that was submitted and has not landed.
+    behind: Option<StepPlan>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +57,8 @@ impl RankWorker for Counting {
     type Error = Planted;
 
     fn handle(&mut self, command: RankCommand) -> Result<RankReply, Planted> {
-        let RankCommand::Step(input) = command else { return Err(Planted) };
-        self.n_steps += 1;
-        drop(self.gate.read());
-        match (self.fault, self.seat.rank.idx(), self.n_steps) {
+        self.n_commands += 1;
+        match (self.fault, self.seat.rank.idx(), self.n_commands) {
             (Fault::Panic, 1, 5) => panic!("the planted panic"),
             (Fault::Fail, 1, 5) => return Err(Planted),
             (Fault::Hang, 0, 1) => loop {
@@ -63,26 +66,64 @@ impl RankWorker for Counting {
             },
             _ => {}
         }
-        // As the model does: no rank gets past a step without the others.
-        self.seat.communicator.all_reduce_sum(&mut [0.0]).map_err(|_| Planted)?;
-        let rows = input.plan.rows.iter().map(|row| {
-            let last = input.plan.row_tokens(row).last().expect("a row has tokens");
-            let next = TokenId((last.0 + 1) % VOCAB_SIZE as u32);
-            RowOutput { token: row.emit.samples().then_some(next), ..RowOutput::default() }
-        });
-        let output = (self.seat.rank.idx() == 0).then(|| StepOutput { rows: rows.collect() });
-        Ok(RankReply::Stepped(output))
+        let output = match command {
+            RankCommand::Step(input) => {
+                assert!(self.behind.is_none(), "a step that was submitted has not landed");
+                Some(self.step(&input.plan, false)?)
+            }
+            RankCommand::Submit(input) => self
+                .behind
+                .replace(input.plan.clone())
+                .map(|plan| self.step(&plan, true))
+                .transpose()?,
+            RankCommand::Land => {
+                let plan = self.behind.take().expect("a step was submitted");
+                Some(self.step(&plan, true)?)
+            }
+            RankCommand::Probe(_) => return Err(Planted),
+        };
+        Ok(RankReply::Stepped(output.filter(|_| self.seat.rank.idx() == 0)))
     }
 }
 
-/// One step after the other, and overlapped: every rule holds for both.
-const OVERLAPS: [bool; 2] = [false, true];
-
-fn engine(fault: Fault, overlaps_steps: bool) -> Engine {
-    gated(fault, overlaps_steps, Gate::default())
+impl Counting {
+    /// A row that follows another takes its token from its slot where steps are submitted: the
+    /// plan does not have it then.
+    fn step(&mut self, plan: &StepPlan, is_submitted: bool) -> Result<StepOutput, Planted> {
+        drop(self.gate.read());
+        // As the model does: no rank gets past a step without the others.
+        self.seat.communicator.all_reduce_sum(&mut [0.0]).map_err(|_| Planted)?;
+        let rows = plan.rows.iter().map(|row| {
+            let last = match row.follows {
+                Some(_) if is_submitted => self.last[&row.slot],
+                _ => plan.row_tokens(row).last().expect("a row has tokens").0,
+            };
+            let next = (last + 1) % VOCAB_SIZE as u32;
+            self.last.insert(row.slot, next);
+            let token = row.emit.samples().then_some(TokenId(next));
+            RowOutput { token, ..RowOutput::default() }
+        });
+        Ok(StepOutput { rows: rows.collect() })
+    }
 }
 
-fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
+/// How steps follow each other: every rule holds for all ways.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    OneAfterAnother,
+    /// The next is planned while one runs.
+    Planned,
+    /// And submitted.
+    Submitted,
+}
+
+const WAYS: [Way; 3] = [Way::OneAfterAnother, Way::Planned, Way::Submitted];
+
+fn engine(fault: Fault, way: Way) -> Engine {
+    gated(fault, way, Gate::default())
+}
+
+fn gated(fault: Fault, way: Way, gate: Gate) -> Engine {
     let config = PoolConfig {
         world: World::new(2),
         n_floats_max: 1,
@@ -92,8 +133,10 @@ fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
             _ => PATIENCE,
         },
     };
-    let build =
-        move |seat| Ok::<_, Planted>(Counting { seat, fault, gate: Arc::clone(&gate), n_steps: 0 });
+    let build = move |seat| {
+        let (gate, last) = (Arc::clone(&gate), HashMap::new());
+        Ok::<_, Planted>(Counting { seat, fault, gate, n_commands: 0, last, behind: None })
+    };
     let pool = RankPool::spawn(config, build).expect("the ranks start");
     let limits = Limits {
         n_slots: 2,
@@ -117,7 +160,8 @@ fn gated(fault: Fault, overlaps_steps: bool, gate: Gate) -> Engine {
         n_tokens_per_step: 16,
         page_tokens: 16,
         n_ranks: 2,
-        overlaps_steps,
+        overlaps_steps: way != Way::OneAfterAnother,
+        launches_ahead: way == Way::Submitted,
         policy: engine::Policy::plain(),
     };
     Engine::start(pool, limits, info)
@@ -161,14 +205,14 @@ fn drain(receiver: &Receiver<Output>) -> (Vec<u32>, EndReason) {
 
 #[test]
 fn a_failing_rank_ends_every_request_once_and_names_itself() {
-    for overlaps_steps in OVERLAPS {
+    for way in WAYS {
         for (fault, who, what) in [
             (Fault::Panic, "rank 1, command 4", "the planted panic"),
             (Fault::Fail, "rank 1, command 4", "the planted failure"),
             (Fault::Hang, "rank 0, command 0", "50ms"),
         ] {
             let gate = Gate::default();
-            let engine = gated(fault, overlaps_steps, Arc::clone(&gate));
+            let engine = gated(fault, way, Arc::clone(&gate));
             let held = gate.write().expect("nobody panicked");
             let submitted: Vec<_> =
                 (0..5).map_while(|idx| submit(&engine, request(idx * 10, 50)).ok()).collect();
@@ -191,9 +235,9 @@ fn a_failing_rank_ends_every_request_once_and_names_itself() {
 
 #[test]
 fn a_full_queue_refuses_and_then_recovers() {
-    for overlaps_steps in OVERLAPS {
+    for way in WAYS {
         let gate = Gate::default();
-        let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+        let engine = gated(Fault::None, way, Arc::clone(&gate));
         let held = gate.write().expect("nobody panicked");
         // Two slots and four places to wait, and nobody ends.
         let submitted: Vec<_> = (0..6)
@@ -213,9 +257,9 @@ fn a_full_queue_refuses_and_then_recovers() {
 
 #[test]
 fn a_dropped_ticket_cancels() {
-    for overlaps_steps in OVERLAPS {
+    for way in WAYS {
         let gate = Gate::default();
-        let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+        let engine = gated(Fault::None, way, Arc::clone(&gate));
         let held = gate.write().expect("nobody panicked");
         let (ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
         drop(ticket);
@@ -230,9 +274,9 @@ fn a_dropped_ticket_cancels() {
 
 #[test]
 fn a_dropped_reader_cancels() {
-    for overlaps_steps in OVERLAPS {
+    for way in WAYS {
         let gate = Gate::default();
-        let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+        let engine = gated(Fault::None, way, Arc::clone(&gate));
         let held = gate.write().expect("nobody panicked");
         let (_ticket, gone) = submit(&engine, request(0, 60)).expect("it is taken");
         let (_kept, receiver) = submit(&engine, request(0, 2)).expect("it is taken");
@@ -257,7 +301,7 @@ fn who_is_not_wanted_any_more_ends_and_its_neighbours_do_not() {
     let soon = Duration::from_millis(1);
     let timeout = Terms { timeout: Some(soon), ..Terms::ordinary() };
     let queue_timeout = Terms { queue_timeout: Some(soon), ..Terms::ordinary() };
-    for overlaps_steps in OVERLAPS {
+    for way in WAYS {
         for (n_before, terms, reason) in [
             (2, queue_timeout, EndReason::QueueTimeout),
             (2, timeout, EndReason::DeadlinePassed),
@@ -265,7 +309,7 @@ fn who_is_not_wanted_any_more_ends_and_its_neighbours_do_not() {
             (1, timeout, EndReason::DeadlinePassed),
         ] {
             let gate = Gate::default();
-            let engine = gated(Fault::None, overlaps_steps, Arc::clone(&gate));
+            let engine = gated(Fault::None, way, Arc::clone(&gate));
             let held = gate.write().expect("nobody panicked");
             let before: Vec<_> = (0..n_before)
                 .map(|_| submit(&engine, request(0, 60)).expect("there is room"))
@@ -291,8 +335,8 @@ fn who_is_not_wanted_any_more_ends_and_its_neighbours_do_not() {
 /// already run a row after it.
 #[test]
 fn a_stop_token_ends_an_answer_although_the_next_row_runs() {
-    for overlaps_steps in OVERLAPS {
-        let engine = engine(Fault::None, overlaps_steps);
+    for way in WAYS {
+        let engine = engine(Fault::None, way);
         let stopping = Request { stop_tokens: vec![TokenId(8)].into(), ..request(5, 60) };
         let (_ticket, stops) = submit(&engine, stopping).expect("it is taken");
         let (_kept, goes_on) = submit(&engine, request(20, 30)).expect("it is taken");
@@ -305,8 +349,8 @@ fn a_stop_token_ends_an_answer_although_the_next_row_runs() {
 
 #[test]
 fn shutting_down_ends_what_runs_and_draining_refuses_what_comes() {
-    for overlaps_steps in OVERLAPS {
-        let engine = engine(Fault::None, overlaps_steps);
+    for way in WAYS {
+        let engine = engine(Fault::None, way);
         let (_ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
         engine.handle().drain();
         assert_eq!(
@@ -321,7 +365,7 @@ fn shutting_down_ends_what_runs_and_draining_refuses_what_comes() {
 
 #[test]
 fn what_a_request_breaks_is_named() {
-    let engine = engine(Fault::None, false);
+    let engine = engine(Fault::None, Way::OneAfterAnother);
     let long = Request { prompt: vec![TokenId(1); 64].into(), ..request(0, 1) };
     let foreign = request(100, 1);
     let hot = Request {

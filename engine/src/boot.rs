@@ -91,6 +91,8 @@ pub fn boot_watched(
     limits.priorities = config.policy.priorities;
     limits.n_tenants = N_TENANTS;
     limits.latency = config.policy.latency();
+    let draws_on_devices = n_candidates_max == 0
+        && plan.step.as_ref().is_some_and(|step| step.sampling().is_possible());
     let info = EngineInfo {
         n_context_tokens: plan.n_context_tokens,
         vocab_size,
@@ -101,6 +103,7 @@ pub fn boot_watched(
         n_ranks: plan.n_ranks,
         overlaps_steps: config.overlaps_steps,
         policy: config.policy,
+        launches_ahead: config.overlaps_steps && draws_on_devices,
     };
     Ok(Engine::start(pool, limits, info))
 }

@@ -1,18 +1,21 @@
 //! The loop: plan, run, apply. One thread drives the scheduler and all ranks.
 //!
-//! Where steps overlap, the next one is planned while one runs. When that one is done, its tokens
-//! are written into the plan that waits for them and the ranks start on it; only then are the
-//! results looked at and delivered. Between two steps there is no scheduling.
+//! Where steps overlap, the next one is planned while one runs. If devices draw all its tokens it
+//! is *submitted* at once: it lies behind the step that runs, takes the tokens that it lacks from
+//! where that one leaves them, and the device does not wait for the host in between. Otherwise it
+//! waits until that one is done, has its tokens written into the plan, and starts. Either way the
+//! results of a step are looked at and delivered while the next one runs.
 
 mod guiding;
 mod inbox;
+mod steps;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guiding::Guided;
 use parallel::{RankError, RankPool, RankWorker};
@@ -22,8 +25,9 @@ use scheduler::{
 
 use crate::handle::{EngineHandle, EngineInfo, RunState, Shared};
 use crate::live::Live;
-use crate::rank::{Entering, RankCommand, RankReply, RowOutput, StepInput, StepOutput};
+use crate::rank::{Entering, RankCommand, RankReply, RowOutput};
 use crate::request::{EndReason, Output};
+use steps::{Ran, Running};
 
 /// A running engine. Dropping it stops its threads; requests that still run end as cancelled.
 pub struct Engine {
@@ -87,21 +91,8 @@ struct EngineLoop<W: RankWorker> {
     guided: Guided,
     /// Nothing runs or can be planned before something comes into the inbox.
     is_idle: bool,
-}
-
-/// A step that the ranks were told to run.
-struct Running {
-    input: Arc<StepInput>,
-    began: Instant,
-}
-
-/// A step that has run.
-struct Ran {
-    plan: StepPlan,
-    output: StepOutput,
-    /// One entry an answer of the plan.
-    tokens: Vec<Option<TokenId>>,
-    took: Duration,
+    /// When the last step was done.
+    landed: Instant,
 }
 
 impl<W> EngineLoop<W>
@@ -119,6 +110,7 @@ where
             running: None,
             guided: Guided::default(),
             is_idle: false,
+            landed: Instant::now(),
         }
     }
 
@@ -138,68 +130,36 @@ where
             self.turn()?;
         }
         // Ranks are not stopped in the middle of a step.
-        self.receive().map(drop)
+        self.land().map(drop)
     }
 
     /// A turn of the loop: plan, run, apply. What is planned here, while a step runs, runs next.
     fn turn(&mut self) -> Result<(), RankError> {
         let next = self.plan();
-        let ran = self.receive()?;
-        self.is_idle = next.is_none() && ran.is_none();
-        if let Some(mut next) = next {
-            if let Some(ran) = &ran {
-                next.plan.settle(&ran.tokens);
+        let has_next = next.is_some();
+        let ran = match next {
+            Some(next) if self.goes_ahead(&next.plan) => self.submit(next)?,
+            next => {
+                let ran = self.land()?;
+                if let Some(mut next) = next {
+                    if let Some(ran) = &ran {
+                        next.plan.settle(&ran.tokens);
+                    }
+                    self.start(next)?;
+                }
+                ran
             }
-            self.start(next)?;
-        }
+        };
+        self.is_idle = !has_next && ran.is_none();
         if let Some(ran) = ran {
             self.apply_results(ran);
         }
         if !self.shared.info.overlaps_steps
-            && let Some(ran) = self.receive()?
+            && let Some(ran) = self.land()?
         {
             self.apply_results(ran);
         }
         Ok(())
-    }
-
-    /// The next step, if there is something to run.
-    fn plan(&mut self) -> Option<StepInput> {
-        let plan = self.scheduler.plan()?;
-        let entering = self.entering(&plan, Instant::now());
-        let allowed = self.allowed(&plan);
-        Some(StepInput { plan, entering, allowed })
-    }
-
-    fn start(&mut self, input: StepInput) -> Result<(), RankError> {
-        let input = Arc::new(input);
-        self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
-        self.running = Some(Running { input, began: Instant::now() });
-        Ok(())
-    }
-
-    /// Waits for the step that runs, if one does.
-    fn receive(&mut self) -> Result<Option<Ran>, RankError> {
-        let Some(Running { input, began }) = self.running.take() else { return Ok(None) };
-        let replies = self.pool.receive()?;
-        let took = began.elapsed();
-        {
-            let mut stats = self.shared.stats.lock();
-            stats.n_steps += 1;
-            stats.step_time += took;
-        }
-        let output = replies
-            .into_iter()
-            .find_map(|reply| match reply {
-                RankReply::Stepped(output) => output,
-                RankReply::Probed(_) => unreachable!("nothing was probed"),
-            })
-            .expect("rank 0 says what came out");
-        let StepInput { plan, .. } =
-            Arc::into_inner(input).expect("ranks drop the plan before they answer");
-        assert_eq!(output.rows.len(), plan.n_answers(), "one output an answer");
-        let tokens = output.rows.iter().map(|row| row.token).collect();
-        Ok(Some(Ran { plan, output, tokens, took }))
     }
 
     fn entering(&mut self, plan: &StepPlan, now: Instant) -> Vec<Entering> {

@@ -47,6 +47,9 @@ pub struct EngineInfo {
     pub overlaps_steps: bool,
     /// Whose turn it is, and how long anybody waits.
     pub policy: Policy,
+    /// Whether it is submitted to devices before that one's tokens are seen, where devices draw
+    /// them.
+    pub launches_ahead: bool,
 }
 
 /// A way to reach a running engine.

@@ -7,7 +7,8 @@ mod device;
 mod host;
 mod inputs;
 mod logits;
-mod sampling;
+mod outbox;
+pub(crate) mod sampling;
 
 use std::ops::Range;
 
@@ -26,11 +27,12 @@ use crate::kernels::sample::cuda::DeviceAnswer;
 use crate::kernels::{embed, linear};
 use crate::loading::{Placer, Unsupported, Use};
 use crate::memory_plan::MemoryPlan;
-use crate::rank::{Entering, StepError};
+use crate::rank::{Entering, RowOutput, StepError};
 
 pub(crate) use device::{DeviceLogits, DeviceSteps, DeviceStepsConfig, n_recorded};
 use host::HostSteps;
 pub(crate) use inputs::{DeviceInputs, InputPlaces, InputSizes};
+pub(crate) use outbox::Outbox;
 pub(crate) use sampling::{DeviceSampling, SamplingPlaces, SamplingSizes};
 
 /// Positions whose logits are computed at once: bounds the logits' memory when a prompt is scored.
@@ -69,6 +71,15 @@ pub(crate) struct StepRun<'a> {
     pub(crate) consume: &'a mut dyn FnMut(&EmitPoint, &[f32]),
     /// Where a device may sample for the host.
     pub(crate) sampling: Option<Sampling<'a>>,
+}
+
+/// A step for devices alone: all its tokens are drawn there, and rows that follow others take
+/// theirs there.
+pub(crate) struct Submission<'a> {
+    pub(crate) exec: &'a mut Exec,
+    pub(crate) communicator: &'a mut Communicator,
+    pub(crate) plan: &'a StepPlan,
+    pub(crate) entering: &'a [Entering],
 }
 
 /// Sequences that enter slots, and who hears of what a device has drawn.
@@ -130,6 +141,35 @@ impl Model {
             Steps::Device(steps) => steps.forward(network, scratch, run),
         }
     }
+
+    /// Submits a step behind what was submitted before. How many steps before it have not
+    /// [landed](Model::land): one at most.
+    pub(crate) fn submit(&mut self, step: Submission<'_>) -> Result<usize, StepError> {
+        let Model { network, scratch, steps } = self;
+        match steps {
+            Steps::Host(_) => panic!("nothing lies behind a step of the processor's"),
+            Steps::Device(steps) => steps.submit(network, scratch, step),
+        }
+    }
+
+    /// Has what was submitted end, whatever it waits for. Nothing may be submitted afterwards.
+    pub(crate) fn let_go(&self) {
+        if let Steps::Device(steps) = &self.steps {
+            steps.let_go();
+        }
+    }
+
+    /// Waits for the oldest step that was submitted, and says what its rows yield.
+    pub(crate) fn land(
+        &mut self,
+        communicator: &mut Communicator,
+        rows: Option<&mut Vec<RowOutput>>,
+    ) -> Result<(), StepError> {
+        match &mut self.steps {
+            Steps::Host(_) => panic!("nothing was submitted to the processor"),
+            Steps::Device(steps) => steps.land(communicator, rows),
+        }
+    }
 }
 
 impl Network {
@@ -186,7 +226,7 @@ impl Network {
         for block in &mut self.blocks {
             block.forward(cx)?;
         }
-        cx.normalise_rows(&self.final_norm, self.head.input(), rows)
+        cx.normalise_rows(&self.final_norm, &self.head, rows)
     }
 
     /// This rank's logits of the normalised states `range`.

@@ -165,12 +165,18 @@ impl Peers {
         communicator: &mut Communicator,
     ) -> Result<(), StepError> {
         let waited = self.wait_or_fail(event, communicator);
-        if waited.is_err()
-            && let Err(error) = self.escape.release(self)
-        {
-            tracing::warn!(%error, "a device that failed could not be told to go on");
+        if waited.is_err() {
+            self.let_go();
         }
         waited
+    }
+
+    /// Tells what waits for a peer on this rank's device to go on, now that nobody wants what comes
+    /// of it.
+    pub(crate) fn let_go(&self) {
+        if let Err(error) = self.escape.release(self) {
+            tracing::warn!(%error, "a device that failed could not be told to go on");
+        }
     }
 
     fn wait_or_fail(

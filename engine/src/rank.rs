@@ -11,15 +11,21 @@ use crate::batch::EmitPoint;
 use crate::device::{DeviceError, Exec};
 use crate::guide::TokenSet;
 use crate::kernels::sample::cuda::DeviceAnswer;
-use crate::model::{Model, Sampling, StepRun};
+use crate::model::{Model, Sampling, StepRun, Submission};
 use crate::request::{Request, TokenScore};
 use crate::sampler::Sampler;
 
 /// A command to every rank.
 #[derive(Clone, Debug)]
 pub enum RankCommand {
-    /// Run a step.
+    /// Run a step, and answer with what came out of it.
     Step(Arc<StepInput>),
+    /// Submit a step behind the one that was submitted last, and answer with what came out of that
+    /// one, if it was not asked for. A row that follows another takes its token from where a
+    /// device has drawn it. All its tokens are drawn by devices, and one at least.
+    Submit(Arc<StepInput>),
+    /// Answer with what came out of the step that was submitted last.
+    Land,
     /// Run a plan and say its logits instead of sampling: for tests and benches.
     Probe(Arc<StepPlan>),
 }
@@ -27,7 +33,7 @@ pub enum RankCommand {
 /// A rank's answer.
 #[derive(Debug)]
 pub enum RankReply {
-    /// The step has run; rank 0 says what came out.
+    /// What came out of a step, if one has run; rank 0 says it.
     Stepped(Option<StepOutput>),
     /// The plan has run; rank 0 says the logits.
     Probed(Vec<Probed>),
@@ -88,6 +94,14 @@ pub struct RowOutput {
     pub is_broken: bool,
 }
 
+impl RowOutput {
+    /// A device has drawn the token.
+    pub(crate) fn take(&mut self, answer: DeviceAnswer) {
+        self.token = Some(TokenId(answer.token as u32));
+        self.is_broken = answer.is_broken != 0;
+    }
+}
+
 /// Why a rank could not run a step.
 #[derive(Debug, Error)]
 pub enum StepError {
@@ -114,6 +128,13 @@ pub(crate) struct ModelWorker {
     pub(crate) mapped: Option<Checkpoint>,
 }
 
+impl Drop for ModelWorker {
+    /// Before the communicator goes, which waits for what its device does.
+    fn drop(&mut self) {
+        self.model.let_go();
+    }
+}
+
 impl RankWorker for ModelWorker {
     type Command = RankCommand;
     type Reply = RankReply;
@@ -122,6 +143,8 @@ impl RankWorker for ModelWorker {
     fn handle(&mut self, command: RankCommand) -> Result<RankReply, StepError> {
         let reply = match command {
             RankCommand::Step(input) => self.step(&input),
+            RankCommand::Submit(input) => self.submit(&input),
+            RankCommand::Land => self.land(),
             RankCommand::Probe(plan) => self.probe(&plan),
         }?;
         // Nobody gets a token of weights that were gone while it was computed.
@@ -155,12 +178,28 @@ impl ModelWorker {
         let plan = &input.plan;
         model.forward(StepRun { exec, communicator, plan, consume, sampling })?;
         for (answer_idx, answer) in drawn {
-            let answer: DeviceAnswer = answer;
-            output.rows[answer_idx].token = Some(TokenId(answer.token as u32));
-            output.rows[answer_idx].is_broken = answer.is_broken != 0;
+            output.rows[answer_idx].take(answer);
         }
         Ok(RankReply::Stepped(Some(output)))
     }
+
+    fn submit(&mut self, input: &StepInput) -> Result<RankReply, StepError> {
+        let ModelWorker { model, exec, communicator, sampler, .. } = self;
+        if let Some(sampler) = sampler {
+            input.entering.iter().for_each(|entering| sampler.enter(entering));
+        }
+        let (plan, entering) = (&input.plan, &input.entering[..]);
+        let n_behind = model.submit(Submission { exec, communicator, plan, entering })?;
+        if n_behind == 0 { Ok(RankReply::Stepped(None)) } else { self.land() }
+    }
+
+    fn land(&mut self) -> Result<RankReply, StepError> {
+        let ModelWorker { model, communicator, sampler, .. } = self;
+        let mut rows = Vec::new();
+        model.land(communicator, sampler.is_some().then_some(&mut rows))?;
+        Ok(RankReply::Stepped(sampler.is_some().then_some(StepOutput { rows })))
+    }
+
     fn probe(&mut self, plan: &StepPlan) -> Result<RankReply, StepError> {
         let ModelWorker { model, exec, communicator, .. } = self;
         let mut probed = Vec::new();

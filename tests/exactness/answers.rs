@@ -7,8 +7,8 @@ use harness::serving::HeldEngine;
 
 use super::*;
 
-/// What a reader saw: tokens and their log-probabilities, by bits.
-type Answer = Vec<(TokenId, u32)>;
+/// What a reader saw: tokens and their log-probabilities, by bits, where it asked for them.
+type Answer = Vec<(TokenId, Option<u32>)>;
 
 /// Allows about one token in eight, which ones depends on all before; now and then it allows all.
 fn guide(vocab_size: usize) -> Guide {
@@ -71,7 +71,7 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
             for output in receiver {
                 match output {
                     Output::Token { token, score } => {
-                        tokens.push((token, score.expect("asked for").logprob.to_bits()));
+                        tokens.push((token, score.map(|score| score.logprob.to_bits())));
                     }
                     Output::Finish(_) => return tokens,
                     Output::Admitted { .. } | Output::PromptScores(_) => {}
@@ -89,6 +89,9 @@ struct Crowd {
     n_prompt_max: usize,
     n_new: usize,
     tenths_of_kv: u64,
+    /// Whether log-probabilities are asked for. On devices the host then draws, so that no step
+    /// is launched before the tokens of the one before it are seen.
+    scores: bool,
 }
 
 impl Crowd {
@@ -119,7 +122,7 @@ impl Crowd {
                     n_new_max: self.n_new,
                     stop_tokens: Vec::new().into(),
                     sampling,
-                    n_logprobs: Some(0),
+                    n_logprobs: self.scores.then_some(0),
                     n_prompt_logprobs: None,
                     cache_salt: None,
                     terms: Terms::ordinary(),
@@ -192,8 +195,14 @@ fn differing_answers(
 #[test]
 fn answers_are_bit_equal_alone_preempted_overlapped_cached_moved_and_guessed() {
     // Room for little more than one sequence.
-    let crowd =
-        Crowd { n_requests: 12, n_prompt_min: 1, n_prompt_max: 61, n_new: 40, tenths_of_kv: 3 };
+    let crowd = Crowd {
+        n_requests: 12,
+        n_prompt_min: 1,
+        n_prompt_max: 61,
+        n_new: 40,
+        tenths_of_kv: 3,
+        scores: true,
+    };
     for (format, kv_dtype) in FORMATS {
         let checkpoint = tiny("preemption", format);
         let seed = harness::seed_or(1);
@@ -232,8 +241,14 @@ fn answered_together(
     config: &EngineConfig,
     n: usize,
 ) -> (Vec<Answer>, Vec<Answer>, u64) {
-    let crowd =
-        Crowd { n_requests: n, n_prompt_min: 40, n_prompt_max: 41, n_new: 20, tenths_of_kv: 10 };
+    let crowd = Crowd {
+        n_requests: n,
+        n_prompt_min: 40,
+        n_prompt_max: 41,
+        n_new: 20,
+        tenths_of_kv: 10,
+        scores: true,
+    };
     let mut random = Random::new(3);
     let mut requests = crowd.requests(&mut random, checkpoint.spec().vocab_size);
     let prompt = Arc::clone(&requests[0].prompt);
@@ -273,14 +288,26 @@ fn devices_copy_the_page_that_answers_share() {
 #[test]
 fn devices_answer_alike_under_preemption_where_they_are_told_to() {
     split_as_a_real_node_does();
-    let crowd =
-        Crowd { n_requests: 7, n_prompt_min: 8, n_prompt_max: 24, n_new: 44, tenths_of_kv: 3 };
     let checkpoint = tiny_for_devices("preempted-devices", SyntheticFormat::ModelOptFp8);
-    let roomy = on_devices(2, KvDtype::Fp8, true);
-    let differing = differing_answers(&checkpoint, &roomy, &crowd, 9);
-    assert!(differing.is_empty(), "requests {differing:?} differ");
-    let host_kv = Some(HostKv { n_bytes: 1 << 20, n_tokens_min: 1 });
-    let guessing = EngineConfig { n_candidates_max: 4, caches_prefixes: true, host_kv, ..roomy };
-    let differing = differing_answers(&checkpoint, &guessing, &crowd, 9);
-    assert!(differing.is_empty(), "with guesses requests {differing:?} differ");
+    for scores in [true, false] {
+        let crowd = Crowd {
+            n_requests: 7,
+            n_prompt_min: 8,
+            n_prompt_max: 24,
+            n_new: 44,
+            tenths_of_kv: 3,
+            scores,
+        };
+        // Alone steps go one after another; together they are launched ahead, where devices draw.
+        let roomy = EngineConfig { overlaps_steps: true, ..on_devices(2, KvDtype::Fp8, true) };
+        let differing = differing_answers(&checkpoint, &roomy, &crowd, 9);
+        assert!(differing.is_empty(), "scored: {scores}: requests {differing:?} differ");
+        if scores {
+            let host_kv = Some(HostKv { n_bytes: 1 << 20, n_tokens_min: 1 });
+            let guessing =
+                EngineConfig { n_candidates_max: 4, caches_prefixes: true, host_kv, ..roomy };
+            let differing = differing_answers(&checkpoint, &guessing, &crowd, 9);
+            assert!(differing.is_empty(), "with guesses requests {differing:?} differ");
+        }
+    }
 }

@@ -1,9 +1,8 @@
 //! The same request gives the same bits, whatever shares its batch: alone or together, whole or in
-//! chunks, after preemption; on the processor also with steps overlapped, found in the cache, and
-//! with tokens guessed.
-//! On the processor always, on devices where they are told to be deterministic. No tolerance
-//! anywhere in this file. That threads change no bit is for the kernels' own tests to show: this
-//! model is mostly too small to be split.
+//! chunks, after preemption, with steps overlapped, with tokens guessed; on the processor also if
+//! it is found in the cache. On the processor always, on devices where they are told to be
+//! deterministic. No tolerance anywhere in this folder. That threads change no bit is for the
+//! kernels' own tests to show: this model is mostly too small to be split.
 
 mod answers;
 mod workloads;
@@ -32,9 +31,11 @@ fn tiny(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
     write(test, format, preset("tiny").expect("a preset"))
 }
 
-/// The same with heads that a device's kernels know.
+/// The same with heads that a device's kernels know, and a vocabulary that two ranks share evenly:
+/// then devices draw.
 fn tiny_for_devices(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
     let mut spec = preset("tiny").expect("a preset");
+    spec.vocab_size = 302;
     for block in &mut spec.blocks {
         if let Some(MixerSpec::Attention(attention)) = &mut block.mixer {
             attention.head_dim = 32;

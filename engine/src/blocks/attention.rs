@@ -58,7 +58,7 @@ impl Attention {
     }
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
-        cx.normalise(&self.norm, self.qkv.input())?;
+        cx.normalise(&self.norm, &self.qkv)?;
         let scales = cx.project_normed(&self.qkv)?;
         self.attend(cx, scales)?;
         cx.project_inner(&self.o, Magnitudes::Unknown)

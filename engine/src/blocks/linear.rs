@@ -37,7 +37,7 @@ impl Replacement {
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
         let n_tokens = cx.n_tokens();
         let input = self.projection.input();
-        cx.normalise(&self.norm, input)?;
+        cx.normalise(&self.norm, &self.projection)?;
         let columns = self.col_begin..self.col_begin + self.projection.n_cols();
         let scratch = &mut *cx.scratch;
         let (element, hidden_size) = (Element::of_input(input), scratch.hidden_size);

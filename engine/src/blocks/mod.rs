@@ -149,18 +149,19 @@ impl StepCx<'_> {
     }
 
     /// Takes the pending partial result into the residual stream, and normalises that into
-    /// `normed`, quantized by `input`.
-    pub(crate) fn normalise(&mut self, norm: &Vector, input: InputScale) -> Result<(), StepError> {
-        self.normalise_rows(norm, input, None)
+    /// `normed`, quantized as `next` takes it.
+    pub(crate) fn normalise(&mut self, norm: &Vector, next: &Projection) -> Result<(), StepError> {
+        self.normalise_rows(norm, next, None)
     }
 
     /// The same for the tokens of `rows` alone, one below another.
     pub(crate) fn normalise_rows(
         &mut self,
         norm: &Vector,
-        input: InputScale,
+        next: &Projection,
         rows: Option<Array<'_, u32>>,
     ) -> Result<(), StepError> {
+        let input = next.input();
         let n_tokens = self.n_tokens();
         let n_rows = rows.map_or(n_tokens, |rows| rows.len());
         let scratch = &mut *self.scratch;
@@ -179,6 +180,7 @@ impl StepCx<'_> {
                 weight: norm.as_array(),
                 eps: self.norm_eps,
                 rows,
+                next: next.device.map(|device| device.matrix),
                 input,
                 out: scratch.normed.view_mut(Element::of_input(input), n_rows, hidden_size),
                 out_scales: scratch.normed_scales.array_mut(n_rows),

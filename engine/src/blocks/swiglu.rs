@@ -34,7 +34,7 @@ impl SwiGlu {
 
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
         let n_tokens = cx.n_tokens();
-        cx.normalise(&self.norm, self.gate_up.input())?;
+        cx.normalise(&self.norm, &self.gate_up)?;
         let scales = cx.project_normed(&self.gate_up)?;
         let magnitudes = match self.down.input() {
             InputScale::PerToken => Magnitudes::Found,

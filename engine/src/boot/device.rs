@@ -13,6 +13,7 @@ use crate::loading::{Carve, Placer, stage};
 use crate::memory_plan::{MemoryPlan, StepMemory, StepSizes};
 use crate::model::{
     DeviceInputs, DeviceLogits, DeviceSampling, DeviceSteps, DeviceStepsConfig, Model, Network,
+    Outbox,
 };
 use crate::peers::Peers;
 use crate::rank::{ModelWorker, StepError};
@@ -65,15 +66,13 @@ pub(super) fn build(
     let is_deterministic = sizes.inputs.is_deterministic;
     let shared = share(&mut communicator, peers.as_ref(), &memory, is_deterministic)?;
     let StepMemory { scratch, magnitudes, inputs, attention, logits, sampling, .. } = memory;
-    let sampling = match sampling {
-        Some(places) => Some(DeviceSampling::new(&exec, sizes.sampling(), places)?),
-        None => None,
-    };
+    let sampling = sampling.map(|places| DeviceSampling::new(&exec, sizes.sampling(), places));
     let steps = DeviceStepsConfig {
         spec,
         rank,
         n_ranks: plan.n_ranks,
-        inputs: DeviceInputs::new(&exec, sizes.inputs, inputs, frequencies, attention)?,
+        inputs: DeviceInputs::new(sizes.inputs, inputs, frequencies, attention),
+        outbox: Outbox::new(&exec, sizes.n_sent_bytes())?,
         logits: DeviceLogits {
             first: logits,
             n_rows: sizes.n_logit_rows,
@@ -81,7 +80,7 @@ pub(super) fn build(
             host: exec.alloc_pinned(DeviceLogits::n_bytes(sizes.n_logit_rows, n_local))?,
         },
         peers,
-        sampling,
+        sampling: sampling.transpose()?,
     };
     let steps = DeviceSteps::new(&exec, steps)?;
     let gemms = gemms(&exec, &network, sizes)?;

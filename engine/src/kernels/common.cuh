@@ -322,27 +322,29 @@ __device__ __forceinline__ void await(const Exchange& exchange, u32 epoch) {
     __syncthreads();
 }
 
-// Every thread of the grid calls it, at any time after `await`: the last block to leave counts the
-// exchange, when no block can still be asking for its number.
-__device__ __forceinline__ void leave(const Exchange& exchange, u32 epoch) {
+// Every thread of the first `n_blocks` blocks, which are those that exchange, calls it at any time
+// after `await`: the last block to leave counts the exchange, when no block can still be asking for
+// its number.
+__device__ __forceinline__ void leave(const Exchange& exchange, u32 epoch, u32 n_blocks) {
     if (threadIdx.x != 0) return;
     __threadfence();
-    if (atomicAdd(exchange.state + 1, 1) == gridDim.x - 1) {
+    if (atomicAdd(exchange.state + 1, 1) == n_blocks - 1) {
         exchange.state[1] = 0;
         exchange.state[0] = epoch;
     }
 }
 
-// Every thread of the grid calls it, when it has read and written all that it will of other ranks:
-// the last block to come publishes that, and stays until every rank has. What the ranks have written
+// Every thread of those blocks calls it, when it has read and written all that it will of other
+// ranks: the last block to come publishes that, and stays until every rank has. What the ranks have written
 // to each other is then seen by the kernels that follow.
-__device__ __forceinline__ void leave_together(const Exchange& exchange, u32 epoch) {
+__device__ __forceinline__ void leave_together(const Exchange& exchange, u32 epoch,
+                                               u32 n_blocks) {
     __shared__ bool is_last;
     __syncthreads();
     if (threadIdx.x == 0) {
         // Around the count, so that the last block releases what all blocks have written.
         __threadfence_system();
-        is_last = atomicAdd(exchange.state + 1, 1) == gridDim.x - 1;
+        is_last = atomicAdd(exchange.state + 1, 1) == n_blocks - 1;
         __threadfence_system();
     }
     __syncthreads();

@@ -189,6 +189,11 @@ impl StepSizes {
         }
     }
 
+    /// Bytes that a step sends to a device, as far as it need not wait.
+    pub(crate) fn n_sent_bytes(&self) -> usize {
+        self.inputs.n_sent_bytes() + self.sampling().n_sent_bytes()
+    }
+
     /// What sampling needs.
     pub(crate) fn sampling(&self) -> SamplingSizes {
         SamplingSizes {

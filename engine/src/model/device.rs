@@ -1,12 +1,16 @@
 //! Steps on a device: inputs sent in one copy, decoding from recorded graphs, logits read back.
 
+mod ahead;
+
 use std::ops::Range;
 
 use parallel::{Communicator, Rank};
+use scheduler::{SlotIdx, StepPlan};
 use weights::ModelSpec;
 
 use super::inputs::{DeviceInputs, InputSizes, SentRows};
 use super::logits::Logits;
+use super::outbox::Outbox;
 use super::sampling::DeviceSampling;
 use super::{N_LOGIT_ROWS, Network, Sampling, StepRun};
 use crate::batch::{Batch, EmitPoint, Inputs};
@@ -16,7 +20,8 @@ use crate::device::cuda::{CudaExec, Event, Graph, Pinned};
 use crate::device::{DeviceError, DevicePtr, DeviceView, Element, Exec, ViewMut};
 use crate::kernels::reduce_norm::Pending;
 use crate::peers::Peers;
-use crate::rank::StepError;
+use crate::rank::{Entering, StepError};
+use ahead::Flights;
 
 /// What a device needs for a step besides the model.
 pub(crate) struct DeviceSteps {
@@ -24,14 +29,16 @@ pub(crate) struct DeviceSteps {
     /// A device finds its pages itself.
     no_tables: PageTables,
     inputs: DeviceInputs,
+    outbox: Outbox,
     logits: DeviceLogits,
     host_logits: Logits,
-    /// All that was submitted has run.
-    done: Event,
+    flights: Flights,
     peers: Option<Peers>,
     sampling: Option<DeviceSampling>,
     /// Of the batch's emitting tokens: whether the device draws what follows them.
     drawn: Vec<bool>,
+    /// Places of tokens that only a device knows, and whose they are.
+    late: Vec<(usize, SlotIdx)>,
     /// Recorded steps of decoding, by how many rows they have, fewest first.
     graphs: Vec<(usize, Graph)>,
 }
@@ -51,6 +58,7 @@ pub(crate) struct DeviceStepsConfig<'a> {
     pub(crate) n_ranks: usize,
     pub(crate) logits: DeviceLogits,
     pub(crate) inputs: DeviceInputs,
+    pub(crate) outbox: Outbox,
     pub(crate) peers: Option<Peers>,
     pub(crate) sampling: Option<DeviceSampling>,
 }
@@ -87,12 +95,14 @@ impl DeviceSteps {
             batch: Batch::new(0, n_tokens, n_slots),
             no_tables: PageTables::new(0, 0, 0),
             inputs: config.inputs,
+            outbox: config.outbox,
             host_logits: Logits::new(spec, config.logits.n_local, n_ranks, rank),
             logits: config.logits,
-            done: exec.new_event()?,
+            flights: Flights::new(exec, n_slots)?,
             peers: config.peers,
             sampling: config.sampling,
             drawn: Vec::with_capacity(n_tokens),
+            late: Vec::with_capacity(n_slots),
             graphs: Vec::new(),
         })
     }
@@ -104,32 +114,15 @@ impl DeviceSteps {
         run: StepRun<'_>,
     ) -> Result<(), StepError> {
         let StepRun { exec, communicator, plan, consume, sampling } = run;
-        self.batch.fill(plan, &self.no_tables);
-        let graph_idx = self.graph_of_batch();
-        let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
+        assert_eq!(self.flights.n_up(), 0, "a step that was submitted has not landed");
         let (entering, mut drawn) = match sampling {
             Some(Sampling { entering, drawn }) => (entering, Some(drawn)),
             None => (&[][..], None),
         };
-        if let Some(sampling) = &mut self.sampling {
-            for entering in entering {
-                sampling.enter(cuda(exec), entering)?;
-            }
-        }
-        self.drawn.clear();
-        for point in &self.batch.emits {
-            let is_of_device = self.sampling.as_ref().is_some_and(|one| one.samples(point.slot));
-            self.drawn.push(drawn.is_some() && point.samples && is_of_device);
-        }
-        let rows = SentRows { n_padded, drawn: &self.drawn };
-        self.inputs.send(cuda(exec), &self.batch, &plan.pages, rows)?;
-        network.move_pages(exec, &plan.moves)?;
         let mut rig = Rig { network, scratch, exec, communicator };
-        if let Some(graph_idx) = graph_idx {
-            cuda(rig.exec).stream().launch(&self.graphs[graph_idx].1)?;
-        } else {
-            rig.run(&self.inputs)?;
-        }
+        self.late.clear();
+        let graph_idx = self.begin(&mut rig, plan, entering, drawn.is_some())?;
+        let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
         let n_emits = self.batch.emits.len();
         for first in (0..n_emits).step_by(self.logits.n_rows) {
             let emits = first..n_emits.min(first + self.logits.n_rows);
@@ -141,6 +134,7 @@ impl DeviceSteps {
             if is_for_host {
                 self.logits.read_back(cuda(rig.exec), n_padded.unwrap_or(emits.len()))?;
             }
+            self.read_answers(&rig, 0, n_padded.unwrap_or(emits.len()))?;
             self.wait(&mut rig)?;
             if is_for_host {
                 self.hand_out(&mut rig, emits.clone(), graph_idx.is_some(), consume)?;
@@ -148,12 +142,56 @@ impl DeviceSteps {
             if let (Some(sampling), Some(drawn)) = (&self.sampling, &mut drawn) {
                 for emit_idx in emits.clone().filter(|&emit_idx| self.drawn[emit_idx]) {
                     let row_idx = row_of(&self.batch, emit_idx, emits.start, graph_idx.is_some());
-                    drawn(&self.batch.emits[emit_idx], sampling.answer(row_idx));
+                    drawn(&self.batch.emits[emit_idx], sampling.answer(0, row_idx));
                 }
             }
         }
         match n_emits {
             0 => self.wait(&mut rig),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lays a plan out, sends it, and submits it up to the states that the head projects, or to the
+    /// draw where the step was recorded: the graph's index then.
+    fn begin(
+        &mut self,
+        rig: &mut Rig<'_>,
+        plan: &StepPlan,
+        entering: &[Entering],
+        draws: bool,
+    ) -> Result<Option<usize>, StepError> {
+        self.batch.fill(plan, &self.no_tables);
+        let graph_idx = self.graph_of_batch();
+        let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
+        self.outbox.begin();
+        if let Some(sampling) = &mut self.sampling {
+            for entering in entering {
+                sampling.enter((cuda(rig.exec), &mut self.outbox), entering)?;
+            }
+        }
+        self.drawn.clear();
+        for point in &self.batch.emits {
+            let is_of_device = self.sampling.as_ref().is_some_and(|one| one.samples(point.slot));
+            self.drawn.push(draws && point.samples && is_of_device);
+        }
+        let rows = SentRows { n_padded, drawn: &self.drawn, late: &self.late };
+        let outbox = (cuda(rig.exec), &mut self.outbox);
+        self.inputs.send(outbox, &self.batch, &plan.pages, rows)?;
+        rig.network.move_pages(rig.exec, &plan.moves)?;
+        match graph_idx {
+            Some(idx) => cuda(rig.exec).stream().launch(&self.graphs[idx].1)?,
+            None => rig.run(&self.inputs)?,
+        }
+        Ok(graph_idx)
+    }
+
+    /// Submits the copy of what was drawn for `n_rows` rows, to where the step of `turn` reads it.
+    fn read_answers(&self, rig: &Rig<'_>, turn: usize, n_rows: usize) -> Result<(), DeviceError> {
+        match &self.sampling {
+            Some(sampling) if self.drawn.contains(&true) => {
+                sampling.read_back(cuda(rig.exec), turn, n_rows)
+            }
             _ => Ok(()),
         }
     }
@@ -170,8 +208,10 @@ impl DeviceSteps {
         let mut rig = Rig { network, scratch, exec, communicator };
         for n_rows in buckets(self.batch.n_rows_max()) {
             self.batch.clear();
-            let rows = SentRows { n_padded: Some(n_rows), drawn: &[] };
-            self.inputs.send(cuda(rig.exec), &self.batch, &[], rows)?;
+            let rows = SentRows { n_padded: Some(n_rows), drawn: &[], late: &[] };
+            self.outbox.begin();
+            let outbox = (cuda(rig.exec), &mut self.outbox);
+            self.inputs.send(outbox, &self.batch, &[], rows)?;
             rig.run(&self.inputs)?;
             rig.project(&self.inputs, &self.logits, 0..n_rows)?;
             self.sample(&mut rig, (0, n_rows))?;
@@ -205,10 +245,16 @@ impl DeviceSteps {
 
     /// Waits until all that was submitted has run.
     fn wait(&self, rig: &mut Rig<'_>) -> Result<(), StepError> {
-        cuda(rig.exec).stream().record(&self.done)?;
+        let done = self.flights.done();
+        cuda(rig.exec).stream().record(done)?;
+        self.pass(done, rig.communicator)
+    }
+
+    /// Waits for a point in the stream.
+    fn pass(&self, point: &Event, communicator: &mut Communicator) -> Result<(), StepError> {
         match &self.peers {
-            None => Ok(self.done.synchronize()?),
-            Some(peers) => peers.wait(&self.done, rig.communicator),
+            None => Ok(point.synchronize()?),
+            Some(peers) => peers.wait(point, communicator),
         }
     }
 

@@ -1,11 +1,12 @@
 //! A step's inputs on a device: one block of words that is laid out on the host and copied at once,
 //! and the page tables, which stay and are changed where a plan changes them.
 
-use scheduler::{GroupIdx, PageUpdate};
+use scheduler::{GroupIdx, PageUpdate, SlotIdx};
 
+use super::outbox::Outbox;
 use crate::batch::{Batch, Span};
 use crate::cache::PAGE_TOKENS;
-use crate::device::cuda::{CudaExec, Event, Pinned};
+use crate::device::cuda::CudaExec;
 use crate::device::{DeviceArray, DeviceError, DevicePtr};
 use crate::kernels::attention::DeviceRows;
 use crate::kernels::attention::cuda::{DeviceRow, Workspace};
@@ -38,6 +39,8 @@ pub(crate) struct SentRows<'a> {
     pub(crate) n_padded: Option<usize>,
     /// Of every token that emits: whether the device draws what follows it.
     pub(crate) drawn: &'a [bool],
+    /// Places of tokens that the host has not seen: each is what this slot drew last.
+    pub(crate) late: &'a [(usize, SlotIdx)],
 }
 
 /// Where the inputs lie.
@@ -56,10 +59,9 @@ pub(crate) struct DeviceInputs {
     places: InputPlaces,
     frequencies: DevicePtr,
     workspace: Workspace,
-    staging: Pinned,
-    /// The staging memory has been read.
-    copied: Event,
     words: Vec<i32>,
+    /// Pages that travel together.
+    pages: Vec<i32>,
     layout: Layout,
     /// Tokens of the rows that prefill's kernel attends for.
     prefill_lengths: Vec<usize>,
@@ -82,6 +84,11 @@ struct Layout {
 }
 
 impl InputSizes {
+    /// Bytes that a step sends, as far as it need not wait.
+    pub(crate) fn n_sent_bytes(self) -> usize {
+        self.n_words() * WORD
+    }
+
     fn n_words(self) -> usize {
         let InputSizes { n_tokens, n_slots, n_groups, .. } = self;
         // Tokens, positions, slots, what emits; rows of both kinds, each begun at a row's size.
@@ -108,48 +115,50 @@ impl InputPlaces {
 impl DeviceInputs {
     /// `frequencies` are f64 `[head_dim / 2]`.
     pub(crate) fn new(
-        exec: &CudaExec,
         sizes: InputSizes,
         places: InputPlaces,
         frequencies: DevicePtr,
         workspace: Workspace,
-    ) -> Result<DeviceInputs, DeviceError> {
-        Ok(DeviceInputs {
+    ) -> DeviceInputs {
+        DeviceInputs {
             sizes,
             places,
             frequencies,
             workspace,
-            staging: exec.alloc_pinned(sizes.n_words() * WORD)?,
-            copied: exec.new_event()?,
             words: Vec::with_capacity(sizes.n_words()),
+            pages: Vec::with_capacity(sizes.n_entries()),
             layout: Layout::default(),
             prefill_lengths: Vec::with_capacity(sizes.n_slots),
-        })
+        }
     }
 
     /// Lays `batch` out and sends it, with `pages`, the changes of the tables.
     pub(crate) fn send(
         &mut self,
-        exec: &CudaExec,
+        (exec, outbox): (&CudaExec, &mut Outbox),
         batch: &Batch,
         pages: &[PageUpdate],
         rows: SentRows<'_>,
     ) -> Result<(), DeviceError> {
-        self.copied.synchronize()?;
         self.lay_out(batch, rows);
-        self.send_pages(exec, pages)?;
-        let n_bytes = self.layout_words() * WORD;
-        exec.stream().copy_in(self.places.words, &self.staging, 0, n_bytes)?;
-        exec.stream().record(&self.copied)
+        for run in pages.chunk_by(follows) {
+            self.pages.clear();
+            self.pages.extend(run.iter().map(|update| update.page.idx() as i32));
+            outbox.send(exec, self.entry(&run[0]), &self.pages)?;
+        }
+        outbox.send(exec, self.places.words, &self.words)
     }
 
     fn lay_out(&mut self, batch: &Batch, rows: SentRows<'_>) {
-        let SentRows { n_padded, drawn } = rows;
+        let SentRows { n_padded, drawn, late } = rows;
         let n_tokens = n_padded.unwrap_or(batch.n_tokens());
         let n_padding = n_tokens - batch.n_tokens();
         let words = &mut self.words;
         words.clear();
         words.extend(batch.tokens.iter().map(|token| token.0 as i32));
+        for &(token_idx, slot) in late {
+            words[token_idx] = -1 - slot.idx() as i32;
+        }
         words.extend(std::iter::repeat_n(0, n_padding));
         let positions = words.len();
         words.extend(batch.positions.iter().map(|&position| position as i32));
@@ -191,7 +200,6 @@ impl DeviceInputs {
             n_emitting,
             sampled,
         };
-        self.staging.write(0, words);
     }
 
     /// Lays out the rows of attention, `n_padding` of them going nowhere. Where those of decode
@@ -220,33 +228,6 @@ impl DeviceInputs {
             self.prefill_lengths.extend(std::iter::repeat_n(1, n_padding));
         }
         [decode, prefill]
-    }
-
-    /// Words that kernels of the step read.
-    fn layout_words(&self) -> usize {
-        self.words.len()
-    }
-
-    /// Entries that follow each other travel together. They lie in the staging memory behind what
-    /// the step itself sends.
-    fn send_pages(&mut self, exec: &CudaExec, pages: &[PageUpdate]) -> Result<(), DeviceError> {
-        let n_words_max = self.sizes.n_words();
-        let mut at = self.words.len();
-        for run in pages.chunk_by(follows) {
-            for run in run.chunks(n_words_max - self.words.len()) {
-                if at + run.len() > n_words_max {
-                    exec.stream().synchronize()?;
-                    at = self.words.len();
-                }
-                for (i, update) in run.iter().enumerate() {
-                    self.staging.write((at + i) * WORD, &[update.page.idx() as i32]);
-                }
-                let to = self.entry(&run[0]);
-                exec.stream().copy_in(to, &self.staging, at * WORD, run.len() * WORD)?;
-                at += run.len();
-            }
-        }
-        Ok(())
     }
 
     fn entry(&self, update: &PageUpdate) -> DevicePtr {

@@ -8,6 +8,7 @@ use parallel::{Communicator, DeviceElement, DeviceSlice};
 use scheduler::{SlotIdx, TokenId};
 
 use super::device::DeviceLogits;
+use super::outbox::Outbox;
 use crate::device::DeviceError;
 use crate::device::cuda::{CudaExec, DevicePtr, Pinned};
 use crate::kernels::sample::cuda::{
@@ -50,12 +51,21 @@ pub(crate) struct SamplingPlaces {
 pub(crate) struct DeviceSampling {
     sizes: SamplingSizes,
     places: SamplingPlaces,
-    read_back: Pinned,
+    /// Answers of steps that take turns: one may run while those of the one before it are read.
+    read_back: [Pinned; 2],
     /// Slots whose rows the host samples.
     of_host: Vec<bool>,
 }
 
 impl SamplingSizes {
+    /// Bytes that a step sends where a sequence enters every slot, one of them with penalties.
+    pub(crate) fn n_sent_bytes(self) -> usize {
+        let n_words = self.n_context + N_STOPS_MAX;
+        self.n_slots * size_of::<DeviceSlot>()
+            + N_BIASES_MAX * size_of::<DeviceBias>()
+            + n_words * size_of::<i32>()
+    }
+
     /// Ranks' parts of a vocabulary must be alike to be gathered.
     pub(crate) fn is_possible(&self) -> bool {
         self.n_local * self.n_ranks == self.n_vocab
@@ -91,10 +101,11 @@ impl DeviceSampling {
         sizes: SamplingSizes,
         places: SamplingPlaces,
     ) -> Result<DeviceSampling, DeviceError> {
+        let answers = || exec.alloc_pinned(sizes.n_logit_rows * size_of::<DeviceAnswer>());
         Ok(DeviceSampling {
             sizes,
             places,
-            read_back: exec.alloc_pinned(sizes.n_logit_rows * size_of::<DeviceAnswer>())?,
+            read_back: [answers()?, answers()?],
             of_host: vec![true; sizes.n_slots],
         })
     }
@@ -107,38 +118,30 @@ impl DeviceSampling {
     /// A sequence takes a slot.
     pub(super) fn enter(
         &mut self,
-        exec: &CudaExec,
+        (exec, outbox): (&CudaExec, &mut Outbox),
         entering: &Entering,
     ) -> Result<(), DeviceError> {
         let (request, slot_idx) = (&*entering.request, entering.slot.idx());
-        let biases = sample::biases(&request.sampling);
-        let is_of_host = wants_scores(request)
-            || entering.is_guided
-            || biases.len() > N_BIASES_MAX
-            || request.stop_tokens.len() > N_STOPS_MAX;
-        self.of_host[slot_idx] = is_of_host;
-        if is_of_host {
+        self.of_host[slot_idx] = entering.is_guided || !is_of_device(request);
+        if self.of_host[slot_idx] {
             return Ok(());
         }
+        let biases = sample::biases(&request.sampling);
         let State { slots, biases: all_biases, .. } = self.places.state;
         let slot = DeviceSlot::new(&request.sampling, entering.generated.len(), false);
-        exec.upload(slots.offset(slot_idx * size_of::<DeviceSlot>()), &[slot])?;
+        outbox.send(exec, slots.offset(slot_idx * size_of::<DeviceSlot>()), &[slot])?;
         if !sample::uses_facts(&request.sampling) {
             return Ok(());
         }
         let at = all_biases.offset(slot_idx * N_BIASES_MAX * size_of::<DeviceBias>());
-        if !biases.is_empty() {
-            exec.upload(at, &biases)?;
-        }
+        outbox.send(exec, at, &biases)?;
         let words = |tokens: &[TokenId]| tokens.iter().map(|token| token.0 as i32).collect();
         let stops: Vec<i32> = words(&request.stop_tokens);
         let mut tokens: Vec<i32> = words(&request.prompt);
         tokens.extend::<Vec<i32>>(words(&entering.generated));
         assert!(tokens.len() <= self.sizes.n_context, "{} tokens enter", tokens.len());
-        exec.upload(self.places.tokens, &tokens)?;
-        if !stops.is_empty() {
-            exec.upload(self.places.stops, &stops)?;
-        }
+        outbox.send(exec, self.places.tokens, &tokens)?;
+        outbox.send(exec, self.places.stops, &stops)?;
         sample::enter(
             exec,
             &Enter {
@@ -154,7 +157,7 @@ impl DeviceSampling {
         )
     }
 
-    /// Submits the draw of `n_rows` rows, whose slots `slots` has, and the copy of its answers.
+    /// Submits the draw of `n_rows` rows, whose slots `slots` has.
     pub(super) fn submit(
         &self,
         exec: &CudaExec,
@@ -183,19 +186,34 @@ impl DeviceSampling {
             n_rows,
             answers: self.places.answers,
         };
-        sample::sample(exec, &launch)?;
+        Ok(sample::sample(exec, &launch)?)
+    }
+
+    /// Submits the copy of the answers for `n_rows` rows to where the step whose turn it is has
+    /// them.
+    pub(super) fn read_back(
+        &self,
+        exec: &CudaExec,
+        turn: usize,
+        n_rows: usize,
+    ) -> Result<(), DeviceError> {
         let n_bytes = n_rows * size_of::<DeviceAnswer>();
-        Ok(exec.stream().copy_out(&self.read_back, 0, self.places.answers, n_bytes)?)
+        exec.stream().copy_out(&self.read_back[turn], 0, self.places.answers, n_bytes)
     }
 
     /// What was drawn for row `row_idx`, once the stream has got there.
-    pub(super) fn answer(&self, row_idx: usize) -> DeviceAnswer {
+    pub(super) fn answer(&self, turn: usize, row_idx: usize) -> DeviceAnswer {
         let mut answer = [DeviceAnswer::default()];
-        self.read_back.read(row_idx * size_of::<DeviceAnswer>(), &mut answer);
+        self.read_back[turn].read(row_idx * size_of::<DeviceAnswer>(), &mut answer);
         answer[0]
     }
 }
 
-fn wants_scores(request: &Request) -> bool {
-    request.n_logprobs.is_some() || request.n_prompt_logprobs.is_some()
+/// Whether a device draws a request's tokens. Where the host does, a row of the request starts
+/// only when the host has seen the token before it.
+pub(crate) fn is_of_device(request: &Request) -> bool {
+    let wants_scores = request.n_logprobs.is_some() || request.n_prompt_logprobs.is_some();
+    !wants_scores
+        && request.sampling.logit_bias.len() <= N_BIASES_MAX
+        && request.stop_tokens.len() <= N_STOPS_MAX
 }

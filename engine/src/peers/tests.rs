@@ -144,6 +144,7 @@ impl Member {
             weight: Array::Device(DeviceArray { first: self.norm[0], n: n_cols }),
             eps: 1e-5,
             rows: None,
+            next: None,
             input: InputScale::None,
             out: rows(out, Element::Bf16),
             out_scales: ArrayMut::Device(DeviceArray { first: scales, n: n_rows }),

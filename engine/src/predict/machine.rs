@@ -2,9 +2,10 @@
 //! sources differ both are kept: the prediction is a range.
 //!
 //! **Not modelled:** what the smallest kernel takes beside its launch, that a draw's one block a
-//! row reads slower than a whole device, how ranks drift apart, clocks that fall under load, the
-//! host between two steps. All of them make a real step longer. What would make it shorter is not
-//! modelled either: overlap, and what the L2 cache keeps from one kernel to the next.
+//! row reads slower than a whole device, how ranks drift apart, clocks that fall under load. All of
+//! them make a real step longer. The host between two steps is not there: a step is launched before
+//! the one before it has ended. What would make a step shorter is modelled for one thing only:
+//! weights that are fetched into the L2 cache while the ranks exchange what comes before them.
 
 use crate::peers::Carrier;
 
@@ -82,6 +83,9 @@ pub struct Machine {
     pub cache: f64,
     /// The same element by element.
     pub stream: f64,
+    /// Bytes a second of weights that lie in the L2 cache already; not more than of others where it
+    /// is taken that fetching them was of no use.
+    pub cached: f64,
     /// Of the tensor cores' peak, in large products.
     pub products: f64,
     /// Of the BF16 peak, in the attention of a prefill.
@@ -93,12 +97,14 @@ impl Machine {
     /// 14,336 by 4,096, NVIDIA/cutlass#1139); 1.8 TB/s in paged attention
     /// (Dao-AILab/flash-attention#1572); 999 Tflop/s in FP8 products with a small K
     /// (deepseek-ai/DeepGEMM#73); 35 % in FlashAttention-2 on an H100 (arXiv 2407.08608). The gap
-    /// is the expected one.
+    /// is the expected one. Fetching ahead is of no use, as some have found of prefetches into L2
+    /// (NVIDIA/cutlass#3127).
     pub const LOW: Machine = Machine {
         gap: Machine::EXPECTED.gap,
         weights: 0.68,
         cache: 1.8e12 / HBM,
         stream: 0.78,
+        cached: 0.68 * HBM,
         products: 999e12 / F8_FLOPS,
         attention: 0.35,
     };
@@ -109,12 +115,17 @@ impl Machine {
     /// with Nsight in a model on eight H100s (mikamirai.com/blog/gpu-memory-bandwidth); 1,404
     /// Tflop/s in products of 4,096 by 7,168 by 16,384 (deepseek-ai/DeepGEMM#73). The published
     /// 70.92 tokens/s of this model on such a node (arXiv 2503.18908, table 2) need at least 67 %
-    /// of the memory's bandwidth over all.
+    /// of the memory's bandwidth over all. Weights that were fetched ahead are read from L2 at
+    /// 5.4 TB/s, what an A100's yields to asynchronous copies (smallscientist1/cuda_microbenchmark,
+    /// analysis_A100.md): an H100's is not slower. Others gained 7 % of a decoding step by fetching
+    /// for cuBLAS's products in this way, on another GPU (local-inference-lab/vllm#576), and up to
+    /// 1.6 × on another accelerator (arXiv 2501.08192).
     pub const EXPECTED: Machine = Machine {
         gap: 1.3e-6,
         weights: 2.6e12 / HBM,
         cache: 1.9e12 / HBM,
         stream: 2.8e12 / HBM,
+        cached: 5.4e12,
         products: 1404e12 / F8_FLOPS,
         attention: 0.35,
     };
@@ -122,27 +133,41 @@ impl Machine {
     /// The most: everything that memory bounds at the rate of plain loads, 1,470 Tflop/s in
     /// products (deepseek-ai/DeepGEMM#73), 75 % in attention (FlashAttention-3, arXiv 2407.08608).
     /// 3.4 µs a kernel of a graph of which it runs 2.9 µs (A. Gray, "Getting Started with CUDA
-    /// Graphs", developer.nvidia.com/blog/cuda-graphs, on a V100).
+    /// Graphs", developer.nvidia.com/blog/cuda-graphs, on a V100). What was fetched ahead is read
+    /// beside what was not, in no time of its own.
     pub const HIGH: Machine = Machine {
         gap: 0.5e-6,
         weights: 2.8e12 / HBM,
         cache: 2.8e12 / HBM,
         stream: 2.8e12 / HBM,
+        cached: f64::INFINITY,
         products: 1470e12 / F8_FLOPS,
         attention: 0.75,
     };
 
     /// Seconds of all launches, one after another.
     pub fn seconds(&self, launches: &[Launch]) -> f64 {
-        launches.iter().map(|launch| self.seconds_of(launch)).sum()
+        let mut exchange = 0.0;
+        let mut sum = 0.0;
+        for launch in launches {
+            let seconds = self.seconds_of(launch, exchange);
+            if matches!(launch.kind, Kind::AllReduce(_)) {
+                exchange = seconds;
+            }
+            sum += seconds;
+        }
+        sum
     }
 
-    fn seconds_of(&self, launch: &Launch) -> f64 {
-        let (bytes, flops) = (launch.bytes as f64, launch.flops as f64);
+    /// `exchange` is how long the last one took: as long the memory had time to fetch ahead.
+    fn seconds_of(&self, launch: &Launch, exchange: f64) -> f64 {
+        let fetched = (launch.ahead_bytes as f64).min(exchange * HBM * self.stream);
+        let (bytes, flops) = (launch.bytes as f64 - fetched, launch.flops as f64);
+        let weights = bytes / (HBM * self.weights) + fetched / self.cached;
         let moving = |share: f64| bytes / (HBM * share);
         let seconds = match launch.kind {
-            Kind::ProductF8 => moving(self.weights).max(flops / (F8_FLOPS * self.products)),
-            Kind::ProductBf16 => moving(self.weights).max(flops / (BF16_FLOPS * self.products)),
+            Kind::ProductF8 => weights.max(flops / (F8_FLOPS * self.products)),
+            Kind::ProductBf16 => weights.max(flops / (BF16_FLOPS * self.products)),
             Kind::Attention => moving(self.cache).max(flops / (BF16_FLOPS * self.attention)),
             Kind::Stream => moving(self.stream),
             Kind::AllReduce(way) => all_reduce(way, bytes),
@@ -197,8 +222,9 @@ fn interpolated(table: &[(f64, f64)], bytes: f64) -> f64 {
     us * 1e-6
 }
 
-/// Seconds that no engine can beat without overlap: weights and cache at the memory's full
-/// bandwidth or products at the tensor cores' peak, and an all-reduce in the switches after each.
+/// Seconds that no engine can beat that leaves the memory alone during an exchange: weights and
+/// cache at its full bandwidth or products at the tensor cores' peak, and an all-reduce in the
+/// switches after each.
 pub fn roofline_seconds(launches: &[Launch]) -> f64 {
     let of = |is: fn(Kind) -> bool| launches.iter().filter(move |launch| is(launch.kind));
     let memory: u64 = of(|_| true).map(|launch| launch.resident_bytes).sum();
@@ -270,6 +296,32 @@ mod tests {
         // 70.92 tokens/s, for TensorRT-LLM's own graph and all-reduce (arXiv 2503.18908).
         let rate = |machine: Machine| 1.0 / machine.seconds(&decode(1, 1024));
         assert!(rate(Machine::LOW) < 70.92 && 70.92 < rate(Machine::HIGH));
+    }
+
+    #[test]
+    fn fetching_ahead_saves_no_more_than_the_exchange() {
+        for machine in [Machine::LOW, Machine::EXPECTED, Machine::HIGH] {
+            for n_sequences in [1, 16, 64, 256] {
+                let step = decode(n_sequences, 1024);
+                let plain: Vec<Launch> =
+                    step.iter().map(|launch| Launch { ahead_bytes: 0, ..*launch }).collect();
+                let saved = machine.seconds(&plain) - machine.seconds(&step);
+                let exchanges = step.iter().filter(|one| matches!(one.kind, Kind::AllReduce(_)));
+                let exchanges: f64 = exchanges.map(|one| machine.seconds(&[*one])).sum();
+                let most = exchanges * machine.stream / machine.weights;
+                assert!(saved >= -1e-9 && saved <= most, "{n_sequences}: {saved} of {exchanges}");
+            }
+        }
+        let saved = |machine: Machine| {
+            let step = decode(1, 1024);
+            let plain: Vec<Launch> =
+                step.iter().map(|launch| Launch { ahead_bytes: 0, ..*launch }).collect();
+            machine.seconds(&plain) - machine.seconds(&step)
+        };
+        assert!(saved(Machine::LOW).abs() < 1e-9, "of no use");
+        // 20 MiB 146 times, at 2.6 TB/s and at 5.4.
+        let expected = 146.0 * 20.0 * MIB * (1.0 / 2.6e12 - 1.0 / 5.4e12);
+        assert!((saved(Machine::EXPECTED) / expected - 1.0).abs() < 1e-6);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! partial results BF16, the residual f32. Scales of single tokens are not in it. The benches hold
 //! the list against what was really launched.
 
+use crate::kernels::reduce_norm::fetched_ahead;
 use crate::peers::{Carrier, carrier};
 use weights::{AttentionSpec, FfnSpec, MixerSpec, ModelSpec};
 
@@ -61,6 +62,8 @@ pub struct Launch {
     pub kind: Kind,
     /// Of weights and cache: what the roofline counts.
     pub resident_bytes: u64,
+    /// Of a product's weights: what is fetched into the cache during the exchange before it.
+    pub ahead_bytes: u64,
     /// All bytes, with activations; of an exchange, this rank's message.
     pub bytes: u64,
     /// Floating-point operations.
@@ -100,6 +103,7 @@ pub fn launches_of(spec: &ModelSpec, step: Step, n_ranks: u64, storage: Storage)
         step,
         weight: element(storage.has_fp8_weights),
         kv: element(storage.has_fp8_kv),
+        fetches: false,
         launches: Vec::new(),
     };
     rank.run(spec)
@@ -113,6 +117,8 @@ struct Rank {
     weight: u64,
     /// Bytes of an element of the cache.
     kv: u64,
+    /// Whether kernels that sum over ranks have just run, and fetch what the next product reads.
+    fetches: bool,
     launches: Vec<Launch>,
 }
 
@@ -153,6 +159,7 @@ impl Rank {
             name: "attention",
             kind: Kind::Attention,
             resident_bytes: cache,
+            ahead_bytes: 0,
             bytes: cache + tokens * q * (BF16 + self.weight),
             flops: 4 * self.step.n_pairs() * q,
         });
@@ -179,10 +186,12 @@ impl Rank {
         self.reduce_norm(rows, BF16);
         let weights = vocab / self.n_ranks * self.hidden * BF16;
         let logits = rows * vocab / self.n_ranks * F32;
+        let ahead_bytes = self.ahead(weights);
         self.launches.push(Launch {
             name: "head",
             kind: Kind::ProductBf16,
             resident_bytes: weights,
+            ahead_bytes,
             bytes: weights + rows * self.hidden * BF16 + logits,
             flops: 2 * rows * vocab / self.n_ranks * self.hidden,
         });
@@ -200,6 +209,7 @@ impl Rank {
             let bytes = self.step.n_tokens() * self.hidden * BF16;
             let way = carrier(bytes as usize, self.n_ranks as usize);
             self.exchange("all_reduce", Kind::AllReduce(way), bytes);
+            self.fetches = way != Carrier::Nccl;
             if way == Carrier::TwoShot {
                 n_sharing = self.n_ranks;
             }
@@ -213,24 +223,35 @@ impl Rank {
     }
 
     fn exchange(&mut self, name: &'static str, kind: Kind, bytes: u64) {
-        self.launches.push(Launch { name, kind, resident_bytes: 0, bytes, flops: 0 });
+        let (resident_bytes, ahead_bytes, flops) = (0, 0, 0);
+        self.launches.push(Launch { name, kind, resident_bytes, ahead_bytes, bytes, flops });
+    }
+
+    /// Of a product's weights, if it is the first after an exchange: what was fetched meanwhile.
+    fn ahead(&mut self, weights: u64) -> u64 {
+        match std::mem::take(&mut self.fetches) {
+            true => fetched_ahead(weights as usize, self.step.n_tokens() as usize) as u64,
+            false => 0,
+        }
     }
 
     fn product(&mut self, name: &'static str, n_outputs: u64, n_inputs: u64) {
         let tokens = self.step.n_tokens();
         let weights = n_outputs * n_inputs * self.weight;
+        let ahead_bytes = self.ahead(weights);
         self.launches.push(Launch {
             name,
             kind: if self.weight == F8 { Kind::ProductF8 } else { Kind::ProductBf16 },
             resident_bytes: weights,
+            ahead_bytes,
             bytes: weights + tokens * (n_inputs * self.weight + n_outputs * BF16),
             flops: 2 * tokens * n_outputs * n_inputs,
         });
     }
 
     fn stream(&mut self, name: &'static str, bytes: u64) {
-        let kind = Kind::Stream;
-        self.launches.push(Launch { name, kind, resident_bytes: 0, bytes, flops: 0 });
+        let (kind, resident_bytes, ahead_bytes, flops) = (Kind::Stream, 0, 0, 0);
+        self.launches.push(Launch { name, kind, resident_bytes, ahead_bytes, bytes, flops });
     }
 }
 
@@ -320,6 +341,23 @@ mod tests {
         assert_eq!(bytes(32), 16_384 * (4 * (2 + 8) + 32 + 4), "an eighth of them");
         assert_eq!(bytes(33), 16_384 * (5 * (2 + 8) + 33 + 4), "the rank with the most");
         assert_eq!(bytes(512), 16_384 * (512 * (2 + 8 + 1) + 4), "NCCL: all rows");
+    }
+
+    #[test]
+    fn what_follows_a_sum_is_fetched_during_it() {
+        let fetched = |n_sequences| -> Vec<(&str, u64)> {
+            let step = ultra(n_sequences, 1, 100).into_iter();
+            let fetched = step.filter(|launch| launch.ahead_bytes > 0);
+            fetched.map(|launch| (launch.name, launch.ahead_bytes)).collect()
+        };
+        let few = fetched(8);
+        let count = |name| few.iter().filter(|(other, _)| *other == name).count();
+        assert_eq!((count("qkv"), count("gate_up"), count("head")), (64, 81, 1));
+        // 672 columns of each of gate and up are 22 MB: the least.
+        assert!(few.iter().all(|(_, bytes)| *bytes == 20 << 20), "{few:?}");
+        assert_eq!(few.len(), 146);
+        // With many tokens weights are not what a product waits for.
+        assert_eq!(fetched(257), []);
     }
 
     #[test]

@@ -92,6 +92,7 @@ pub fn product(product: &Product, n_tokens: usize, timing: Timing) -> Result<Lin
         name,
         kind,
         resident_bytes,
+        ahead_bytes: 0,
         bytes: resident_bytes + activations as u64,
         flops: 2 * (n_tokens * n_outputs * n_inputs) as u64,
     };
@@ -147,6 +148,7 @@ pub fn attention(n_rows: usize, n_positions: usize, timing: Timing) -> Result<Li
         name: "attention",
         kind: Kind::Attention,
         resident_bytes,
+        ahead_bytes: 0,
         bytes: resident_bytes + (n_rows * width * 3) as u64,
         flops: 4 * (n_rows * n_positions * width) as u64,
     };

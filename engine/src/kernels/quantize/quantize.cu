@@ -136,5 +136,5 @@ quantize_exchanged(PARAMS, const OfRanks<const float> magnitudes, float* __restr
         is_new = ++tile == n_tiles;
         if (is_new) tile = 0, token++;
     }
-    leave(exchange, epoch);
+    leave(exchange, epoch, gridDim.x);
 }

@@ -1,5 +1,6 @@
 //! The launches of `reduce_norm.cu` and `reduce_norm_two_shot.cu`.
 
+use super::ahead::Ahead;
 use crate::device::cuda::{CudaExec, Kernel, LaunchConfig};
 use crate::device::{Deferred, DeviceError, DevicePtr, WeightFactors};
 use crate::kernels::launching::{
@@ -36,6 +37,8 @@ pub(super) struct Launch {
     pub(super) hidden: usize,
     /// `None` where only the residual is wanted.
     pub(super) norm: Option<Norm>,
+    /// What is fetched into the cache while the ranks meet.
+    pub(super) ahead: Option<Ahead>,
 }
 
 /// Where every rank has a norm's `out` and the scales of its rows, by rank.
@@ -76,6 +79,11 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
     }
     let factors = sum_factors(launch.scales);
     let (partials, exchange_words) = (of_ranks(launch.partials), exchange.words());
+    let mut config = config(exec.info().n_multiprocessors, launch);
+    let ahead_words = Ahead::words(launch.ahead, config.grid[0]);
+    if launch.ahead.is_some() {
+        config.grid[0] += Ahead::N_BLOCKS;
+    }
     let everywhere = launch.two_shot.map(|two_shot| {
         assert!(exchange.n_ranks > 1, "rows have owners where ranks meet");
         [two_shot.outs, two_shot.scales].map(|places| of_ranks(from_own(places, exchange)))
@@ -90,6 +98,7 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
         count(n_rows).into(),
         count(hidden).into(),
         by_value(&exchange_words),
+        by_value(&ahead_words),
     ]);
     if let Some(Norm { weight, eps, out, output }) = launch.norm {
         params.extend(&[weight.into(), eps.into()]);
@@ -101,7 +110,6 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
                 .extend(&[everywhere.as_ref().map_or(scales.into(), |[_, all]| by_value(all))]),
         }
     }
-    let config = config(exec.info().n_multiprocessors, launch);
     // SAFETY: these are the parameters of the kernels of `reduce_norm.cuh`, and the caller's arrays
     // have the shapes that `Launch` states.
     unsafe { exec.launch(kernel(launch), config, params.as_slice()) }

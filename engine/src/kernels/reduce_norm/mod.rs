@@ -1,9 +1,11 @@
 //! The start of a sub-block: what the one before it left on all ranks is summed into the residual
 //! stream, which is then normalised, and quantized as the next projection asks.
 
+mod ahead;
 mod cpu;
 mod cuda;
 
+pub use ahead::fetched_ahead;
 pub use cuda::HIDDEN_MAX;
 
 use parallel::{Communicator, DeviceElement, DeviceSlice};
@@ -37,6 +39,8 @@ pub struct Args<'a> {
     pub eps: f32,
     /// `[n]`, each below T: the tokens that are normalised. All are, in order, where there is none.
     pub rows: Option<Array<'a, u32>>,
+    /// The next projection's weights on a device: a part of them is fetched into its cache.
+    pub next: Option<DeviceView>,
     /// How the next projection's input is quantized.
     pub input: InputScale,
     /// `[n, K]`
@@ -68,6 +72,7 @@ pub fn reduce_norm(exec: &mut Exec, args: Args<'_>) -> Result<(), StepError> {
 
 impl Args<'_> {
     fn launch(self, gpu: &Gpu) -> Result<(), StepError> {
+        let n_tokens = self.partial.n_rows();
         let (residual, out) = (self.residual.device().first, self.out.device());
         let out_scales = self.out_scales.device();
         let places = [out.first, out_scales];
@@ -93,6 +98,11 @@ impl Args<'_> {
             n_rows: out.n_rows,
             hidden: out.n_cols,
             norm: Some(norm),
+            // Where nobody is met there is no time to be used.
+            ahead: self
+                .next
+                .filter(|_| way.exchange.n_ranks > 1)
+                .and_then(|weights| ahead::Ahead::new(weights, n_tokens)),
         };
         Ok(cuda::launch(&gpu.exec, &launch)?)
     }

@@ -26,6 +26,10 @@
 // thread a chunk. Clusters stride over the rows. The mean is summed within a thread in order, then
 // over the lanes, the warps and the blocks: an order that only `hidden` decides, never the batch.
 //
+// While the ranks meet, the memory of each has nothing to do. Blocks behind those of the rows use
+// that time: they fetch what the next product reads first into the L2 cache, and are gone. `ahead`
+// says what; these blocks meet nobody. It is a hint, of which no result depends.
+//
 // f32 rows are moved by pairs of lanes, so that every access of 16 bytes has its neighbour beside
 // it and whole sectors are used: a lane reads half of its own chunk and half of its neighbour's.
 #pragma once
@@ -45,6 +49,30 @@ __device__ __forceinline__ uint4 load_once(const bf16* p) {
     return raw;
 }
 
+// Weights that are fetched ahead: pieces that lie evenly in them, so that whatever order a product
+// takes them in, it finds the same share of each part.
+struct Ahead {
+    const e4m3* weights;
+    u32 n_pieces;
+    // From the begin of a piece to that of the next.
+    u32 stride_bytes;
+    u32 piece_bytes;
+    // The blocks before it have the rows; all of the grid where nothing is fetched.
+    u32 first_block;
+};
+
+// A piece a thread, and neighbours to different blocks: every multiprocessor asks for some.
+__device__ __forceinline__ void fetch_ahead(const Ahead& ahead) {
+    const u32 n_blocks = gridDim.x - ahead.first_block;
+    u32 piece = threadIdx.x * n_blocks + (blockIdx.x - ahead.first_block);
+    for (; piece < ahead.n_pieces; piece += n_blocks * N_THREADS) {
+        const e4m3* first = ahead.weights + u64(piece) * ahead.stride_bytes;
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first),
+                     "r"(ahead.piece_bytes)
+                     : "memory");
+    }
+}
+
 struct Args {
     OfRanks<const bf16> partials;
     const float* column_scales;
@@ -55,17 +83,18 @@ struct Args {
     i32 n_rows;
     i32 hidden;
     Exchange exchange;
+    Ahead ahead;
 };
 
 #define PARAMS                                                                              \
     const OfRanks<const bf16> partials, const float *__restrict__ column_scales,            \
         const float *__restrict__ token_scales, const float *residual_in,                   \
         float *residual_out, const i32 *__restrict__ rows, i32 n_rows, i32 hidden,          \
-        const Exchange exchange
+        const Exchange exchange, const Ahead ahead
 #define ARGS                                                                                \
     Args {                                                                                  \
         partials, column_scales, token_scales, residual_in, residual_out, rows, n_rows,     \
-            hidden, exchange                                                                \
+            hidden, exchange, ahead                                                         \
     }
 
 // The half of a pair's 16 columns that this lane moves: four columns of each chunk.
@@ -165,12 +194,17 @@ __device__ __forceinline__ F32x8 sum_of(const Args& args, i32 token, i32 col) {
 template <bool OWNED, typename Finish>
 __device__ __forceinline__ void for_each_row(const Args& args, const float* weight, i32 col,
                                              Finish finish) {
+    const u32 n_row_blocks = args.ahead.first_block;
+    if (blockIdx.x >= n_row_blocks) {
+        fetch_ahead(args.ahead);
+        return;
+    }
     u32 epoch = 0;
     if (args.exchange.n_ranks > 1) epoch = announce(args.exchange);
     const u32 n_blocks = cluster_size();
     if (n_blocks > 1) cluster_arrive_relaxed();
     // This rank's own numbers are on their way while the ranks meet.
-    Walk<OWNED> walk(args, blockIdx.x / n_blocks, gridDim.x / n_blocks);
+    Walk<OWNED> walk(args, blockIdx.x / n_blocks, n_row_blocks / n_blocks);
     i32 token = walk.token(args);
     F32x8 v = residual_of(args, token, col);
     F32x8 w = {};
@@ -199,9 +233,9 @@ __device__ __forceinline__ void for_each_row(const Args& args, const float* weig
         v = residual_of(args, token, col);
     }
     if (OWNED) {
-        leave_together(args.exchange, epoch);
+        leave_together(args.exchange, epoch, n_row_blocks);
     } else if (args.exchange.n_ranks > 1) {
-        leave(args.exchange, epoch);
+        leave(args.exchange, epoch, n_row_blocks);
     }
 }
 

@@ -48,6 +48,7 @@ impl Step {
             weight: Array::Host(weight),
             eps: EPS,
             rows: None,
+            next: None,
             input,
             out: ViewMut::new(&mut out, n_tokens, n_cols),
             out_scales: ArrayMut::Host(&mut out_scales),

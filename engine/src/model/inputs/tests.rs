@@ -9,6 +9,8 @@ use crate::device::cuda::testing::TestDevice;
 const SIZES: InputSizes =
     InputSizes { n_tokens: 12, n_slots: 4, n_groups: 2, n_context: 64, is_deterministic: false };
 
+const PLAIN: SentRows<'static> = SentRows { n_padded: None, drawn: &[], late: &[] };
+
 /// Inputs in poisoned memory, whose tables are zero.
 fn inputs(device: &TestDevice, sizes: InputSizes) -> DeviceInputs {
     let mut carve = Carve::new(DevicePtr::NULL);
@@ -18,7 +20,11 @@ fn inputs(device: &TestDevice, sizes: InputSizes) -> DeviceInputs {
     device.exec.zero(places.tables, n_table_bytes).expect("it is filled");
     let none = DevicePtr::NULL;
     let workspace = Workspace { sums: none, stats: none, n_arrived: none };
-    DeviceInputs::new(&device.exec, sizes, places, none, workspace).expect("there is room")
+    DeviceInputs::new(sizes, places, none, workspace)
+}
+
+fn outbox(device: &TestDevice) -> Outbox {
+    Outbox::new(&device.exec, SIZES.n_sent_bytes()).expect("there is room")
 }
 
 /// Rows of a slot, a first position, a number of tokens and what they emit.
@@ -68,7 +74,8 @@ fn sent(
     batch: &Batch,
     rows: SentRows<'_>,
 ) -> Vec<i32> {
-    inputs.send(&device.exec, batch, &[], rows).expect("it is sent");
+    let mut outbox = outbox(device);
+    inputs.send((&device.exec, &mut outbox), batch, &[], rows).expect("it is sent");
     device.download(inputs.places.words, inputs.words.len())
 }
 
@@ -78,7 +85,7 @@ fn rows_of_one_token_and_of_several_are_sent_apart() {
     let mut inputs = inputs(&device, SIZES);
     // The device draws after the first and the last token that emits.
     let drawn = [true, false, false, false, true];
-    let words = sent(&device, &mut inputs, &mixed(), SentRows { n_padded: None, drawn: &drawn });
+    let words = sent(&device, &mut inputs, &mixed(), SentRows { drawn: &drawn, ..PLAIN });
     let expected: [&[i32]; 8] = [
         &[305, 108, 109, 110, 409, 200, 201],
         &[5, 8, 9, 10, 9, 0, 1],
@@ -109,10 +116,11 @@ fn a_recorded_step_has_rows_that_go_nowhere() {
     let batch = batch(&[(2, 5, 1, Emit::Sample), (3, 9, 1, Emit::Sample)]);
     for is_deterministic in [false, true] {
         let mut inputs = inputs(&device, InputSizes { is_deterministic, ..SIZES });
-        let rows = SentRows { n_padded: Some(4), drawn: &[false, true] };
+        let rows = SentRows { n_padded: Some(4), drawn: &[false, true], late: &[(1, SlotIdx(3))] };
         let words = sent(&device, &mut inputs, &batch, rows);
         let expected: [&[i32]; 6] = [
-            &[305, 409, 0, 0],
+            // Slot 3's own last token, which the host has not seen.
+            &[305, -1 - 3, 0, 0],
             &[5, 9, 0, 0],
             &[2, 3, -1, -1],
             &[2, 0, 1, 5, 3, 1, 1, 9],
@@ -132,7 +140,7 @@ fn a_recorded_step_has_rows_that_go_nowhere() {
 fn a_deterministic_step_attends_for_all_rows_alike() {
     let device = TestDevice::open(6);
     let mut inputs = inputs(&device, InputSizes { is_deterministic: true, ..SIZES });
-    let words = sent(&device, &mut inputs, &mixed(), SentRows { n_padded: None, drawn: &[] });
+    let words = sent(&device, &mut inputs, &mixed(), PLAIN);
     let rows = inputs.rows(GroupIdx(0));
     assert_eq!((rows.n_decode, rows.prefill_lengths), (0, &[1, 3, 1, 2][..]));
     let expected = [[2, 0, 1, 5], [0, 1, 3, 8], [3, 4, 1, 9], [1, 5, 2, 0]];
@@ -160,8 +168,9 @@ fn tables_change_where_a_plan_changes_them() {
     ];
     assert!(200 > SIZES.n_words());
     pages.extend((0..200).map(|page| update(1, 0, page % 2 * 2, 1000 + page)));
-    let rows = SentRows { n_padded: None, drawn: &[] };
-    inputs.send(&device.exec, &mixed(), &pages, rows).expect("it is sent");
+    let rows = PLAIN;
+    let mut outbox = outbox(&device);
+    inputs.send((&device.exec, &mut outbox), &mixed(), &pages, rows).expect("it is sent");
     let mut expected = [[0; 4]; 8];
     expected[0] = [11, 12, 0, 0];
     expected[1] = [1198, 0, 1199, 0];

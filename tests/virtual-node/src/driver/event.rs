@@ -106,7 +106,9 @@ pub(super) fn is_done(handle: usize) -> Answer<bool> {
         Last::Stream { ticket, .. } => {
             ticket.release();
             let is_done = ticket.is_done();
-            if !is_done {
+            if is_done {
+                ticket.saw();
+            } else {
                 // A program that asks in a loop must not keep the devices' threads from working.
                 std::thread::yield_now();
             }

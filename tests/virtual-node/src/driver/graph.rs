@@ -263,11 +263,16 @@ impl Exec {
         let runs = self.runs.read().clone();
         let n_nodes = runs.n_nodes() as u64;
         let device = stream.context.device.index();
+        let is_ahead = stream.queue.has_unseen_graph();
         report::record(device, |device| {
             device.graphs.n_launches += 1;
             device.graphs.n_nodes += n_nodes;
+            device.graphs.n_ahead += u64::from(is_ahead);
         });
-        stream.submit(Operation::Graph(runs)).map(|_| ())
+        if let Some(ticket) = stream.submit(Operation::Graph(runs))? {
+            stream.queue.note_graph(&ticket);
+        }
+        Ok(())
     }
 
     /// `cuGraphExecUpdate`: takes over the operations of a graph of the same form. The error is

@@ -26,6 +26,10 @@ pub(super) struct Queue {
     changed: Condvar,
     /// The stream's virtual time: what its work would have taken, roughly.
     clock_ns: AtomicU64,
+    /// How far the host has seen work done.
+    n_seen: AtomicU64,
+    /// Where the last graph is; 0 for none.
+    last_graph: AtomicU64,
 }
 
 #[derive(Default)]
@@ -60,6 +64,11 @@ impl Ticket {
         self.queue.state.lock().n_done >= self.n_done
     }
 
+    /// The host has learned that the work is done.
+    pub(super) fn saw(&self) {
+        self.queue.n_seen.fetch_max(self.n_done, Ordering::Relaxed);
+    }
+
     /// Opens the gate for the work and for everything that it waits for.
     pub(super) fn release(&self) {
         let mut further = vec![self.clone()];
@@ -72,6 +81,7 @@ impl Ticket {
     pub(super) fn wait(&self) {
         self.release();
         self.wait_done();
+        self.saw();
     }
 
     /// Waits on behalf of another stream, which opens no gate.
@@ -86,7 +96,8 @@ impl Ticket {
 impl Queue {
     pub(super) fn new() -> Arc<Queue> {
         let state = Mutex::new(State::default());
-        Arc::new(Queue { state, changed: Condvar::new(), clock_ns: AtomicU64::new(0) })
+        let [clock_ns, n_seen, last_graph] = [const { AtomicU64::new(0) }; 3];
+        Arc::new(Queue { state, changed: Condvar::new(), clock_ns, n_seen, last_graph })
     }
 
     /// Appends work, which begins when all of `after` is done.
@@ -125,6 +136,16 @@ impl Queue {
         }
         self.changed.notify_all();
         ticket
+    }
+
+    /// Whether the host has not yet seen the end of the last graph.
+    pub(super) fn has_unseen_graph(&self) -> bool {
+        self.last_graph.load(Ordering::Relaxed) > self.n_seen.load(Ordering::Relaxed)
+    }
+
+    /// A graph was appended.
+    pub(super) fn note_graph(&self, graph: &Ticket) {
+        self.last_graph.store(graph.n_done, Ordering::Relaxed);
     }
 
     /// The point behind everything that was enqueued so far.

@@ -122,7 +122,9 @@ impl Stream {
         tickets.iter().for_each(Ticket::release);
         self.context.clone().check()?;
         let is_idle = tickets.iter().all(Ticket::is_done);
-        if !is_idle {
+        if is_idle {
+            tickets.iter().for_each(Ticket::saw);
+        } else {
             // A program that asks in a loop must not keep the devices' threads from working.
             std::thread::yield_now();
         }

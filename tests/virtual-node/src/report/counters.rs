@@ -41,6 +41,9 @@ pub struct KernelCounters {
     pub bytes_read: u64,
     /// The same for stores, and for atomics, which count as both.
     pub bytes_written: u64,
+    /// Bytes that were fetched into the L2 cache by bulk prefetches; not among those read.
+    #[serde(default)]
+    pub bytes_prefetched: u64,
     /// 32-byte sectors that those accesses touched, each counted once per warp access.
     pub sectors_read: u64,
     /// The same for stores and atomics.
@@ -73,6 +76,9 @@ pub struct GraphCounters {
     pub n_launches: u64,
     /// Nodes of all of them: kernels, copies, memsets, library calls.
     pub n_nodes: u64,
+    /// Launches behind another in the same stream whose end the host had not seen by then: the
+    /// device need not wait for the host between the two.
+    pub n_ahead: u64,
 }
 
 /// Between which memories bytes were copied. A memset is a copy of nothing.
@@ -172,10 +178,10 @@ macro_rules! add_fields {
 }
 
 add_fields!(Transfers: n, bytes);
-add_fields!(GraphCounters: n_launches, n_nodes);
+add_fields!(GraphCounters: n_launches, n_nodes, n_ahead);
 add_fields!(Flops: f32, f64, tensor_f16, tensor_f8, tensor_other);
 add_fields!(KernelCounters: n_launches, n_blocks, n_warp_instructions, bytes_read, bytes_written,
-    sectors_read, sectors_written, flops, n_bank_conflicts);
+    bytes_prefetched, sectors_read, sectors_written, flops, n_bank_conflicts);
 
 impl std::ops::AddAssign<&DeviceCounters> for DeviceCounters {
     fn add_assign(&mut self, other: &DeviceCounters) {
@@ -204,6 +210,7 @@ mod tests {
             n_warp_instructions: 3 * n,
             bytes_read: 4 * n,
             bytes_written: 5 * n,
+            bytes_prefetched: 11 * n,
             sectors_read: 6 * n,
             sectors_written: 7 * n,
             flops: Flops { f32: 8 * n, f64: 9 * n, tensor_f16: n, tensor_f8: n, tensor_other: n },
@@ -215,7 +222,7 @@ mod tests {
         let transfers = Transfers { n, bytes: 100 * n };
         DeviceCounters {
             kernels: BTreeMap::from([("norm".to_owned(), kernel(n))]),
-            graphs: GraphCounters { n_launches: n, n_nodes: 7 * n },
+            graphs: GraphCounters { n_launches: n, n_nodes: 7 * n, n_ahead: 2 * n },
             n_host_syncs: n,
             copies: BTreeMap::from([(CopyKind::HostToDevice, transfers)]),
             collectives: BTreeMap::from([("all_reduce".to_owned(), transfers)]),

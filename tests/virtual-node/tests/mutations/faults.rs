@@ -180,6 +180,16 @@ pub(crate) const FAULTS: &[Fault] = &[
         scenarios::reduce_norm_left_alone, Noticed::Result
     ),
     fault!(
+        "weights are fetched beyond their end", "reduce_norm" NORM,
+        Replace { after: "%nctaid.x", line: "setp.ge.u32", from: "ge", to: "gt" },
+        scenarios::reduce_norm_left_alone, Noticed::Fault("allocation")
+    ),
+    fault!(
+        "an exchange waits for blocks that only fetch", "reduce_norm" NORM,
+        Replace { after: "atom.global.add", line: "add.s32", from: ", -1", to: ", 1" },
+        scenarios::reduce_norm_left_alone, Noticed::Result
+    ),
+    fault!(
         "ranks are summed in another order in two shots", "reduce_norm_two_shot" TWO_SHOT,
         Swap("_param_0+8]", "_param_0+16]"),
         two_shot::reduce_norm, Noticed::Result

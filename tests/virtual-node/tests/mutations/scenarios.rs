@@ -161,6 +161,13 @@ pub(crate) fn rope_kv(module: &Module) -> Outcome {
 const HIDDEN: usize = 4096;
 const N_RANKS: u8 = 3;
 
+/// A cluster has the row, another fetches pieces that lie apart, to the last byte.
+const ROW_BLOCKS: u64 = 2;
+const N_PIECES: u64 = 5;
+const PIECE_BYTES: u64 = 32;
+const STRIDE_BYTES: u64 = 48;
+const AHEAD_BYTES: usize = ((N_PIECES - 1) * STRIDE_BYTES + PIECE_BYTES) as usize;
+
 /// Three ranks that meet twice, in whatever order they come.
 pub(crate) fn reduce_norm(module: &Module) -> Outcome {
     let node = Node::new(N_RANKS);
@@ -185,7 +192,9 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
             let partial = f32s(seed, HIDDEN).into_iter().map(|x| bf16_of(x * factor));
             node.write(rank, partials[own], &partial.collect::<Vec<_>>());
             let meeting = Meeting { flags: &flags, state: states[own], rank };
-            let params = norm_params(&meeting, partials, [residual, weight, out, scales]);
+            let ahead = node.upload(rank, &[0u8; AHEAD_BYTES]);
+            let places = [residual, weight, out, scales, ahead];
+            let params = norm_params(&meeting, partials, places);
             if let Err(error) = node.launch(module, rank, &norm_call(&params)) {
                 has_failed.store(true, Ordering::Relaxed);
                 return Err(error);
@@ -216,7 +225,8 @@ pub(crate) fn reduce_norm_of_two(module: &Module, is_connected: bool) -> Outcome
     let (out, scales) = (node.allocate(0, HIDDEN), node.allocate(0, 4));
     let meeting = Meeting { flags: &[flags, flags], state: node.upload(0, &[0u32; 2]), rank: 0 };
     let (residual, weight) = (node.upload(0, &f32s(9, HIDDEN)), node.upload(0, &f32s(8, HIDDEN)));
-    let params = norm_params(&meeting, &partials, [residual, weight, out, scales]);
+    let ahead = node.upload(0, &[0u8; AHEAD_BYTES]);
+    let params = norm_params(&meeting, &partials, [residual, weight, out, scales, ahead]);
     node.launch(module, 0, &norm_call(&params))?;
     Ok(node.download(0, out, HIDDEN))
 }
@@ -231,7 +241,8 @@ pub(crate) fn reduce_norm_left_alone(module: &Module) -> Outcome {
     let (out, scales) = (node.allocate(0, HIDDEN), node.allocate(0, 4));
     let meet = |seed: u32| {
         let partials = [0, 1].map(|rank| node.upload(rank, &bf16s(seed, HIDDEN)));
-        let params = norm_params(&meeting, &partials, [residual, weight, out, scales]);
+        let ahead = node.upload(0, &[0u8; AHEAD_BYTES]);
+        let params = norm_params(&meeting, &partials, [residual, weight, out, scales, ahead]);
         node.launch_alone(module, 0, &norm_call(&params))
     };
     meet(20)?;
@@ -252,8 +263,9 @@ struct Meeting<'a> {
     rank: u8,
 }
 
-/// Parameters of the norm, at these places: residual, weights, output and scales.
-fn norm_params(meeting: &Meeting<'_>, partials: &[u64], places: [u64; 4]) -> Vec<Param> {
+/// Parameters of the norm, at these places: residual, weights, output, scales, and what is fetched
+/// ahead.
+fn norm_params(meeting: &Meeting<'_>, partials: &[u64], places: [u64; 5]) -> Vec<Param> {
     let Meeting { flags, state, rank } = *meeting;
     let of_ranks = |addresses: &[u64]| -> Vec<u64> {
         (0..8).map(|rank| addresses.get(rank).copied().unwrap_or(0)).collect()
@@ -261,7 +273,7 @@ fn norm_params(meeting: &Meeting<'_>, partials: &[u64], places: [u64; 4]) -> Vec
     let mut exchange = of_ranks(flags);
     exchange.extend([flags[usize::from(rank)], state]);
     exchange.push(flags.len() as u64 | u64::from(rank) << 32);
-    let [residual, weight, out, scales] = places;
+    let [residual, weight, out, scales, ahead] = places;
     vec![
         Words(of_ranks(partials)),
         Address(0),
@@ -272,6 +284,7 @@ fn norm_params(meeting: &Meeting<'_>, partials: &[u64], places: [u64; 4]) -> Vec
         U32(1),
         U32(HIDDEN as u32),
         Words(exchange),
+        Words(vec![ahead, N_PIECES | STRIDE_BYTES << 32, PIECE_BYTES | ROW_BLOCKS << 32]),
         Address(weight),
         F32(1e-5),
         Address(out),
@@ -280,5 +293,6 @@ fn norm_params(meeting: &Meeting<'_>, partials: &[u64], places: [u64; 4]) -> Vec
 }
 
 fn norm_call(params: &[Param]) -> Call<'_> {
-    Call { kernel: "reduce_norm_e4m3_token", grid: [2, 1, 1], n_threads: 256, cluster: 2, params }
+    let grid = [2 * ROW_BLOCKS as u32, 1, 1];
+    Call { kernel: "reduce_norm_e4m3_token", grid, n_threads: 256, cluster: 2, params }
 }

@@ -9,6 +9,7 @@ use Param::{Address, F32, U32, Words};
 
 const HIDDEN: usize = 4096;
 const N_TOKENS: usize = 5;
+const N_BLOCKS: u32 = 4;
 const N_RANKS: u8 = 3;
 /// The rank that runs. It owns two of the tokens.
 const RANK: u8 = 1;
@@ -22,7 +23,7 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
         let params = norm.params();
         let call = Call {
             kernel: "reduce_norm_two_shot_e4m3_token",
-            grid: [4, 1, 1],
+            grid: [N_BLOCKS, 1, 1],
             n_threads: 256,
             cluster: 2,
             params: &params,
@@ -104,6 +105,8 @@ impl Norm {
             U32(N_TOKENS as u32),
             U32(HIDDEN as u32),
             Words(exchange),
+            // All blocks have rows.
+            Words(vec![0, 0, u64::from(N_BLOCKS) << 32]),
             Address(self.weight),
             F32(1e-5),
             Words(of_eight(&self.outs)),

@@ -6,9 +6,10 @@
 
 use half::bf16;
 
+use super::super::ahead::Ahead;
 use super::{Launch, Norm, Output, TwoShot, config, from_own, launch};
 use crate::device::cuda::testing::TestDevice;
-use crate::device::{Deferred, DevicePtr, WeightFactors};
+use crate::device::{Deferred, DevicePtr, DeviceView, Element, WeightFactors};
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s, sampled};
 use crate::kernels::testing::ranks::{TestRank, alone_as, on_ranks};
@@ -112,6 +113,15 @@ impl Inputs {
         self.rows.clone().unwrap_or_else(|| (0..self.n_tokens as i32).collect())
     }
 
+    /// Weights of which no result depends: there are some where a test has factors.
+    fn ahead(&self, device: &TestDevice) -> Option<Ahead> {
+        self.factors.as_ref()?;
+        let (n_rows, n_cols) = (37, 1000);
+        let first = device.poisoned::<u8>(n_rows * n_cols);
+        let element = Element::F8;
+        Ahead::new(DeviceView { first, element, n_rows, n_cols, stride: n_cols }, self.n_tokens)
+    }
+
     /// Partial results are in the ranks' memory already. Every other array is new.
     fn run(&self, device: &TestDevice, kind: Kind, meeting: Meeting<'_>) -> Outcome {
         let (n, hidden) = (self.n_tokens * self.hidden, self.hidden);
@@ -149,6 +159,7 @@ impl Inputs {
             n_rows,
             hidden,
             norm: (kind != Kind::ResidualOnly).then_some(norm),
+            ahead: self.ahead(device),
         };
         launch(&device.exec, &args).expect("it is launched");
         let out = match is_bf16 {
@@ -465,6 +476,7 @@ fn replays(rank: &TestRank<'_>, is_two_shot: bool) {
             n_rows: 1,
             hidden,
             norm: Some(norm),
+            ahead: None,
         };
         launch(&device.exec, &args).expect("it is captured");
     }
@@ -574,6 +586,7 @@ fn the_width_alone_decides_the_order_of_summation() {
         n_rows,
         hidden,
         norm: None,
+        ahead: None,
     };
     let config_of = |launch: &Launch| config(132, launch);
     for hidden in [128, 2048, 2056, 5120, 16_384] {

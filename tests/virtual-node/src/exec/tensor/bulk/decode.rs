@@ -37,6 +37,11 @@ pub(super) enum Route {
         n_bytes: R32,
         reduction: Option<Reduction>,
     },
+    /// Device memory to the L2 cache: a hint, but of memory that is there.
+    Prefetch {
+        from: Address,
+        n_bytes: R32,
+    },
     TensorLoad {
         to: Address,
         tensor: Tensor,
@@ -56,14 +61,18 @@ pub(super) struct Tensor {
     pub(super) coordinates: Box<[R32]>,
 }
 
-/// Decodes a copy; prefetches are nothing.
+/// Decodes a copy; prefetches of tensors are nothing.
 pub(in super::super) fn decode(
     cx: &mut Lowering<'_>,
     inst: &Instruction,
 ) -> Lowered<Option<BulkCopy>> {
     let mnemonic = &inst.mnemonic;
-    if mnemonic.has("prefetch") {
+    if mnemonic.has("prefetch") && mnemonic.has("tensor") {
         return Ok(None);
+    }
+    if mnemonic.has("prefetch") {
+        let (from, n_bytes) = (address(cx, inst, 0)?, cx.source32(operand(inst, 1)?)?);
+        return Ok(Some(BulkCopy { route: Route::Prefetch { from, n_bytes }, multicast: None }));
     }
     if mnemonic.has("im2col") || mnemonic.has("tile::gather4") || mnemonic.has("cp_mask") {
         return unsupported(mnemonic);

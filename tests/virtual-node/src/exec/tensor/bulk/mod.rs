@@ -4,6 +4,7 @@
 //! destination reads as poison until then. A store reads shared memory at the wait of its thread.
 
 mod decode;
+mod prefetch;
 mod reduce;
 
 pub use decode::BulkCopy;
@@ -89,6 +90,7 @@ pub(super) fn issue(copy: &BulkCopy, cx: &mut WarpCx<'_>) -> Result<Flow, Trap> 
                 let extent = flat(cx, lane, from, *n_bytes, true)?;
                 load(cx, lane, extent, (to, barrier), multicast)?;
             }
+            Route::Prefetch { from, n_bytes } => prefetch::issue(cx, lane, from, *n_bytes)?,
             Route::TensorLoad { to, tensor, barrier } => {
                 let extent = boxed(cx, lane, tensor)?;
                 load(cx, lane, extent, (to, barrier), multicast)?;

@@ -1,0 +1,112 @@
+//! The ranks' side of the loop: a step is started or submitted, and lands.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parallel::{RankError, RankWorker};
+use scheduler::{Emit, Row, StepPlan, TokenId};
+
+use super::EngineLoop;
+use crate::live::Live;
+use crate::model::sampling;
+use crate::rank::{RankCommand, RankReply, StepInput, StepOutput};
+
+/// A step that the ranks were told to run.
+pub(super) struct Running {
+    pub(super) input: Arc<StepInput>,
+    pub(super) began: Instant,
+    /// The ranks have it behind them and are to be asked for what came out. If not, that is what
+    /// their next answer is.
+    pub(super) is_submitted: bool,
+}
+
+/// A step that has run.
+pub(super) struct Ran {
+    pub(super) plan: StepPlan,
+    pub(super) output: StepOutput,
+    /// One entry an answer of the plan.
+    pub(super) tokens: Vec<Option<TokenId>>,
+    pub(super) took: Duration,
+}
+
+impl<W> EngineLoop<W>
+where
+    W: RankWorker<Command = RankCommand, Reply = RankReply>,
+{
+    /// Whether a step may be submitted before the tokens of the one before it were seen: devices
+    /// draw all that it yields. It yields something, for that is where its ranks meet at its end,
+    /// and none of them begins the next while another is still at this one.
+    pub(super) fn goes_ahead(&self, plan: &StepPlan) -> bool {
+        let is_drawn = |row: &Row| {
+            let live = self.live.get(&row.request);
+            let is_drawn =
+                |live: &Live| live.guiding.is_none() && sampling::is_of_device(&live.request);
+            !row.emit.scores() && live.is_some_and(is_drawn)
+        };
+        let mut yielding = plan.rows.iter().filter(|row| row.emit != Emit::Nothing).peekable();
+        self.shared.info.launches_ahead && yielding.peek().is_some() && yielding.all(is_drawn)
+    }
+
+    /// Puts a step behind the one that runs, if one does; what came out of that one.
+    pub(super) fn submit(&mut self, input: StepInput) -> Result<Option<Ran>, RankError> {
+        let is_behind = self.running.as_ref().is_some_and(|running| running.is_submitted);
+        let mut ran = if is_behind { None } else { self.land()? };
+        let (input, began) = (Arc::new(input), Instant::now());
+        let replies = self.pool.broadcast(RankCommand::Submit(Arc::clone(&input)))?;
+        if let Some(running) = self.running.take() {
+            ran = Some(self.ran(running, replies));
+        }
+        self.running = Some(Running { input, began, is_submitted: true });
+        Ok(ran)
+    }
+
+    /// The next step, if there is something to run.
+    pub(super) fn plan(&mut self) -> Option<StepInput> {
+        let plan = self.scheduler.plan()?;
+        let entering = self.entering(&plan, Instant::now());
+        let allowed = self.allowed(&plan);
+        Some(StepInput { plan, entering, allowed })
+    }
+
+    pub(super) fn start(&mut self, input: StepInput) -> Result<(), RankError> {
+        let input = Arc::new(input);
+        self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
+        self.running = Some(Running { input, began: Instant::now(), is_submitted: false });
+        Ok(())
+    }
+
+    /// Waits for the step that runs, if one does.
+    pub(super) fn land(&mut self) -> Result<Option<Ran>, RankError> {
+        let Some(running) = self.running.take() else { return Ok(None) };
+        if running.is_submitted {
+            self.pool.send(RankCommand::Land)?;
+        }
+        let replies = self.pool.receive()?;
+        Ok(Some(self.ran(running, replies)))
+    }
+
+    /// A step that the ranks have answered.
+    pub(super) fn ran(&mut self, running: Running, replies: Vec<RankReply>) -> Ran {
+        let Running { input, began, .. } = running;
+        // A step that lay behind another ran from when that one was done.
+        let began = began.max(std::mem::replace(&mut self.landed, Instant::now()));
+        let took = self.landed.duration_since(began);
+        {
+            let mut stats = self.shared.stats.lock();
+            stats.n_steps += 1;
+            stats.step_time += took;
+        }
+        let output = replies
+            .into_iter()
+            .find_map(|reply| match reply {
+                RankReply::Stepped(output) => output,
+                RankReply::Probed(_) => unreachable!("nothing was probed"),
+            })
+            .expect("rank 0 says what came out");
+        let StepInput { plan, .. } =
+            Arc::into_inner(input).expect("ranks drop the plan before they answer");
+        assert_eq!(output.rows.len(), plan.n_answers(), "one output an answer");
+        let tokens = output.rows.iter().map(|row| row.token).collect();
+        Ran { plan, output, tokens, took }
+    }
+}
