@@ -210,12 +210,13 @@ fn a_rank_that_fails_leaves_no_device_waiting_for_it() {
     let engine = boot(&checkpoint, 2, true);
     assert!(n_free().iter().zip(before).all(|(now, before)| *now < before));
     // Three numbers of rows were run and recorded: six calls. The seventh is a prompt's, and the
-    // eighth that of a prompt beside a row that decodes, behind a step that runs.
+    // eighth that of another prompt beside a row that decodes, behind a step that runs.
     node.inject("nccl:rank=0:call=8:error").expect("it is a fault");
     let long = Request { n_new_max: 50, ..request() };
     let (_ticket, first) = submit(&engine, long.clone());
     first_token(&first);
-    let (_kept, second) = submit(&engine, long);
+    let prompt = [2, 7, 1, 8, 2].map(TokenId).to_vec().into();
+    let (_kept, second) = submit(&engine, Request { prompt, ..long });
     for receiver in [&first, &second] {
         assert_eq!(drain(receiver).1, EndReason::EngineFailed);
     }

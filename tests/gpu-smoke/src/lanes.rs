@@ -35,6 +35,7 @@ pub const LANES: &[Lane] = &[
             "cuda::",
             "inputs::",
             "loading::",
+            "outbox::",
             "peers::",
             "--skip",
             "hardly_more_is_moved",

@@ -28,6 +28,15 @@ const PTX: &std::ffi::CStr = c"
     st.global.u64 [%rd1], %rd1;
     ret;
 }
+.visible .entry pairs(.param .align 8 .b8 x[16])
+{
+    .reg .b32 %r<3>;
+    .reg .b64 %rd<2>;
+    ld.param.v2.u32 {%r1, %r2}, [x];
+    ld.param.u32 %r1, [x+8];
+    ld.param.u64 %rd1, [x+8];
+    ret;
+}
 ";
 
 /// Runs this test's own function in a process whose mode is dry.
@@ -90,6 +99,10 @@ fn stale_pointers_are_found_in_parameters() {
     for good in [live, live + 63, live + 64, 0, 12] {
         ok(Launch::new(store, 1, 1).run(&[good]));
     }
+    // Two numbers that look like one address are none, unless they are also read as one.
+    let pairs = function(PTX, c"pairs");
+    ok(Launch::new(pairs, 1, 1).run(&[stale, 0]));
+    assert_eq!(Launch::new(pairs, 1, 1).run(&[0, stale]), CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
     let _far = Context::new(1);
     let far = device_bytes(64);
     let near = Context::new(0);

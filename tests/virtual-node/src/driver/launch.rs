@@ -161,21 +161,23 @@ impl KernelCall {
     }
 
     /// In dry mode no access can tell a stale pointer, so every parameter that lies in a device's
-    /// range must lie in a live allocation, or right behind one, that the device may reach. Numbers
-    /// of four bytes are no addresses, whatever two neighbours look like together.
+    /// range must lie in a live allocation, or right behind one, that the device may reach. What
+    /// the kernel reads as smaller numbers is no address.
     fn check_pointers(&self) -> Result<(), (Status, String)> {
         if !Config::get().is_dry() {
             return Ok(());
         }
         let memory = Memory::global();
-        for (param_idx, param) in self.function.kernel.params.iter().enumerate() {
+        let kernel = &self.function.kernel;
+        for (param_idx, param) in kernel.params.iter().enumerate() {
             let n_words = param.size / size_of::<u64>();
             for at in (0..n_words).map(|word_idx| param.offset + word_idx * size_of::<u64>()) {
                 let Some(bytes) = self.params.get(at..).and_then(<[u8]>::first_chunk) else {
                     break;
                 };
                 let address = u64::from_le_bytes(*bytes);
-                if memory.owner(address).is_none() {
+                let is_narrow = kernel.narrow_params.binary_search(&at).is_ok();
+                if is_narrow || memory.owner(address).is_none() {
                     continue;
                 }
                 let device = self.function.context.device;

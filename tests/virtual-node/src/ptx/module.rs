@@ -35,6 +35,9 @@ pub struct Kernel {
     pub params: Vec<Param>,
     /// Bytes of the parameter block.
     pub n_param_bytes: usize,
+    /// Offsets of eight bytes of it that the code reads as smaller numbers, in rising order: no
+    /// address is there, whatever two neighbours look like together.
+    pub narrow_params: Vec<usize>,
     pub static_shared_bytes: usize,
     /// Where dynamic shared memory begins in the block's window.
     pub dynamic_shared_offset: usize,

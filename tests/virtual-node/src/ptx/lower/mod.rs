@@ -12,13 +12,13 @@ mod specials;
 mod statements;
 mod warp;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use scope::{Frame, ModuleScope, Symbol};
 
 use crate::exec::alu::Slot;
-use crate::exec::inst::{Guard, Inst, Op, Pred, R32, R64};
+use crate::exec::inst::{Base, Guard, Inst, Op, Pred, R32, R64, Space};
 use crate::exec::special::Special;
 use crate::ptx::error::{Lowered, Problem, PtxError};
 use crate::ptx::module::{Constants, Global, Kernel, Module, Param, RegisterCounts};
@@ -129,6 +129,7 @@ fn kernel(
         name: function.name.clone(),
         params,
         n_param_bytes,
+        narrow_params: narrow_params(&lowering.code),
         static_shared_bytes: lowering.static_shared_bytes,
         dynamic_shared_offset: shared_end,
         local_bytes: lowering.local_bytes.next_multiple_of(16),
@@ -142,6 +143,23 @@ fn kernel(
         constants: lowering.constants,
         source: lines.clone(),
     })
+}
+
+/// Where the code reads a parameter's eight bytes in smaller pieces, and nowhere as a whole.
+fn narrow_params(code: &[Inst]) -> Vec<usize> {
+    let (mut narrow, mut wide) = (BTreeSet::new(), BTreeSet::new());
+    for inst in code {
+        let Op::Load(load) = &inst.op else { continue };
+        if load.space != Space::Param || load.address.base != Base::Absolute {
+            continue;
+        }
+        let element_bytes = usize::from(load.element_bytes);
+        let read = if element_bytes < size_of::<u64>() { &mut narrow } else { &mut wide };
+        let Ok(first) = usize::try_from(load.address.offset) else { continue };
+        let n_bytes = element_bytes * usize::from(load.n_elements);
+        read.extend((first..first + n_bytes).map(|at| at / size_of::<u64>() * size_of::<u64>()));
+    }
+    narrow.difference(&wide).copied().collect()
 }
 
 /// Where the parameters of a kernel lie.
