@@ -213,10 +213,24 @@ fn a_rank_that_fails_leaves_no_device_waiting_for_it() {
     // eighth that of another prompt beside a row that decodes, behind a step that runs.
     node.inject("nccl:rank=0:call=8:error").expect("it is a fault");
     let long = Request { n_new_max: 50, ..request() };
-    let (_ticket, first) = submit(&engine, long.clone());
-    first_token(&first);
+    // The engine's thread waits at the first token until the second request is there.
+    let (at_token, is_at_token) = channel();
+    let (gate, opened) = channel::<()>();
+    let (sender, first) = channel();
+    let deliver = move |output| {
+        if matches!(output, Output::Token { .. }) {
+            // Nobody listens after the first.
+            let _ = at_token.send(());
+            let _ = opened.recv();
+        }
+        sender.send(output).map_err(|_| ReaderGone)
+    };
+    let first_ticket = engine.handle().submit(long.clone(), Box::new(deliver));
+    let _ticket = first_ticket.expect("it is taken");
+    is_at_token.recv().expect("it begins");
     let prompt = [2, 7, 1, 8, 2].map(TokenId).to_vec().into();
     let (_kept, second) = submit(&engine, Request { prompt, ..long });
+    drop((gate, is_at_token));
     for receiver in [&first, &second] {
         assert_eq!(drain(receiver).1, EndReason::EngineFailed);
     }
