@@ -153,9 +153,9 @@ impl Model {
     }
 
     /// Has what was submitted end, whatever it waits for. Nothing may be submitted afterwards.
-    pub(crate) fn let_go(&self) {
-        if let Steps::Device(steps) = &self.steps {
-            steps.let_go();
+    pub(crate) fn let_go(&self, exec: &Exec) {
+        if let (Steps::Device(steps), Exec::Cuda(gpu)) = (&self.steps, exec) {
+            steps.let_go(&gpu.exec);
         }
     }
 

@@ -24,6 +24,9 @@ const SPIN: Duration = Duration::from_micros(100);
 /// How often it asks after that.
 const PAUSE: Duration = Duration::from_micros(50);
 
+/// Times that a device is told to go on before it is left to its end.
+const N_LET_GO_MAX: usize = 5000;
+
 /// How far a rank that gives up moves its flags ahead: more exchanges than any step has.
 const EPOCHS_GIVEN_UP: u32 = 1 << 30;
 
@@ -177,6 +180,20 @@ impl Peers {
         if let Err(error) = self.escape.release(self) {
             tracing::warn!(%error, "a device that failed could not be told to go on");
         }
+    }
+
+    /// The same until the stream has passed `event`: a peer that is late itself may write over what
+    /// was said once.
+    pub(crate) fn let_go_until(&self, event: &Event) {
+        for _ in 0..N_LET_GO_MAX {
+            // A device that failed waits for nobody.
+            if event.has_passed().unwrap_or(true) {
+                return;
+            }
+            self.let_go();
+            std::thread::sleep(PAUSE);
+        }
+        tracing::warn!("a device still waits for its peers");
     }
 
     fn wait_or_fail(

@@ -131,7 +131,7 @@ pub(crate) struct ModelWorker {
 impl Drop for ModelWorker {
     /// Before the communicator goes, which waits for what its device does.
     fn drop(&mut self) {
-        self.model.let_go();
+        self.model.let_go(&self.exec);
     }
 }
 

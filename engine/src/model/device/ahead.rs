@@ -89,11 +89,13 @@ impl DeviceSteps {
         Ok(n_behind)
     }
 
-    /// This rank is given up. A step that has not landed may wait for a peer that never submits its
-    /// own: it would keep the device from being closed.
-    pub(in crate::model) fn let_go(&self) {
-        if let Some(peers) = self.peers.as_ref().filter(|_| self.flights.n_up() > 0) {
-            peers.let_go();
+    /// This rank is given up. What was submitted, all of a step or a part, may wait for a peer that
+    /// never submits its own: it would keep the device from being closed.
+    pub(in crate::model) fn let_go(&self, exec: &CudaExec) {
+        let Some(peers) = &self.peers else { return };
+        match exec.stream().record(self.flights.done()) {
+            Ok(()) => peers.let_go_until(self.flights.done()),
+            Err(error) => tracing::warn!(%error, "a device that failed is left to its end"),
         }
     }
 
