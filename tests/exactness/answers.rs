@@ -8,7 +8,7 @@ use harness::serving::HeldEngine;
 use super::*;
 
 /// What a reader saw: tokens and their log-probabilities, by bits, where it asked for them.
-type Answer = Vec<(TokenId, Option<u32>)>;
+pub(super) type Answer = Vec<(TokenId, Option<u32>)>;
 
 /// Allows about one token in eight, which ones depends on all before; now and then it allows all.
 fn guide(vocab_size: usize) -> Guide {
@@ -49,6 +49,15 @@ fn check_guided(answer: &Answer, vocab_size: usize) -> usize {
 
 fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
     let vocab_size = engine.handle().info().vocab_size;
+    answer_guided(engine, requests, |request| is_guided(request).then(|| guide(vocab_size)))
+}
+
+/// Each with its guide, if it has one.
+pub(super) fn answer_guided(
+    engine: &Engine,
+    requests: &[Request],
+    guide_of: impl Fn(&Request) -> Option<Guide>,
+) -> Vec<Answer> {
     // They all come at once, however fast the engine is.
     let held = HeldEngine::new(&engine.handle());
     let submitted: Vec<_> = requests
@@ -57,8 +66,7 @@ fn answer(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
             let (sender, receiver) = mpsc::channel();
             let deliver =
                 Box::new(move |output| sender.send(output).map_err(|_| engine::ReaderGone));
-            let guide = is_guided(request).then(|| guide(vocab_size));
-            let ticket = engine.handle().submit_guided(request.clone(), guide, deliver);
+            let ticket = engine.handle().submit_guided(request.clone(), guide_of(request), deliver);
             let ticket = ticket.expect("it is taken");
             (ticket, receiver)
         })

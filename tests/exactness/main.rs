@@ -5,6 +5,7 @@
 //! kernels' own tests to show: this model is mostly too small to be split.
 
 mod answers;
+mod drawn;
 mod workloads;
 
 use std::collections::HashMap;

@@ -31,10 +31,14 @@ impl RopeFrequencies {
         RopeFrequencies(as_trained.map(|frequency| stretch(frequency, &spec.scaling)).collect())
     }
 
-    /// Those of a model: one head width for all blocks; without attention nothing is rotated.
+    /// Those of a model, all of whose blocks have heads of one width, as every config has that is
+    /// read; without attention nothing is rotated.
     pub fn of_model(spec: &ModelSpec) -> RopeFrequencies {
-        let attention = spec.blocks.iter().find_map(|block| block.attention());
-        RopeFrequencies::new(&spec.rope, attention.map_or(2, |attention| attention.head_dim))
+        let mut widths = spec.blocks.iter().filter_map(|block| Some(block.attention()?.head_dim));
+        let head_dim = widths.next().unwrap_or(2);
+        // On a device no kernel could tell: it reads as many frequencies as its heads have pairs.
+        assert!(widths.all(|width| width == head_dim), "heads of several widths");
+        RopeFrequencies::new(&spec.rope, head_dim)
     }
 
     /// Pairs of a head.
