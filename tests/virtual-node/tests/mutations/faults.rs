@@ -52,6 +52,7 @@ use Change::{Remove, Replace, Swap};
 
 const NORM: &str = "reduce_norm_e4m3_token";
 const TWO_SHOT: &str = "reduce_norm_two_shot_e4m3_token";
+const TWO_SHOT_STATIC: &str = "reduce_norm_two_shot_e4m3";
 const DECODE: &str = "attention_decode_d32_bf16";
 const PREFILL: &str = "attention_prefill_d32_bf16";
 
@@ -214,6 +215,16 @@ pub(crate) const FAULTS: &[Fault] = &[
         "reduce_norm_two_shot" TWO_SHOT,
         Replace { after: "atom.global.add", line: "setp.eq.s32", from: "eq", to: "ne" },
         two_shot::reduce_norm, Noticed::Either
+    ),
+    fault!(
+        "picked rows of other owners are finished too", "reduce_norm_two_shot" TWO_SHOT_STATIC,
+        Replace { after: "rem.s32", line: "setp.eq.s32", from: "eq", to: "ne" },
+        two_shot::picked, Noticed::Result
+    ),
+    fault!(
+        "rows that follow each other use one room", "reduce_norm_two_shot" TWO_SHOT_STATIC,
+        Replace { after: "rem.s32", line: "xor.b32", from: ", 1;", to: ", 0;" },
+        two_shot::picked, Noticed::Fault("race")
     ),
     fault!(
         "no barrier before other threads' queries", "attention" DECODE,
