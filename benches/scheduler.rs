@@ -36,7 +36,8 @@ fn limits(n_slots: usize, n_waiting: usize, n_context_tokens: usize) -> Limits {
         n_tokens_per_step: 8192.max(32 * n_slots),
         n_context_tokens,
         page_tokens: PAGE_TOKENS,
-        priorities: Priorities::single(),
+        // As the program has it.
+        priorities: Priorities { n_levels: 3, default_level: 2, n_steps_a_level: 256 },
         n_tenants: 1,
         latency: None,
         prefix_cache: Some(PrefixCache { seed: 1 }),

@@ -39,7 +39,7 @@ pub struct EngineStats {
     pub n_proposed_tokens: u64,
     /// Of the generated tokens, those that had been guessed.
     pub n_accepted_tokens: u64,
-    /// Sequences sent back to the queue for want of pages.
+    /// Sequences sent back to the queue, for want of pages or for one of a higher level.
     pub n_preemptions: u64,
     /// Time from the step's plan to its result, summed.
     pub step_time: Duration,

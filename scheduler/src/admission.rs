@@ -6,7 +6,7 @@ use crate::pages::Pools;
 use crate::roster::Roster;
 use crate::sequence::Sequence;
 use crate::siblings::Beginning;
-use crate::{GroupIdx, Limits, Refusal, Request};
+use crate::{GroupIdx, Limits, Refusal, Request, SlotIdx};
 
 /// Whether a request is taken. What is taken can always run to its end: alone, it fits the pools.
 ///
@@ -37,11 +37,12 @@ pub(crate) fn refusal(request: &Request, limits: &Limits, roster: &Roster) -> Op
 /// lack: the pages of their known tokens, and one page more each, if they may grow so far. Nobody
 /// runs: the newcomer has room, as every sequence fits the pools alone.
 ///
-/// Of what it may begin with, it lacks only the pages that nobody holds.
+/// Of what it may begin with, it lacks only the pages that nobody holds. `running` are those that
+/// are to go on.
 pub(crate) fn has_room(
     newcomer: &Sequence,
     beginning: Beginning,
-    roster: &Roster,
+    (roster, running): (&Roster, &[SlotIdx]),
     pools: &Pools,
 ) -> bool {
     let page_tokens = pools.page_tokens();
@@ -50,7 +51,7 @@ pub(crate) fn has_room(
     };
     let has_room_in = |group: GroupIdx| {
         let lacks = |&slot| pools.n_lacking(group, slot, n_expected(roster.sequence(slot)));
-        let n_promised: usize = roster.running().iter().map(lacks).sum();
+        let n_promised: usize = running.iter().map(lacks).sum();
         let n_needed = pools.n_needed(group, n_expected(newcomer));
         let n_lacking = n_needed.saturating_sub(pools.n_shared(group, beginning));
         n_promised + n_lacking <= pools.n_free(group)
@@ -111,6 +112,11 @@ mod tests {
         roster.queue().at(roster.queue().next(0).expect("somebody waits"))
     }
 
+    /// Of a newcomer that begins with nothing, while all that run go on.
+    fn has_room_beside(newcomer: &Sequence, roster: &Roster, pools: &Pools) -> bool {
+        has_room(newcomer, Beginning::default(), (roster, roster.running()), pools)
+    }
+
     #[test]
     fn what_could_never_run_is_refused_before_the_queue_is_looked_at() {
         let full = first_runs(&[request(1, 1), request(2, 1), request(3, 1)]);
@@ -127,7 +133,7 @@ mod tests {
         let mut roster = Roster::new(&limits());
         roster.arrive(request(24, 0), 0, &limits());
         let newcomer = next_waiting(&roster);
-        assert!(has_room(newcomer, Beginning::default(), &roster, &Pools::new(&limits())));
+        assert!(has_room_beside(newcomer, &roster, &Pools::new(&limits())));
     }
 
     #[test]
@@ -138,8 +144,7 @@ mod tests {
         {
             let roster = first_runs(&[request(8, 9), request(n_prompt, n_new_max)]);
             let newcomer = next_waiting(&roster);
-            let has_room =
-                has_room(newcomer, Beginning::default(), &roster, &Pools::new(&limits()));
+            let has_room = has_room_beside(newcomer, &roster, &Pools::new(&limits()));
             assert_eq!(has_room, expected, "prompt of {n_prompt}, {n_new_max} to generate");
         }
     }
@@ -150,6 +155,6 @@ mod tests {
         let mut pools = Pools::new(&limits());
         pools.reserve(roster.running()[0], 8, &mut Vec::new());
         let newcomer = next_waiting(&roster);
-        assert!(has_room(newcomer, Beginning::default(), &roster, &pools));
+        assert!(has_room_beside(newcomer, &roster, &pools));
     }
 }

@@ -18,6 +18,7 @@
 //!   back at once, and so does whoever is preempted: the next plan's writes come after all that is
 //!   in flight. A preempted sequence is not admitted before its rows have landed.
 
+mod displace;
 mod rows;
 
 use std::collections::VecDeque;
@@ -25,6 +26,7 @@ use std::collections::VecDeque;
 use crate::budget::{Budget, decodes};
 use crate::pace::Pace;
 use crate::pages::Pools;
+use crate::queue::QueuePlace;
 use crate::roster::{Place, Roster};
 use crate::stats::{Counters, Stats};
 use crate::turn::Turn;
@@ -69,6 +71,8 @@ struct Attempt {
     turn: Turn,
     n_returns: u64,
     n_changes: u64,
+    /// How many would have given way.
+    n_victims: usize,
 }
 
 /// Tokens granted to a running sequence in the step that is being planned.
@@ -147,13 +151,14 @@ impl Scheduler {
         }
         let mut plan = self.scratch.plans.pop().unwrap_or_else(StepPlan::empty);
         plan.step = StepId(self.counters.n_steps);
+        let displaces = self.displace();
         let running = self.roster.running().iter().map(|&slot| self.roster.sequence(slot));
         let mut budget = Budget::new(self.limits.n_tokens_per_step, &self.pace, running);
         let n_preemptions = self.counters.n_preemptions;
         self.grant_running(&mut budget, &mut plan);
-        // Where somebody had to give way, nobody comes.
+        // Where somebody had to give way for want of pages, nobody comes.
         if self.counters.n_preemptions == n_preemptions {
-            self.admit_waiting(&mut budget, &mut plan);
+            self.admit_waiting(&mut budget, &mut plan, displaces);
         }
         if self.scratch.grants.is_empty() {
             let is_waited_for = !self.flights.is_empty() || self.roster.holds_any();
@@ -311,10 +316,17 @@ impl Scheduler {
         }
     }
 
-    /// Admits whose turn it is while there are slots, pages and tokens.
-    fn admit_waiting(&mut self, budget: &mut Budget, plan: &mut StepPlan) {
+    /// Admits whose turn it is while there are slots, pages and tokens. Where somebody gave way,
+    /// only the one for whom that was: else it might be the victim that comes back.
+    fn admit_waiting(
+        &mut self,
+        budget: &mut Budget,
+        plan: &mut StepPlan,
+        displaces: Option<QueuePlace>,
+    ) {
         while !budget.is_spent() && self.roster.has_free_slot() && self.is_worth_asking() {
-            let Some(place) = self.roster.queue().next(self.counters.n_steps) else { return };
+            let next = displaces.or_else(|| self.roster.queue().next(self.counters.n_steps));
+            let Some(place) = next else { return };
             let newcomer = self.roster.queue().at(place);
             // Who is held may find all but its last token in the cache, and have nothing to do.
             if newcomer.n_rows_in_flight() > 0 || newcomer.is_held() {
@@ -326,9 +338,10 @@ impl Scheduler {
                 return;
             }
             let Some(beginning) = self.pools.beginning(newcomer, &self.roster) else { return };
-            if !admission::has_room(newcomer, beginning, &self.roster, &self.pools) {
+            let running = (&self.roster, self.roster.running());
+            if !admission::has_room(newcomer, beginning, running, &self.pools) {
                 let n_changes = self.roster.queue().n_changes();
-                self.last_attempt = Some(Attempt { turn, n_returns, n_changes });
+                self.last_attempt = Some(Attempt { turn, n_returns, n_changes, n_victims: 0 });
                 return;
             }
             let slot = self.roster.admit(place);
@@ -343,6 +356,9 @@ impl Scheduler {
             assert!(n_tokens > 0, "{:?} was admitted for nothing", sequence.id());
             budget.take_newcomer(n_tokens);
             self.grant(Grant { slot, n_tokens, decodes: false, n_candidates: 0 }, plan);
+            if displaces.is_some() {
+                return;
+            }
         }
     }
 

@@ -169,6 +169,17 @@ impl Pools {
         }
     }
 
+    /// What if a slot gave back all that it holds: until it [holds](Pools::hold_again) its pages
+    /// again, those that no other slot has count as free. Nothing may be taken meanwhile.
+    pub(crate) fn let_go(&mut self, slot: SlotIdx) {
+        self.pools.iter_mut().for_each(|pool| pool.let_go(slot));
+    }
+
+    /// A slot that had [let go](Pools::let_go) has its pages.
+    pub(crate) fn hold_again(&mut self, slot: SlotIdx) {
+        self.pools.iter_mut().for_each(|pool| pool.hold_again(slot));
+    }
+
     /// Pages that a slot must still take in a group before `n_tokens` of its tokens are computed,
     /// if its chunks are as small as they can be.
     pub(crate) fn n_lacking(&self, group: GroupIdx, slot: SlotIdx, n_tokens: usize) -> usize {

@@ -8,7 +8,7 @@ use crate::host::HostPool;
 use crate::limits::n_window_pages;
 use crate::lru::Lru;
 use crate::prefix::{NodeIdx, Prefixes};
-use crate::{GroupIdx, GroupLimits, Limits, PageId, PageMove};
+use crate::{GroupIdx, GroupLimits, Limits, PageId, PageMove, SlotIdx};
 
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -21,6 +21,8 @@ pub(crate) struct Pool {
     pages: Vec<Page>,
     /// By slot.
     pub(crate) tables: Vec<Table>,
+    /// Pages that only slots have that were let go.
+    n_let_go: usize,
     pub(crate) host: Option<HostPool>,
 }
 
@@ -59,6 +61,7 @@ impl Pool {
             cached: Lru::new(n_pages),
             pages: vec![Page::default(); n_pages],
             tables: (0..limits.n_slots).map(|_| table()).collect(),
+            n_let_go: 0,
             host: limits
                 .host_tier
                 .as_ref()
@@ -73,7 +76,7 @@ impl Pool {
 
     /// Pages that nobody holds.
     pub(crate) fn n_free(&self) -> usize {
-        self.free.len() + self.cached.len()
+        self.free.len() + self.cached.len() + self.n_let_go
     }
 
     /// Pages that nobody holds and that may be wanted again.
@@ -144,6 +147,24 @@ impl Pool {
         }
     }
 
+    /// Counts as if a slot had given its pages back.
+    pub(crate) fn let_go(&mut self, slot: SlotIdx) {
+        for page in &self.tables[slot.idx()].pages {
+            let n_holders = &mut self.pages[page.idx()].n_holders;
+            *n_holders -= 1;
+            self.n_let_go += usize::from(*n_holders == 0);
+        }
+    }
+
+    /// Undoes that.
+    pub(crate) fn hold_again(&mut self, slot: SlotIdx) {
+        for page in &self.tables[slot.idx()].pages {
+            let n_holders = &mut self.pages[page.idx()].n_holders;
+            self.n_let_go -= usize::from(*n_holders == 0);
+            *n_holders += 1;
+        }
+    }
+
     /// The entry of a slot's table holds a full page, and what it holds is known from now on;
     /// unless another page is known to hold the same.
     pub(crate) fn file(
@@ -166,6 +187,7 @@ impl Pool {
     /// Asserts that every page is free, held or cached, and that the tree agrees.
     pub(crate) fn check(&self, prefixes: Option<&Prefixes>) {
         let group = self.group;
+        assert_eq!(self.n_let_go, 0, "{group:?}: what was asked for the asking is undone");
         let mut n_holders = vec![0; self.n_pages()];
         let mut n_places = vec![0; self.n_pages()];
         let held = self.tables.iter().flat_map(|table| &table.pages);

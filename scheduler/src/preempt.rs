@@ -1,5 +1,6 @@
 //! Who gives way when pages run out: always whose turn is last of those that run. That is the
-//! youngest, a level counting as an earlier arrival.
+//! youngest, a level counting as an earlier arrival. (Who gives way to a newcomer is in
+//! `machine/displace`.)
 //!
 //! A preempted sequence keeps its tokens, loses its pages and goes back to the queue; admitted
 //! again, it computes prompt and generated tokens anew, as one prefill. A row of it may be in
@@ -96,21 +97,7 @@ mod tests {
         let sequence = roster.sequence_mut(slot);
         let start = sequence.n_planned();
         pools.reserve(slot, start + n_tokens, &mut Vec::new());
-        let (follows, emit) = sequence.plan(n_tokens, 0, &mut Vec::new());
-        let request = sequence.id();
-        let (token_idx, answer_idx, n_candidates) = (0, 0, 0);
-        let row = crate::Row {
-            request,
-            slot,
-            start,
-            n_tokens,
-            n_candidates,
-            token_idx,
-            answer_idx,
-            follows,
-            emit,
-        };
-        sequence.land(&row, 0);
+        sequence.run(slot, n_tokens, &mut Vec::new());
     }
 
     #[test]

@@ -32,6 +32,13 @@ pub(crate) enum Beginning {
     Shared(Shared),
 }
 
+impl Beginning {
+    /// Whether it is what this slot has.
+    pub(crate) fn is_of(self, slot: SlotIdx) -> bool {
+        matches!(self, Beginning::Shared(shared) if shared.slot == slot)
+    }
+}
+
 impl Default for Beginning {
     fn default() -> Beginning {
         Beginning::Found(Found::default())

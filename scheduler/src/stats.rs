@@ -71,7 +71,7 @@ pub struct Counters {
     pub n_proposed_tokens: u64,
     /// Of the generated tokens, those that a candidate had guessed.
     pub n_accepted_tokens: u64,
-    /// Sequences sent back to the queue for want of pages.
+    /// Sequences sent back to the queue, for want of pages or for one of a higher level.
     pub n_preemptions: u64,
     /// Computed tokens whose KV those sequences lost.
     pub n_lost_tokens: u64,

@@ -88,10 +88,15 @@ fn every_rule_holds_after_every_event() {
         ("ranks that failed while a step ran", sum(|s| s.n_failed_in_flight), 500),
         ("results that came late", sum(|s| s.n_late), 5_000),
         ("admissions before an older request", sum(|s| s.n_passed_older), 5_000),
+        ("gave way to a higher level", sum(|s| s.n_displaced), 1_000),
         ("plans for which tenants contended", sum(|s| s.n_contests), 5_000),
     ];
     for (what, n_met, n_wanted) in met {
         eprintln!("{n_met:>8} {what}");
         assert!(n_met >= n_wanted, "{what}: {n_met} met, {n_wanted} wanted");
     }
+    // Nor would a bound that nobody ever comes near.
+    let percent = lives.iter().map(|sights| sights.deadline_percent_max).max();
+    eprintln!("{percent:?} percent of the steps that one of several tenants may take");
+    assert!(percent > Some(30), "the bound is wide: {percent:?}");
 }

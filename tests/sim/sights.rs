@@ -39,6 +39,10 @@ pub(crate) struct Sights {
     pub(crate) n_late: u64,
     /// Admissions before somebody that had come earlier, counted by those passed.
     pub(crate) n_passed_older: u64,
+    /// Those that gave way to one of a higher level.
+    pub(crate) n_displaced: u64,
+    /// Of the steps that one of several tenants may take to its end, the most that one took.
+    pub(crate) deadline_percent_max: u64,
     /// Plans while two tenants waited at the first level.
     pub(crate) n_contests: u64,
     /// Rows of guided requests that sampled.

@@ -78,6 +78,8 @@ struct Expected {
     was_preempted: bool,
     /// Whose share it takes.
     tenant: usize,
+    /// Of priority, as it came.
+    level: u32,
     /// The step at which it has risen to the first level.
     due: u64,
     /// Whether it has a slot, and whether it ever had.
@@ -85,8 +87,16 @@ struct Expected {
     has_begun: bool,
     /// Positions computed for it at least once.
     n_served: usize,
+    deadline: Deadline,
+}
+
+/// When a request must have ended.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    /// The step from which this holds.
+    from: u64,
     /// The step by which it must have ended.
-    deadline: u64,
+    step: u64,
 }
 
 struct Flight {
@@ -181,7 +191,7 @@ impl World {
         assert_eq!(effects, [], "wrong: {request:?} should be taken");
         let n_tokens_end = self.n_tokens_end(&request);
         let (tokens, reason) = run_alone(&self.limits, &request, n_tokens_end);
-        let (tenant, due) = self.turn(&request);
+        let (tenant, level, due) = self.turn(&request);
         let deadline = self.deadline(&request, due);
         self.join(tenant);
         let expected = Expected {
@@ -194,6 +204,7 @@ impl World {
             held: None,
             was_preempted: false,
             tenant,
+            level,
             due,
             runs: false,
             has_begun: false,
@@ -249,7 +260,7 @@ impl World {
         let n_admitted = plan.as_ref().map_or(0, |plan| plan.admitted.len());
         let n_preempted = (stats.counters.n_preemptions - before.counters.n_preemptions) as usize;
         assert_eq!(stats.n_running + n_preempted, before.n_running + n_admitted, "wrong: running");
-        assert!(n_preempted == 0 || n_admitted == 0, "wrong: a victim returns at once");
+        assert!(n_preempted == 0 || n_admitted <= 1, "wrong: a victim returns at once");
         let Some(plan) = plan else {
             let is_held = self.live.values().any(|expected| expected.held.is_some());
             let is_stuck = self.flight.is_none() && !self.live.is_empty() && !is_held;
@@ -331,7 +342,12 @@ impl World {
                 let beginning_idx = self.random.within(0, self.beginnings.len() - 1);
                 self.beginnings[beginning_idx] = told;
             }
-            assert!(self.n_steps() <= deadline, "stuck: {request:?} ends after {deadline}");
+            let n_steps = self.n_steps();
+            assert!(n_steps <= deadline.step, "stuck: {request:?} ends after {deadline:?}");
+            if self.limits.n_tenants > 1 && deadline.step < u64::MAX {
+                let percent = 100 * (n_steps - deadline.from) / (deadline.step - deadline.from);
+                self.sights.deadline_percent_max = self.sights.deadline_percent_max.max(percent);
+            }
             match reason {
                 FinishReason::Stop(_) => self.sights.n_stopped += 1,
                 _ => self.sights.n_full += 1,

@@ -9,9 +9,9 @@ use engine::{Policy, Priorities};
 /// Options.
 #[derive(Args)]
 pub(super) struct TurnArguments {
-    /// Levels of priority that requests may ask for, 1 going first; the middle one is for those
-    /// that ask for none. 1 takes requests in the order of their arrival. API keys share each
-    /// level evenly
+    /// Levels of priority that requests may ask for, 1 going first: where no slot is left for it,
+    /// one that runs at a lower level gives way. The middle one is for those that ask for none. 1
+    /// takes requests in the order of their arrival. API keys share each level evenly
     #[arg(long, value_name = "N", default_value = "3", help_heading = "Turns")]
     priority_levels: NonZeroU32,
 

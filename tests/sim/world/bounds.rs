@@ -2,30 +2,24 @@
 
 use scheduler::{FinishReason, Limits, Refusal, Request, TokenId};
 
-use super::{N_HELD_MAX, World};
+use super::{Deadline, Expected, N_HELD_MAX, World};
 use crate::model::next_token;
 
 impl World {
-    /// Its tenant, and the step at which it has risen to the first level.
-    pub(super) fn turn(&self, request: &Request) -> (usize, u64) {
+    /// Its tenant, its level, and the step at which it has risen to the first one.
+    pub(super) fn turn(&self, request: &Request) -> (usize, u32, u64) {
         let priorities = &self.limits.priorities;
         let level = match request.terms.priority {
             level if (1..=priorities.n_levels).contains(&level) => level,
             _ => priorities.default_level,
         };
         let n_steps = u64::from((level - 1) * priorities.n_steps_a_level);
-        (request.terms.tenant.idx() % self.limits.n_tenants, self.n_steps() + n_steps)
+        (request.terms.tenant.idx() % self.limits.n_tenants, level, self.n_steps() + n_steps)
     }
 
-    /// The step by which it must have ended: of several tenants it depends on what they do.
-    pub(super) fn deadline(&self, request: &Request, due: u64) -> u64 {
-        // Every token of a guided request may hold it for as many steps, and others behind it; who
-        // waits for its own token lets one step of others pass.
-        let delay = match self.limits.speculation {
-            _ if self.guided_in < 1_000_000 => 2 + N_HELD_MAX as u64,
-            Some(_) => 2,
-            None => 1,
-        };
+    /// When it must have ended: of several tenants it depends on what they were served when it is
+    /// due ([`World::set_deadlines`]).
+    pub(super) fn deadline(&self, request: &Request, due: u64) -> Deadline {
         let n_live_max = self.limits.n_slots + self.limits.n_waiting_max;
         let n_tokens = match (self.has_turns(), self.limits.n_tenants) {
             (false, _) => {
@@ -35,9 +29,56 @@ impl World {
             // Once it is due, whoever is before it or has begun may be first twice: until it is
             // displaced by one that begins, and from its return on.
             (true, 1) => 2 * (n_live_max + 1) * (self.n_sequence_max() + 1),
-            _ => return u64::MAX,
+            _ => return Deadline { from: due, step: u64::MAX },
         };
-        due + n_tokens as u64 * delay + 2
+        Deadline { from: due, step: due + n_tokens as u64 * self.n_steps_a_token() + 2 }
+    }
+
+    /// Steps that pass at most for one token of the first that runs.
+    fn n_steps_a_token(&self) -> u64 {
+        // Every token of a guided request may hold it for as many steps, and others behind it; who
+        // waits for its own token lets one step of others pass.
+        match self.limits.speculation {
+            _ if self.guided_in < 1_000_000 => 2 + N_HELD_MAX as u64,
+            Some(_) => 2,
+            None => 1,
+        }
+    }
+
+    /// Of several tenants: who has just risen to the first level, by `n_steps`, knows from now on
+    /// when it must have ended.
+    ///
+    /// It is the turn of another tenant only while that one was served no more than its own, which
+    /// is served no more meanwhile than those of its own that have begun or go before it still
+    /// lack. Every turn is served one token at once. So turns of others are counted; each of those
+    /// that begin, and of those that live now, may be the first that runs twice: until it is
+    /// displaced by one that begins, and from its return on. And the first that runs goes on.
+    pub(super) fn set_deadlines(&mut self, n_steps: u64) {
+        if self.limits.n_tenants == 1 {
+            return;
+        }
+        let is_due = |one: &Expected| one.deadline.step == u64::MAX && one.due <= n_steps;
+        let n_live: u64 =
+            self.live.values().map(|one| self.n_tokens_end(&one.request) as u64 + 1).sum();
+        let mut deadlines = Vec::new();
+        for (&id, one) in self.live.iter().filter(|(_, one)| is_due(one)) {
+            let is_before = |other: &Expected, other_id| (other.due, other_id) < (one.due, id);
+            let own = self.live.iter().filter(|&(&other_id, other)| {
+                other.tenant == one.tenant && (other.has_begun || is_before(other, other_id))
+            });
+            let lacks = |other: &Expected| self.n_tokens_end(&other.request) - other.n_served;
+            let n_own = own.map(|(_, other)| lacks(other) as u64).sum::<u64>();
+            let served = &self.turns.served;
+            let others = (0..served.len()).filter(|&tenant| tenant != one.tenant);
+            let n_turns = |tenant| (served[one.tenant] + n_own + 1).saturating_sub(served[tenant]);
+            let n_turns: u64 = others.map(n_turns).sum();
+            let n_tokens = 2 * (n_live + n_turns * (self.n_sequence_max() as u64 + 1));
+            let step = n_steps + n_tokens * self.n_steps_a_token() + 2;
+            deadlines.push((id, Deadline { from: n_steps, step }));
+        }
+        for (id, deadline) in deadlines {
+            self.live.get_mut(&id).expect("it lives").deadline = deadline;
+        }
     }
 
     pub(super) fn expected_refusal(&self, request: &Request) -> Option<Refusal> {

@@ -1,6 +1,8 @@
 //! Whose turn it is, by a model of its own: at every admission nobody waits who goes before, and
 //! who gave way was the last in turn. What tenants are served stays within the bound.
 
+use std::sync::Arc;
+
 use scheduler::{RequestId, Row, StepPlan};
 
 use super::{Expected, World};
@@ -9,7 +11,7 @@ use super::{Expected, World};
 #[derive(Default)]
 pub(super) struct Turns {
     /// By tenant, in tokens.
-    served: Vec<u64>,
+    pub(super) served: Vec<u64>,
     /// What the tenant had been served whose turn it was last.
     served_last: u64,
     /// Of pairs of tenants that have waited at the first level together, the least and the greatest
@@ -50,9 +52,12 @@ impl World {
         let running = self.live.iter().filter(|(_, one)| one.runs);
         let mut running: Vec<_> = running.map(|(&id, one)| (one.due, id)).collect();
         running.sort_unstable();
-        for (_, id) in running.split_off(running.len() - n_preempted) {
-            self.live.get_mut(&id).expect("it lives").runs = false;
+        let victims = running.split_off(running.len() - n_preempted);
+        for (_, id) in &victims {
+            self.live.get_mut(id).expect("it lives").runs = false;
         }
+        self.check_displaced(plan, &victims);
+        self.set_deadlines(plan.step.0);
         self.check_contests(plan.step.0);
         let enters = |row: &&Row| plan.admitted.iter().any(|one| one.request == row.request);
         for row in plan.rows.iter().filter(|row| !enters(row)) {
@@ -62,11 +67,9 @@ impl World {
         for admission in &plan.admitted {
             let id = admission.request;
             assert!(!self.live[&id].runs, "wrong: {admission:?} of who runs");
-            let key = self.key(id, plan.step.0);
-            for (&other, _) in self.live.iter().filter(|(_, other)| !other.runs) {
-                let before = self.key(other, plan.step.0);
-                assert!(key <= before, "wrong: {id:?}, {key:?}, passes {before:?}");
-                self.sights.n_passed_older += u64::from(other < id);
+            // For whom somebody gave way was looked at before the others were served.
+            if victims.is_empty() {
+                self.check_turn(id, plan.step.0);
             }
             let one = self.live.get_mut(&id).expect("it lives");
             if !one.has_begun {
@@ -81,6 +84,61 @@ impl World {
         }
         if self.has_turns() {
             self.check_first_goes_on(plan);
+        }
+        if plan.admitted.is_empty() && n_preempted == 0 {
+            self.check_nobody_is_in_the_way(plan);
+        }
+    }
+
+    /// Where somebody comes when others gave way, they were of lower levels than that one.
+    fn check_displaced(&mut self, plan: &StepPlan, victims: &[(u64, RequestId)]) {
+        let Some(admission) = plan.admitted.first().filter(|_| !victims.is_empty()) else { return };
+        self.check_turn(admission.request, plan.step.0);
+        let (newcomer, n_below) =
+            (&self.live[&admission.request], |id| self.key(id, plan.step.0).0);
+        for &(_, id) in victims {
+            let is_lower = newcomer.level < self.live[&id].level;
+            let is_still = n_below(admission.request) < n_below(id);
+            assert!(is_lower && is_still, "wrong: {id:?} gives way to {admission:?}, no higher");
+            assert!(!newcomer.has_begun, "wrong: {admission:?} has begun and displaces {id:?}");
+        }
+        let is_for_a_slot = self.limits.groups.is_empty();
+        assert!(victims.len() <= 1 || !is_for_a_slot, "wrong: {victims:?} for one slot");
+        self.sights.n_displaced += victims.len() as u64;
+    }
+
+    /// Where pages are no matter and a step has tokens left, nobody waits for a slot while one of a
+    /// lower level, as it came and now, has it.
+    fn check_nobody_is_in_the_way(&self, plan: &StepPlan) {
+        let n_guessed: usize = plan.rows.iter().map(|row| row.n_candidates).sum();
+        let n_left = self.limits.n_tokens_per_step + n_guessed - plan.tokens.len();
+        if !self.limits.groups.is_empty() || self.limits.latency.is_some() || n_left == 0 {
+            return;
+        }
+        let waiting = self.live.iter().filter(|(_, one)| !one.runs);
+        let first = waiting.map(|(&id, _)| id).min_by_key(|&id| self.key(id, plan.step.0));
+        let running = self.live.iter().filter(|(_, one)| one.runs);
+        let last = running.max_by_key(|(id, one)| (one.due, **id)).map(|(&id, _)| id);
+        let (Some(first), Some(last)) = (first, last) else { return };
+        let (waits, runs) = (&self.live[&first], &self.live[&last]);
+        // It may wait for its prompt.
+        let prompt = &waits.request.prompt;
+        let is_sibling = |one: &Expected| one.runs && Arc::ptr_eq(&one.request.prompt, prompt);
+        if waits.has_begun || self.live.values().any(is_sibling) {
+            return;
+        }
+        let n_below = |id| self.key(id, plan.step.0).0;
+        let is_in_the_way = waits.level < runs.level && n_below(first) < n_below(last);
+        assert!(!is_in_the_way, "wrong: {first:?} waits while {last:?} of a lower level runs");
+    }
+
+    /// Nobody waits that goes before.
+    fn check_turn(&mut self, id: RequestId, n_steps: u64) {
+        let key = self.key(id, n_steps);
+        for (&other, _) in self.live.iter().filter(|(_, other)| !other.runs) {
+            let before = self.key(other, n_steps);
+            assert!(key <= before, "wrong: {id:?}, {key:?}, passes {before:?}");
+            self.sights.n_passed_older += u64::from(other < id);
         }
     }
 
