@@ -1,6 +1,6 @@
 //! Barriers: of a block (sixteen, by number), of lanes of a warp, of a cluster.
 
-use crate::exec::checks;
+use crate::exec::checks::{self, ClusterChecks};
 use crate::exec::fault::{Cause, Flow, Trap};
 use crate::exec::inst::{Pred, R32};
 use crate::exec::warp::{Wait, Warp};
@@ -28,7 +28,10 @@ pub enum BarrierOp {
     Warp {
         members: R32,
     },
-    ClusterArrive,
+    ClusterArrive {
+        /// It tells nobody what was written before.
+        is_relaxed: bool,
+    },
     ClusterWait,
 }
 
@@ -75,22 +78,25 @@ impl WarpCx<'_> {
                 self.warp.park(self.mask, true);
                 Ok(Flow::Retry)
             }
-            BarrierOp::ClusterArrive => {
+            BarrierOp::ClusterArrive { is_relaxed } => {
                 if !self.is_converged() {
                     return Ok(Flow::Retry);
                 }
                 self.cx.block.cluster_arrived |= 1 << self.warp.idx;
+                checks::observe_cluster_arrival(&mut self.cx, self.warp.idx, *is_relaxed);
                 Ok(Flow::Next)
             }
             BarrierOp::ClusterWait => {
                 if self.warp.wait == Wait::Released {
                     self.warp.wait = Wait::None;
+                    checks::observe_cluster_wait(&mut self.cx, self.warp.idx);
                     return Ok(Flow::Next);
                 }
                 if !self.is_converged() {
                     return Ok(Flow::Retry);
                 }
                 if std::mem::take(&mut self.warp.has_cluster_met) {
+                    checks::observe_cluster_wait(&mut self.cx, self.warp.idx);
                     return Ok(Flow::Next);
                 }
                 self.warp.wait = Wait::Cluster;
@@ -225,7 +231,10 @@ pub(super) fn release(cx: &mut BlockCx<'_>, warps: &mut [Warp]) -> bool {
 }
 
 /// Lets the warps of a cluster's blocks go, if all have come to its barrier.
-pub(super) fn release_cluster<'a>(members: impl Iterator<Item = (&'a mut Block, &'a mut [Warp])>) {
+pub(super) fn release_cluster<'a>(
+    members: impl Iterator<Item = (&'a mut Block, &'a mut [Warp])>,
+    checks: &mut ClusterChecks,
+) {
     let mut members: Vec<_> = members.collect();
     let is_complete = members.iter().all(|(block, warps)| {
         let live = live_warps(warps);
@@ -235,9 +244,9 @@ pub(super) fn release_cluster<'a>(members: impl Iterator<Item = (&'a mut Block, 
     if !is_complete || !has_any {
         return;
     }
+    checks.met();
     for (block, warps) in &mut members {
         block.cluster_arrived = 0;
-        block.checks.met_cluster(live_warps(warps));
         for warp in warps.iter_mut() {
             if warp.wait == Wait::Cluster {
                 warp.wait = Wait::Released;

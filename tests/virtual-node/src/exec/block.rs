@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use crate::exec::barrier::{self, Barrier, N_BARRIERS};
-use crate::exec::checks::BlockChecks;
+use crate::exec::checks::{ClusterChecks, Layout};
 use crate::exec::fault::{Cause, KernelFault, Trap};
 use crate::exec::grid::Launch;
 use crate::exec::tensor::{self, BlockAsync};
@@ -34,7 +34,6 @@ pub struct Block {
     pub peers: Vec<Span>,
     /// Outstanding asynchronous work.
     pub tensor: BlockAsync,
-    pub checks: BlockChecks,
     pub(super) barriers: [Barrier; N_BARRIERS],
     /// Warps that came to the cluster's barrier, by bit.
     pub(super) cluster_arrived: u64,
@@ -82,7 +81,6 @@ impl Block {
             shared: Shared::new(shared_bytes),
             peers: Vec::new(),
             tensor: BlockAsync::default(),
-            checks: BlockChecks::default(),
             barriers: [Barrier::default(); N_BARRIERS],
             cluster_arrived: 0,
         }
@@ -99,6 +97,8 @@ impl Block {
 #[derive(Debug)]
 pub(super) struct Cluster {
     members: Vec<(Block, Vec<Warp>)>,
+    layout: Layout,
+    checks: ClusterChecks,
 }
 
 /// How a cluster came to stop.
@@ -117,13 +117,16 @@ impl Cluster {
             let warps = (0..n_warps).map(|idx| Warp::new(idx, &launch.kernel)).collect();
             (Block::new(shared_bytes), warps)
         };
-        Cluster { members: (0..launch.blocks_per_cluster()).map(member).collect() }
+        let members: Vec<_> = (0..launch.blocks_per_cluster()).map(member).collect();
+        let layout = Layout::new(members.len(), n_warps, shared_bytes);
+        Cluster { members, layout, checks: ClusterChecks::begin(&launch.checks, layout) }
     }
 
     /// Begins the cluster of that index in the grid.
     pub(super) fn begin(&mut self, launch: &Launch, cluster_idx: usize) {
         let peers: Vec<Span> =
             self.members.iter_mut().map(|(block, _)| block.shared.span()).collect();
+        self.checks = ClusterChecks::begin(&launch.checks, self.layout);
         let n_threads = launch.threads_per_block();
         for (rank, (block, warps)) in self.members.iter_mut().enumerate() {
             block.idx = launch.block_idx(cluster_idx, rank);
@@ -133,7 +136,6 @@ impl Cluster {
             block.cluster_arrived = 0;
             block.shared.storage.fill(Unit([POISON; 256]));
             block.tensor.reset();
-            block.checks.reset(&launch.checks, launch.shared_bytes());
             for warp in warps {
                 warp.reset(n_threads - warp.idx * 32);
                 special::fill(warp, launch, block);
@@ -158,7 +160,7 @@ impl Cluster {
             let mut is_spinning = false;
             let n_changes = self.n_barrier_changes();
             for (block, warps) in &mut self.members {
-                let mut cx = BlockCx { launch, block, window, counters };
+                let mut cx = BlockCx { launch, block, window, counters, checks: &mut self.checks };
                 let moved = run_warps(&mut cx, warps)?;
                 has_moved |= moved.has_moved;
                 is_spinning |= moved.is_spinning;
@@ -166,7 +168,8 @@ impl Cluster {
             }
             if self.members.len() > 1 || self.has_cluster_waits() {
                 let members = self.members.iter_mut();
-                barrier::release_cluster(members.map(|(block, warps)| (block, &mut warps[..])));
+                let members = members.map(|(block, warps)| (block, &mut warps[..]));
+                barrier::release_cluster(members, &mut self.checks);
                 has_moved |= self.has_released();
             }
             if has_moved && !self.is_done() {
@@ -209,7 +212,7 @@ impl Cluster {
         counters: &mut KernelCounters,
     ) -> Result<bool, KernelFault> {
         for (block, warps) in &mut self.members {
-            let mut cx = BlockCx { launch, block, window, counters };
+            let mut cx = BlockCx { launch, block, window, counters, checks: &mut self.checks };
             match tensor::advance(&mut cx) {
                 Ok(true) => return Ok(true),
                 Ok(false) => {}
@@ -296,6 +299,7 @@ fn run_warp(cx: &mut BlockCx<'_>, warp: &mut Warp) -> Result<Outcome, KernelFaul
         block: &mut *cx.block,
         window: &mut *cx.window,
         counters: &mut *cx.counters,
+        checks: &mut *cx.checks,
     };
     warp.tensor.waits = false;
     let mut running = WarpCx::new(cx, warp);

@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use crate::exec::block::Block;
+use crate::exec::checks::ClusterChecks;
 use crate::exec::fault::{Cause, Trap};
 use crate::exec::grid::Launch;
 use crate::exec::inst::{Address, Base, Inst, Space};
@@ -19,6 +20,8 @@ pub struct BlockCx<'a> {
     pub window: &'a mut Window<'static>,
     /// Counts of this worker, added up when the launch ends.
     pub counters: &'a mut KernelCounters,
+    /// What the checks remember of the block's cluster.
+    pub checks: &'a mut ClusterChecks,
 }
 
 /// A warp that runs an instruction.
@@ -94,16 +97,10 @@ impl BlockCx<'_> {
         // SAFETY: the offset lies inside the span, which lives as long as the cluster runs.
         Ok(unsafe { shared.start.add(offset) })
     }
-
-    /// The offset of a shared address in this block's own window, if it is there.
-    pub fn own_shared_offset(&self, address: u64) -> Option<usize> {
-        let (rank, offset) = split_shared(address);
-        (rank.is_none() || rank == Some(self.block.rank)).then_some(offset)
-    }
 }
 
 /// Rank in the cluster (none: one's own block) and offset of a shared address.
-fn split_shared(address: u64) -> (Option<u32>, usize) {
+pub(super) fn split_shared(address: u64) -> (Option<u32>, usize) {
     let address = address as u32;
     let offset = (address & ((1 << CLUSTER_SHIFT) - 1)) as usize;
     ((address >> CLUSTER_SHIFT).checked_sub(1), offset)

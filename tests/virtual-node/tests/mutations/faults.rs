@@ -227,6 +227,11 @@ pub(crate) const FAULTS: &[Fault] = &[
         two_shot::picked, Noticed::Fault("race")
     ),
     fault!(
+        "blocks meet and do not tell what they wrote", "reduce_norm_two_shot" TWO_SHOT_STATIC,
+        Replace { after: "rem.s32", line: "cluster.arrive", from: "release", to: "relaxed" },
+        two_shot::picked, Noticed::Fault("race")
+    ),
+    fault!(
         "no barrier before other threads' queries", "attention" DECODE,
         Remove { after: "", line: "bar.sync", nth: 0 },
         attention::decode, Noticed::Fault("nothing wrote")

@@ -20,7 +20,7 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
     let mut outcome = Vec::new();
     for n_times in 0..=2 {
         let norm = Norm::new(n_times);
-        let mut params = norm.params(N_BLOCKS, HIDDEN, None);
+        let mut params = norm.params(N_BLOCKS, None);
         params.push(Words(of_eight(&norm.scales)));
         let call = call("reduce_norm_two_shot_e4m3_token", N_BLOCKS, &params);
         outcome.push(match norm.node.launch_alone(module, RANK, &call) {
@@ -33,20 +33,18 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
     Ok(outcome)
 }
 
-/// Rows that are picked at the end of the stream: one block finishes two with padding between them.
-/// Rows are as short as a block is alone with: where several share one, barriers of their cluster
-/// come between the rooms.
+/// Rows that are picked at the end of the stream: the one cluster finishes two, with padding between
+/// them.
 pub(crate) fn picked(module: &Module) -> Outcome {
     let norm = Norm::new(2);
-    let mut params = norm.params(1, HIDDEN / 2, Some(&[4, -1, 1, 0, 2]));
+    let mut params = norm.params(2, Some(&[4, -1, 1, 0, 2]));
     params.push(F32(0.02));
-    norm.node.launch_alone(module, RANK, &call("reduce_norm_two_shot_e4m3", 1, &params))?;
+    norm.node.launch_alone(module, RANK, &call("reduce_norm_two_shot_e4m3", 2, &params))?;
     Ok(norm.written())
 }
 
-/// A cluster of two blocks, or a block alone.
 fn call<'a>(kernel: &'a str, n_blocks: u32, params: &'a [Param]) -> Call<'a> {
-    Call { kernel, grid: [n_blocks, 1, 1], n_threads: 256, cluster: n_blocks.min(2), params }
+    Call { kernel, grid: [n_blocks, 1, 1], n_threads: 256, cluster: 2, params }
 }
 
 /// What the norm reads and writes.
@@ -103,7 +101,7 @@ impl Norm {
     }
 
     /// All but the scales of what is written. The stream goes on where no rows are picked.
-    fn params(&self, n_blocks: u32, hidden: usize, picked: Option<&[i32; N_TOKENS]>) -> Vec<Param> {
+    fn params(&self, n_blocks: u32, picked: Option<&[i32; N_TOKENS]>) -> Vec<Param> {
         let mut exchange = of_eight(&self.flags);
         exchange.extend([self.flags[usize::from(RANK)], self.state]);
         exchange.push(u64::from(N_RANKS) | u64::from(RANK) << 32);
@@ -115,7 +113,7 @@ impl Norm {
             Address(if picked.is_some() { 0 } else { self.residual }),
             Address(picked.map_or(0, |rows| self.node.upload(RANK, rows))),
             U32(N_TOKENS as u32),
-            U32(hidden as u32),
+            U32(HIDDEN as u32),
             Words(exchange),
             // All blocks have rows.
             Words(vec![0, 0, u64::from(n_blocks) << 32]),

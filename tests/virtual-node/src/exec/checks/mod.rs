@@ -2,17 +2,20 @@
 //! The executor calls in here only where a flag is set.
 
 mod init;
+mod layout;
 mod races;
 mod traffic;
 
 use thiserror::Error;
 
-use crate::exec::context::lanes;
+use crate::exec::block::Span;
+use crate::exec::context::{lanes, split_shared};
 use crate::exec::fault::{Cause, Trap};
 use crate::exec::inst::Space;
 use crate::exec::{BlockCx, WarpCx};
 use crate::memory::POISON;
 use init::Written;
+pub(super) use layout::Layout;
 use races::Races;
 pub use traffic::n_sectors;
 
@@ -29,7 +32,8 @@ pub struct Checks {
     pub banks: bool,
 }
 
-/// What a check found. Offsets are bytes of the block's shared memory.
+/// What a check found. Offsets are bytes of a block's shared memory; warps are numbered through the
+/// blocks of their cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Finding {
     /// Two warps, no barrier between them.
@@ -102,10 +106,10 @@ pub enum AccessKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AsyncAccess(u32);
 
-/// What the checks remember of a block.
-#[derive(Debug, Default)]
-pub struct BlockChecks {
-    /// Made at the first access that wants it.
+/// What the checks remember of a cluster.
+#[derive(Debug)]
+pub struct ClusterChecks {
+    layout: Layout,
     races: Option<Races>,
     written: Option<Written>,
 }
@@ -121,22 +125,32 @@ impl Checks {
     }
 }
 
-impl BlockChecks {
-    /// A new block begins.
-    pub fn reset(&mut self, checks: &Checks, shared_bytes: usize) {
-        self.races = None;
-        self.written = checks.init.then(|| Written::new(shared_bytes));
+impl ClusterChecks {
+    /// A new cluster begins.
+    pub(super) fn begin(checks: &Checks, layout: Layout) -> ClusterChecks {
+        let races = checks.races.then(|| Races::new(layout));
+        let written = checks.init.then(|| Written::new(layout));
+        ClusterChecks { layout, races, written }
+    }
+
+    /// All warps of the cluster have come to its barrier.
+    pub(super) fn met(&mut self) {
+        if let Some(races) = &mut self.races {
+            races.cluster_met();
+        }
     }
 }
 
-impl BlockChecks {
-    /// The warps of a cluster's blocks met, this block's `warps` among them. Other blocks may have
-    /// written here, which is not watched: what they left unwritten is no longer known.
-    pub fn met_cluster(&mut self, warps: u64) {
-        if let Some(races) = &mut self.races {
-            races.barrier(warps);
-        }
-        self.written = None;
+impl BlockCx<'_> {
+    /// A warp's number among those of the cluster.
+    fn warp_of_cluster(&self, warp_idx: usize) -> usize {
+        self.block.rank as usize * self.checks.layout.n_warps_each + warp_idx
+    }
+
+    /// A shared address as a byte of the cluster's memory; none beyond a block's end.
+    fn watched(&self, address: u64) -> Option<usize> {
+        let (rank, offset) = split_shared(address);
+        self.checks.layout.byte(rank.unwrap_or(self.block.rank) as usize, offset)
     }
 }
 
@@ -150,7 +164,7 @@ pub fn observe(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> {
 }
 
 fn observe_shared(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> {
-    let warp_idx = cx.warp.idx;
+    let warp = cx.cx.warp_of_cluster(cx.warp.idx);
     let checks = cx.cx.launch.checks;
     if checks.banks {
         cx.cx.counters.n_bank_conflicts +=
@@ -158,10 +172,10 @@ fn observe_shared(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> 
     }
     settle(&mut cx.cx).map_err(|cause| cause.at(access.mask.trailing_zeros() as usize))?;
     for lane in lanes(access.mask) {
-        let Some(first) = cx.cx.own_shared_offset(access.addresses[lane]) else { continue };
+        let Some(first) = cx.cx.watched(access.addresses[lane]) else { continue };
         let n_bytes = access.n_bytes;
         let blame = |finding: Finding| Cause::from(finding).at(lane);
-        if let Some(written) = &mut cx.cx.block.checks.written {
+        if let Some(written) = &mut cx.cx.checks.written {
             if access.kind != AccessKind::Write {
                 written.read(first, n_bytes).map_err(blame)?;
             }
@@ -169,12 +183,12 @@ fn observe_shared(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> 
                 written.write(first, n_bytes);
             }
         }
-        let held = held(&mut cx.cx, first, n_bytes);
-        if let Some(races) = races(&mut cx.cx) {
+        let held = held(&cx.cx, first, n_bytes);
+        if let Some(races) = &mut cx.cx.checks.races {
             match access.kind {
-                AccessKind::Read => races.read(warp_idx, first, n_bytes),
-                AccessKind::Write => races.write(warp_idx, first, &held),
-                AccessKind::Atomic => races.atomic(warp_idx, first, n_bytes),
+                AccessKind::Read => races.read(warp, first, n_bytes),
+                AccessKind::Write => races.write(warp, first, &held),
+                AccessKind::Atomic => races.atomic(warp, first, n_bytes),
             }
             .map_err(blame)?;
         }
@@ -182,23 +196,33 @@ fn observe_shared(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> 
     Ok(())
 }
 
-/// What shared memory holds, as far as it goes; nothing where nobody asks.
-fn held(cx: &mut BlockCx<'_>, first: usize, n_bytes: usize) -> Vec<u8> {
-    let shared = cx.block.shared.span();
-    if !cx.launch.checks.races || first >= shared.n_bytes {
+/// What the cluster's memory holds, as far as a block's goes; nothing where nobody asks.
+fn held(cx: &BlockCx<'_>, first: usize, n_bytes: usize) -> Vec<u8> {
+    if cx.checks.races.is_none() {
         return Vec::new();
     }
-    let n_bytes = n_bytes.min(shared.n_bytes - first);
-    // SAFETY: the bytes lie inside the block's shared memory, and the block runs on this thread.
-    unsafe { std::slice::from_raw_parts(shared.start.as_ptr().add(first), n_bytes).to_vec() }
+    let layout = cx.checks.layout;
+    let within = layout.within_block(first, n_bytes);
+    within.map(|byte| held_byte(&cx.block.peers, layout, byte)).collect()
+}
+
+/// A byte of the cluster's memory; a block's rounded-up end holds nothing.
+fn held_byte(shared: &[Span], layout: Layout, byte: usize) -> u8 {
+    let (rank, offset) = (layout.rank(byte), layout.offset(byte));
+    let Span { start, n_bytes } = shared[rank];
+    if offset >= n_bytes {
+        return 0;
+    }
+    // SAFETY: the offset lies inside that block's shared memory, and the cluster's blocks run on
+    // this thread.
+    unsafe { start.add(offset).read() }
 }
 
 /// Judges writes that met, now that they are done.
 fn settle(cx: &mut BlockCx<'_>) -> Result<(), Cause> {
-    let shared = cx.block.shared.span();
-    let Some(races) = races(cx) else { return Ok(()) };
-    // SAFETY: contended bytes lie inside the block's shared memory, which this thread runs on.
-    Ok(races.settle(|byte| unsafe { shared.start.add(byte).read() })?)
+    let (layout, shared) = (cx.checks.layout, &cx.block.peers);
+    let Some(races) = &mut cx.checks.races else { return Ok(()) };
+    Ok(races.settle(|byte| held_byte(shared, layout, byte))?)
 }
 
 fn observe_global(cx: &mut WarpCx<'_>, access: &Access<'_>) -> Result<(), Trap> {
@@ -235,21 +259,27 @@ fn check_global(cx: &mut BlockCx<'_>, address: u64, n_bytes: usize) -> Result<()
     Ok(())
 }
 
-/// The block's clocks, if races are looked for.
-fn races<'a>(cx: &'a mut BlockCx<'_>) -> Option<&'a mut Races> {
-    if !cx.launch.checks.races {
-        return None;
-    }
-    let n_warps = cx.launch.block.iter().product::<u32>().div_ceil(32) as usize;
-    let shared_bytes = cx.block.shared.span().n_bytes;
-    let races = cx.block.checks.races.get_or_insert_with(|| Races::new(n_warps, shared_bytes));
-    Some(races)
-}
-
 /// All threads of a block met at a barrier; with `warps` the ones that did (bit by warp).
 pub fn observe_barrier(cx: &mut BlockCx<'_>, warps: u64) {
-    if let Some(races) = races(cx) {
-        races.barrier(warps);
+    let first = cx.warp_of_cluster(0);
+    if let Some(races) = &mut cx.checks.races {
+        races.barrier(first, warps);
+    }
+}
+
+/// A warp arrived at the barrier of its cluster, with what it did before or (`is_relaxed`) without.
+pub fn observe_cluster_arrival(cx: &mut BlockCx<'_>, warp_idx: usize, is_relaxed: bool) {
+    let warp = cx.warp_of_cluster(warp_idx);
+    if let Some(races) = &mut cx.checks.races {
+        races.cluster_arrive(warp, is_relaxed);
+    }
+}
+
+/// A warp waited for the barrier of its cluster.
+pub fn observe_cluster_wait(cx: &mut BlockCx<'_>, warp_idx: usize) {
+    let warp = cx.warp_of_cluster(warp_idx);
+    if let Some(races) = &mut cx.checks.races {
+        races.cluster_wait(warp);
     }
 }
 
@@ -259,11 +289,12 @@ pub fn observe_async_read(
     warp_idx: usize,
     chunks: &[usize],
 ) -> Result<AsyncAccess, Cause> {
-    let chunks = own_chunks(cx, chunks);
-    if let Some(written) = &cx.block.checks.written {
+    let (warp, chunks) = (cx.warp_of_cluster(warp_idx), watched_chunks(cx, chunks));
+    if let Some(written) = &cx.checks.written {
         chunks.iter().try_for_each(|chunk| written.read(*chunk, 16))?;
     }
-    let at = races(cx).map(|races| races.async_read(warp_idx, &chunks)).transpose()?;
+    let races = cx.checks.races.as_mut();
+    let at = races.map(|races| races.async_read(warp, &chunks)).transpose()?;
     Ok(AsyncAccess(at.unwrap_or(0)))
 }
 
@@ -273,36 +304,37 @@ pub fn observe_async_write(
     warp_idx: usize,
     chunks: &[usize],
 ) -> Result<AsyncAccess, Cause> {
-    let chunks = own_chunks(cx, chunks);
-    if let Some(written) = &mut cx.block.checks.written {
+    let (warp, chunks) = (cx.warp_of_cluster(warp_idx), watched_chunks(cx, chunks));
+    if let Some(written) = &mut cx.checks.written {
         chunks.iter().for_each(|chunk| written.write(*chunk, 16));
     }
-    let at = races(cx).map(|races| races.async_write(warp_idx, &chunks)).transpose()?;
+    let races = cx.checks.races.as_mut();
+    let at = races.map(|races| races.async_write(warp, &chunks)).transpose()?;
     Ok(AsyncAccess(at.unwrap_or(0)))
 }
 
-/// The chunks that lie in this block's own memory, as offsets. Other blocks' are not watched.
-fn own_chunks(cx: &BlockCx<'_>, chunks: &[usize]) -> Vec<usize> {
-    chunks.iter().filter_map(|chunk| cx.own_shared_offset(*chunk as u64)).collect()
+fn watched_chunks(cx: &BlockCx<'_>, chunks: &[usize]) -> Vec<usize> {
+    chunks.iter().filter_map(|chunk| cx.watched(*chunk as u64)).collect()
 }
 
-/// A warp waited for asynchronous work.
+/// A warp waited for asynchronous work of its block.
 pub fn observe_async_done(cx: &mut BlockCx<'_>, warp_idx: usize, access: AsyncAccess) {
-    if let Some(races) = races(cx) {
-        races.async_done(warp_idx, access.0);
+    let warp = cx.warp_of_cluster(warp_idx);
+    if let Some(races) = &mut cx.checks.races {
+        races.async_done(warp, access.0);
     }
 }
 
-/// Asynchronous work told an mbarrier that it is done; `is_over`: that ended a phase.
+/// Asynchronous work of the block told an mbarrier that it is done; `is_over`: that ended a phase.
 pub fn observe_async_arrival(
     cx: &mut BlockCx<'_>,
     barrier: u64,
     access: AsyncAccess,
     is_over: bool,
 ) {
-    let offset = cx.own_shared_offset(barrier);
-    if let (Some(races), Some(offset)) = (races(cx), offset) {
-        races.mbarrier_arrive_async(offset as u64, access.0, is_over);
+    let (first, barrier) = (cx.warp_of_cluster(0), cx.watched(barrier));
+    if let (Some(races), Some(barrier)) = (&mut cx.checks.races, barrier) {
+        races.mbarrier_arrive_async(first, barrier as u64, access.0, is_over);
     }
 }
 
@@ -312,9 +344,9 @@ pub fn observe_mbarrier_init(
     barrier: u64,
     warp_idx: usize,
 ) -> Result<(), Cause> {
-    let offset = cx.own_shared_offset(barrier);
-    if let (Some(races), Some(offset)) = (races(cx), offset) {
-        races.mbarrier_init(warp_idx, offset as u64)?;
+    let (warp, barrier) = (cx.warp_of_cluster(warp_idx), cx.watched(barrier));
+    if let (Some(races), Some(barrier)) = (&mut cx.checks.races, barrier) {
+        races.mbarrier_init(warp, barrier as u64)?;
     }
     Ok(())
 }
@@ -326,24 +358,25 @@ pub fn observe_arrival(
     warp_idx: usize,
     is_over: bool,
 ) -> Result<(), Cause> {
-    let offset = cx.own_shared_offset(barrier);
-    if let (Some(races), Some(offset)) = (races(cx), offset) {
-        races.mbarrier_arrive(warp_idx, offset as u64, is_over)?;
+    let (warp, barrier) = (cx.warp_of_cluster(warp_idx), cx.watched(barrier));
+    if let (Some(races), Some(barrier)) = (&mut cx.checks.races, barrier) {
+        races.mbarrier_arrive(warp, barrier as u64, is_over)?;
     }
     Ok(())
 }
 
 /// A warp saw a phase of an mbarrier end.
 pub fn observe_wait(cx: &mut BlockCx<'_>, barrier: u64, warp_idx: usize) {
-    let offset = cx.own_shared_offset(barrier);
-    if let (Some(races), Some(offset)) = (races(cx), offset) {
-        races.mbarrier_wait(warp_idx, offset as u64);
+    let (warp, barrier) = (cx.warp_of_cluster(warp_idx), cx.watched(barrier));
+    if let (Some(races), Some(barrier)) = (&mut cx.checks.races, barrier) {
+        races.mbarrier_wait(warp, barrier as u64);
     }
 }
 
 /// A warp fenced between what threads and what asynchronous work see.
 pub fn observe_proxy_fence(cx: &mut BlockCx<'_>, warp_idx: usize) {
-    if let Some(races) = races(cx) {
-        races.proxy_fence(warp_idx);
+    let warp = cx.warp_of_cluster(warp_idx);
+    if let Some(races) = &mut cx.checks.races {
+        races.proxy_fence(warp);
     }
 }

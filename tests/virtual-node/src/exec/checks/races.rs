@@ -1,16 +1,19 @@
 //! Races on shared memory: accesses of two warps, one of them a write, that nothing orders.
 //!
-//! Each warp has a vector clock, which barriers, mbarriers and atomics join; each byte remembers
-//! its last write and every thread's last read. A warp counts as one thread. Asynchronous work
-//! (bulk copies, `wgmma`) is one more thread, which accesses at the issue and which a warp joins
-//! where it waits for the work.
+//! Each warp of a cluster has a vector clock, which barriers, mbarriers and atomics join; each byte
+//! of its blocks' memory remembers its last write and every thread's last read. A warp counts as
+//! one thread. The asynchronous work of a block (bulk copies, `wgmma`) is one more thread, which
+//! accesses at the issue and which a warp joins where it waits for the work.
+//!
+//! Warps are numbered through the blocks of the cluster, and so are the bytes ([`super::Layout`]).
 //!
 //! The same bookkeeping finds a missing proxy fence: what threads write, asynchronous work may
 //! read only when the writer, or the warp that issues the work, has fenced since.
 
 use std::collections::HashMap;
 
-use super::Finding;
+use super::layout::CHUNK_BYTES;
+use super::{Finding, Layout};
 
 /// What each thread has seen of each other one.
 type Clock = Vec<u32>;
@@ -23,15 +26,15 @@ struct Epoch {
     at: u32,
 }
 
-/// Bytes of the grain in which proxies are told apart.
-const CHUNK_BYTES: usize = 16;
-
-/// What is remembered of one block.
+/// What is remembered of one cluster.
 #[derive(Debug)]
 pub(super) struct Races {
+    layout: Layout,
+    /// All warps, then the asynchronous work of each block.
     n_threads: usize,
     clocks: Vec<Clock>,
     n_async: u32,
+    cluster: Phases,
     /// By byte.
     writes: Vec<Epoch>,
     /// By byte and thread.
@@ -52,7 +55,8 @@ struct Contended {
     finding: Finding,
 }
 
-/// Clocks of an mbarrier: of those who arrived in the phase under way, and in phases before.
+/// Clocks of an mbarrier, or of the cluster's barrier: of those who arrived in the phase under way,
+/// and in phases before.
 #[derive(Debug, Default)]
 struct Phases {
     arriving: Clock,
@@ -70,29 +74,37 @@ struct Proxies {
 }
 
 impl Races {
-    pub(super) fn new(n_warps: usize, shared_bytes: usize) -> Races {
-        let n_threads = n_warps + 1;
+    pub(super) fn new(layout: Layout) -> Races {
+        let (n_warps, n_bytes) = (layout.n_warps(), layout.n_bytes());
+        let n_threads = n_warps + layout.n_blocks;
         let clock = |warp| (0..n_threads).map(|thread| u32::from(thread == warp)).collect();
         Races {
+            layout,
             n_threads,
             clocks: (0..n_warps).map(clock).collect(),
             n_async: 0,
-            writes: vec![Epoch::default(); shared_bytes],
-            reads: vec![0; shared_bytes * n_threads],
+            cluster: Phases::default(),
+            writes: vec![Epoch::default(); n_bytes],
+            reads: vec![0; n_bytes * n_threads],
             contended: Vec::new(),
             mbarriers: HashMap::new(),
             atomics: HashMap::new(),
             proxies: Proxies {
                 now: 1,
                 fences: vec![0; n_warps],
-                writes: vec![Epoch::default(); shared_bytes.div_ceil(CHUNK_BYTES)],
+                writes: vec![Epoch::default(); n_bytes.div_ceil(CHUNK_BYTES)],
             },
         }
     }
 
     /// Bytes that are watched; accesses beyond are out of bounds and found elsewhere.
     fn bytes(&self, first: usize, n_bytes: usize) -> std::ops::Range<usize> {
-        first.min(self.writes.len())..(first + n_bytes).min(self.writes.len())
+        self.layout.within_block(first, n_bytes)
+    }
+
+    /// The thread that is the asynchronous work of `warp`'s block.
+    fn async_of(&self, warp: usize) -> usize {
+        self.layout.n_warps() + warp / self.layout.n_warps_each
     }
 
     pub(super) fn read(
@@ -161,9 +173,9 @@ impl Races {
     /// Asynchronous work that `warp` issues reads chunks; returns the time of its thread.
     pub(super) fn async_read(&mut self, warp: usize, chunks: &[usize]) -> Result<u32, Finding> {
         self.n_async += 1;
-        let epoch = Epoch { thread: self.n_threads as u32 - 1, at: self.n_async };
+        let epoch = Epoch { thread: self.async_of(warp) as u32, at: self.n_async };
         for &chunk in chunks {
-            self.proxies.check(warp, chunk / CHUNK_BYTES, chunk)?;
+            self.proxies.check(warp, chunk / CHUNK_BYTES, self.layout.offset(chunk))?;
             self.read_as(warp, epoch, chunk, CHUNK_BYTES)?;
         }
         Ok(self.n_async)
@@ -172,7 +184,7 @@ impl Races {
     /// The same for work that writes.
     pub(super) fn async_write(&mut self, warp: usize, chunks: &[usize]) -> Result<u32, Finding> {
         self.n_async += 1;
-        let epoch = Epoch { thread: self.n_threads as u32 - 1, at: self.n_async };
+        let epoch = Epoch { thread: self.async_of(warp) as u32, at: self.n_async };
         for &chunk in chunks {
             self.write_as(warp, epoch, chunk, CHUNK_BYTES)?;
             if let Some(write) = self.proxies.writes.get_mut(chunk / CHUNK_BYTES) {
@@ -184,21 +196,42 @@ impl Races {
 
     /// A warp waited for asynchronous work.
     pub(super) fn async_done(&mut self, warp: usize, at: u32) {
-        let seen = &mut self.clocks[warp][self.n_threads - 1];
+        let thread = self.async_of(warp);
+        let seen = &mut self.clocks[warp][thread];
         *seen = at.max(*seen);
     }
 
-    /// Warps met at a barrier.
-    pub(super) fn barrier(&mut self, warps: u64) {
-        let there = |warp: &usize| warps >> warp & 1 != 0;
+    /// Warps met at a barrier of their block, whose first is `first`.
+    pub(super) fn barrier(&mut self, first: usize, warps: u64) {
+        let of_block = first..first + self.layout.n_warps_each;
+        let there = |warp: &usize| warps >> (warp - first) & 1 != 0;
         let mut met = Clock::new();
-        for warp in (0..self.clocks.len()).filter(there) {
+        for warp in of_block.clone().filter(there) {
             join(&mut met, &self.clocks[warp]);
         }
-        for warp in (0..self.clocks.len()).filter(there) {
+        for warp in of_block.filter(there) {
             self.clocks[warp].copy_from_slice(&met);
             self.clocks[warp][warp] += 1;
         }
+    }
+
+    /// A warp arrived at the cluster's barrier with all that it has done, unless it said that
+    /// nobody need see it (`.relaxed`).
+    pub(super) fn cluster_arrive(&mut self, warp: usize, is_relaxed: bool) {
+        if !is_relaxed {
+            join(&mut self.cluster.arriving, &self.clocks[warp]);
+            self.clocks[warp][warp] += 1;
+        }
+    }
+
+    /// All warps of the cluster have arrived.
+    pub(super) fn cluster_met(&mut self) {
+        self.cluster.turn();
+    }
+
+    /// A warp waited for the cluster's barrier.
+    pub(super) fn cluster_wait(&mut self, warp: usize) {
+        join(&mut self.clocks[warp], &self.cluster.over);
     }
 
     /// A warp made an mbarrier; threads that use it must know.
@@ -225,10 +258,18 @@ impl Races {
     }
 
     /// Asynchronous work told an mbarrier that it is done.
-    pub(super) fn mbarrier_arrive_async(&mut self, address: u64, at: u32, is_over: bool) {
+    /// It is work of `warp`'s block.
+    pub(super) fn mbarrier_arrive_async(
+        &mut self,
+        warp: usize,
+        address: u64,
+        at: u32,
+        is_over: bool,
+    ) {
+        let thread = self.async_of(warp);
         let phases = self.mbarriers.entry(address).or_default();
         phases.arriving.resize(self.n_threads, 0);
-        let seen = &mut phases.arriving[self.n_threads - 1];
+        let seen = &mut phases.arriving[thread];
         *seen = at.max(*seen);
         if is_over {
             phases.turn();
@@ -287,8 +328,9 @@ impl Races {
         if is_seen { Ok(()) } else { Err(self.race(byte, warp, write.thread as usize)) }
     }
 
-    fn race(&self, offset: usize, warp: usize, other: usize) -> Finding {
-        if other + 1 == self.n_threads {
+    fn race(&self, byte: usize, warp: usize, other: usize) -> Finding {
+        let offset = self.layout.offset(byte);
+        if other >= self.layout.n_warps() {
             Finding::AsyncRace { offset, warp }
         } else {
             Finding::Race { offset, warp, other }
@@ -331,7 +373,7 @@ mod tests {
     const ALL: u64 = 0b11;
 
     fn two_warps() -> Races {
-        Races::new(2, 1024)
+        Races::new(Layout::new(1, 2, 1024))
     }
 
     fn race(offset: usize, warp: usize, other: usize) -> Result<(), Finding> {
@@ -344,10 +386,10 @@ mod tests {
         assert_eq!(block.write(0, 16, &[0; 4]), Ok(()));
         assert_eq!(block.read(0, 16, 4), Ok(()), "a warp sees what it wrote");
         assert_eq!(block.read(1, 16, 4), race(16, 1, 0));
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         assert_eq!(block.read(1, 16, 4), Ok(()));
         assert_eq!(block.write(0, 18, &[0; 1]), race(18, 0, 1), "a write after a read");
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         assert_eq!(block.write(0, 16, &[0; 4]), Ok(()));
         assert_eq!(block.write(1, 19, &[0; 1]), Ok(()), "not yet known");
         assert_eq!(block.settle(|_| 1), race(19, 1, 0), "another value over the first");
@@ -362,6 +404,49 @@ mod tests {
         assert_eq!(block.read(0, 0, 4), race(0, 0, 1), "a read is another matter");
     }
 
+    /// Two blocks of one warp each, with 64 bytes.
+    fn two_blocks() -> Races {
+        Races::new(Layout::new(2, 1, 64))
+    }
+
+    fn meet(cluster: &mut Races, is_relaxed: bool) {
+        (0..2).for_each(|warp| cluster.cluster_arrive(warp, is_relaxed));
+        cluster.cluster_met();
+        (0..2).for_each(|warp| cluster.cluster_wait(warp));
+    }
+
+    #[test]
+    fn blocks_of_a_cluster_are_ordered_by_its_barrier() {
+        let mut cluster = two_blocks();
+        assert_eq!(cluster.write(0, 64 + 8, &[0; 4]), Ok(()), "into the other block's memory");
+        assert_eq!(cluster.read(1, 64 + 8, 4), race(8, 1, 0));
+        cluster.barrier(0, 1);
+        assert_eq!(cluster.read(1, 64 + 8, 4), race(8, 1, 0), "a barrier of one block");
+        meet(&mut cluster, false);
+        assert_eq!(cluster.read(1, 64 + 8, 4), Ok(()));
+        assert_eq!(cluster.write(0, 64 + 8, &[0; 4]), race(8, 0, 1), "it may still be read");
+        assert_eq!(cluster.write(0, 8, &[0; 4]), Ok(()), "the same offset of another block");
+    }
+
+    #[test]
+    fn who_arrives_relaxed_tells_nothing() {
+        let mut cluster = two_blocks();
+        assert_eq!(cluster.write(0, 64, &[0; 4]), Ok(()));
+        meet(&mut cluster, true);
+        assert_eq!(cluster.read(1, 64, 4), race(0, 1, 0));
+    }
+
+    #[test]
+    fn what_comes_between_arrival_and_wait_is_not_told() {
+        let mut cluster = two_blocks();
+        cluster.cluster_arrive(0, false);
+        assert_eq!(cluster.write(0, 64, &[0; 4]), Ok(()));
+        cluster.cluster_arrive(1, false);
+        cluster.cluster_met();
+        cluster.cluster_wait(1);
+        assert_eq!(cluster.read(1, 64, 4), race(0, 1, 0));
+    }
+
     #[test]
     fn bytes_of_one_word_are_apart() {
         let mut block = two_warps();
@@ -371,9 +456,9 @@ mod tests {
 
     #[test]
     fn a_named_barrier_orders_those_who_come() {
-        let mut block = Races::new(3, 64);
+        let mut block = Races::new(Layout::new(1, 3, 64));
         assert_eq!(block.write(0, 0, &[0; 4]), Ok(()));
-        block.barrier(0b011);
+        block.barrier(0, 0b011);
         assert_eq!(block.read(1, 0, 4), Ok(()));
         assert_eq!(block.read(2, 0, 4), race(0, 2, 0));
     }
@@ -383,7 +468,7 @@ mod tests {
         let mut block = two_warps();
         assert_eq!(block.mbarrier_init(0, 512), Ok(()));
         assert_eq!(block.mbarrier_arrive(1, 512, false), race(512, 1, 0), "not yet made");
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         assert_eq!(block.write(0, 0, &[0; 4]), Ok(()));
         assert_eq!(block.mbarrier_arrive(0, 512, false), Ok(()));
         block.mbarrier_wait(1, 512);
@@ -398,10 +483,10 @@ mod tests {
         let mut block = two_warps();
         assert_eq!(block.read(1, 0, 4), Ok(()));
         assert_eq!(block.async_write(0, &[0]), race(0, 0, 1).map(|()| 0), "warp 1 still reads");
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         let at = block.async_write(0, &[0]).expect("ordered by the barrier");
         assert_eq!(block.read(0, 0, 4), Err(Finding::AsyncRace { offset: 0, warp: 0 }));
-        block.mbarrier_arrive_async(512, at, true);
+        block.mbarrier_arrive_async(0, 512, at, true);
         block.mbarrier_wait(1, 512);
         assert_eq!(block.read(1, 0, 4), Ok(()));
     }
@@ -420,14 +505,14 @@ mod tests {
         let mut block = two_warps();
         let missing = Err(Finding::NoProxyFence { offset: 0, warp: 0, writer: 1 });
         assert_eq!(block.write(1, 0, &[0; 16]), Ok(()));
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         assert_eq!(block.async_read(0, &[0]), missing);
         block.proxy_fence(0);
         assert!(block.async_read(0, &[0]).is_ok());
         block.async_done(1, 9);
         assert_eq!(block.write(1, 0, &[0; 16]), Ok(()));
         block.proxy_fence(1);
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         assert!(block.async_read(0, &[0]).is_ok());
     }
 
@@ -438,7 +523,7 @@ mod tests {
             assert_eq!(block.atomic(warp, 0, 4), Ok(()));
         }
         assert_eq!(block.read(0, 0, 4), race(0, 0, 1));
-        block.barrier(ALL);
+        block.barrier(0, ALL);
         assert_eq!(block.read(0, 0, 4), Ok(()));
     }
 }

@@ -211,7 +211,9 @@ impl Lowering<'_> {
         let operands = &instruction.operands[..];
         let op = match (&modifiers[..], operands) {
             (["warp", "sync"], [members]) => BarrierOp::Warp { members: self.source32(members)? },
-            (["cluster", "arrive"], []) => BarrierOp::ClusterArrive,
+            (["cluster", "arrive"], []) => {
+                BarrierOp::ClusterArrive { is_relaxed: mnemonic.has("relaxed") }
+            }
             (["cluster", "wait"], []) => BarrierOp::ClusterWait,
             (["sync"], [barrier, count @ ..]) => BarrierOp::Sync {
                 barrier: self.source32(barrier)?,
