@@ -33,8 +33,8 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
     Ok(outcome)
 }
 
-/// Rows that are picked at the end of the stream: the one cluster finishes two, with padding between
-/// them.
+/// Rows that are picked at the end of the stream: the one cluster finishes two, with padding
+/// between them.
 pub(crate) fn picked(module: &Module) -> Outcome {
     let norm = Norm::new(2);
     let mut params = norm.params(2, Some(&[4, -1, 1, 0, 2]));
