@@ -2,6 +2,7 @@
 //! typed parts. No other module reads either.
 
 mod arguments;
+pub mod bench;
 mod callers;
 mod reuse;
 mod size;
@@ -11,7 +12,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use engine::{DeviceKind, EngineConfig, KvDtype, Policy};
 use weights::synthetic::SyntheticFormat;
 
@@ -58,6 +59,8 @@ pub enum Command {
     Verify(VerifyCommand),
     /// Write a synthetic checkpoint.
     Synth(SynthCommand),
+    /// Measure a server.
+    Bench(bench::BenchCommand),
 }
 
 /// A model that can run.
@@ -208,6 +211,9 @@ impl Settings {
             CommandArguments::Plan(plan) => Command::Plan(plan.into()),
             CommandArguments::Verify(verify) => Command::Verify(verify.into()),
             CommandArguments::Synth(synth) => Command::Synth(synth.into()),
+            CommandArguments::Bench(bench) => Command::Bench(bench.decide().map_err(|error| {
+                Arguments::command().error(clap::error::ErrorKind::ValueValidation, error)
+            })?),
         };
         let is_json = log_format == arguments::LogFormat::Json;
         let filter = log.or(rust_log).unwrap_or_else(|| command.default_log_filter().to_owned());
@@ -225,7 +231,8 @@ impl Command {
             | Command::Inspect(_)
             | Command::Plan(_)
             | Command::Verify(_)
-            | Command::Synth(_) => "warn",
+            | Command::Synth(_)
+            | Command::Bench(_) => "warn",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! HTTP in, tokens out: the only async crate, and the only one that knows HTTP and JSON.
 
+pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod config;

@@ -54,6 +54,11 @@ impl Client {
         Client { address, headers: Vec::new() }
     }
 
+    /// Where the server is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The same with one more header on every request.
     pub fn with_header(&self, name: &str, value: &str) -> Client {
         let mut client = self.clone();

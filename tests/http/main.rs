@@ -1,5 +1,6 @@
 //! The HTTP side over real sockets, with the demo model behind it.
 
+mod bench;
 mod callers;
 mod chat;
 mod completions;

@@ -1,6 +1,7 @@
 //! The program's commands, one a file: each takes its typed part of the settings and speaks to the
 //! person at the terminal. No command knows another.
 
+pub mod bench;
 pub mod chat;
 pub mod inspect;
 pub mod plan;
@@ -16,6 +17,7 @@ use engine::{MemoryError, SubmitError};
 use thiserror::Error;
 use weights::{ConfigError, LoadError, ModelSpec, Uneven, presets};
 
+use crate::bench::BenchError;
 use crate::boot::StartError;
 use crate::config::{Command, Settings};
 use crate::text::TextError;
@@ -79,6 +81,31 @@ pub enum CliError {
     /// Serving failed.
     #[error("{0:#}")]
     Serve(#[from] anyhow::Error),
+    /// There is no measurement.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    /// Answers were others under load, which has been shown.
+    #[error(
+        "{n_differences} answers were others under load than alone: the server's answers depend on \
+         what runs beside them (--check-answers 0 does not look)"
+    )]
+    AnswersDiffer {
+        /// How many.
+        n_differences: usize,
+    },
+    /// The load generator itself was too slow, which has been shown.
+    #[error("the run is invalid, for the reasons above: its figures say nothing of the server")]
+    InvalidRun,
+    /// A figure became worse.
+    #[error("{name} is worse by {worse_percent:.1} %, {percent} % are allowed")]
+    Regressed {
+        /// The figure.
+        name: String,
+        /// By how much.
+        worse_percent: f64,
+        /// By how much it may be.
+        percent: f64,
+    },
     /// A file, a socket or the terminal.
     #[error("{what}: {source}")]
     Io {
@@ -113,6 +140,7 @@ pub fn run(settings: Settings) -> Result<(), CliError> {
         Command::Plan(command) => plan::run(&command, settings.has_colour),
         Command::Verify(command) => verify::run(&command, settings.has_colour),
         Command::Synth(command) => synth::run(&command),
+        Command::Bench(command) => bench::run(&command, settings.has_colour),
     }
 }
 

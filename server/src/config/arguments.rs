@@ -22,6 +22,7 @@ Examples:
   lnserve plan ultra-253b                     the same, to the byte, for GPUs not at hand
   lnserve verify /models/ultra-fp8            is every byte of it there, and sound?
   lnserve synth --config tiny --out /tmp/tiny a random checkpoint to test with
+  lnserve bench --concurrency 8               how fast does the server on 127.0.0.1:8000 answer?
 
 Exit status: 0 done, 1 it failed (one line says what and the remedy), 2 wrong usage.";
 
@@ -78,6 +79,9 @@ pub(super) enum CommandArguments {
     Verify(VerifyArguments),
     /// Write a checkpoint of random weights, for tests and measurements
     Synth(SynthArguments),
+    /// Put load on a server, this one or another, and measure it
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArguments>),
 }
 
 #[derive(Args)]

@@ -257,3 +257,57 @@ fn a_model_is_called_after_its_directory() {
     assert_eq!(ModelSource::new("./demo").name(), "demo");
     assert_eq!(ModelSource::new("/no/such/ultra-fp8/").name(), "ultra-fp8");
 }
+
+/// What a command line of `lnserve bench` comes to.
+fn bench(words: &str) -> Result<bench::MeasureCommand, String> {
+    let line = ["lnserve", "bench"].into_iter().chain(words.split_whitespace());
+    match Settings::parse(line.map(OsString::from).collect(), None) {
+        Ok(Settings { command: Command::Bench(bench::BenchCommand::Measure(command)), .. }) => {
+            Ok(*command)
+        }
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn a_preset_says_what_the_operator_does_not() {
+    use crate::bench::arrivals::{Arrivals, Pattern};
+    let settings = bench("--preset s1").expect("a preset").settings;
+    assert_eq!(settings.arrivals, Arrivals::Closed { n_users: 250 });
+    let work = &settings.described.iter().find(|(name, _)| name == "work").expect("said").1;
+    assert_eq!(work, "synthetic, in 500, out 2000");
+    let settings = bench("--preset s2 --concurrency 3 --osl 9").expect("overridden").settings;
+    assert_eq!(settings.arrivals, Arrivals::Closed { n_users: 3 });
+    let settings = bench("--preset mlperf-interactive --rate 2").expect("a preset").settings;
+    assert_eq!(settings.arrivals, Arrivals::Open(Pattern::Poisson { rate: 2.0 }));
+    assert_eq!(settings.slos.limits.iter().map(|slo| slo.limit_ms).sum::<f64>(), 4580.0);
+    assert_eq!((settings.duration.map(|s| s.as_secs()), settings.n_requests), (Some(600), None));
+    let settings = bench("").expect("defaults").settings;
+    assert_eq!((settings.n_requests, settings.endpoints.len()), (Some(100), 1));
+    assert_eq!(bench("--compare-protocols").expect("all").settings.endpoints.len(), 5);
+}
+
+#[test]
+fn flags_of_a_measurement_that_contradict_each_other_are_refused() {
+    for (words, expected) in [
+        ("--rate 1 --concurrency 2", "cannot be used with"),
+        ("--find-rate", "--rate"),
+        ("--find-rate --rate 1", "needs limits to keep"),
+        ("--thinking 0.5 --endpoint infer", "only --endpoint chat has"),
+        ("--slo ttft=5 --endpoint generate", "answer in one piece"),
+        ("--cancel 0.5 --endpoint infer", "answer in one piece"),
+        ("--rate 1 --arrivals ramp", "goes with --ramp-to and --duration"),
+        ("--dataset mooncake:x --osl 5", "--osl is the trace's"),
+        ("--dataset x", "write sharegpt:FILE or mooncake:FILE"),
+        ("--url https://a", "TLS is not spoken"),
+        ("--isl none", "is no length"),
+        ("--slo itl=5", "is no limit"),
+        ("--rate 0", "must be from"),
+        ("--thinking 2", "must be from 0 to 1"),
+        ("compare a.json", "<AFTER>"),
+    ] {
+        let message = bench(words).expect_err(words);
+        assert!(message.contains(expected), "{words}: {message}");
+    }
+}

@@ -203,6 +203,7 @@ impl Generations {
             let choice = &mut self.choices[stamped.choice_idx];
             if let Output::Admitted { n_cached } = stamped.output {
                 choice.n_cached = n_cached;
+                self.record.admitted(stamped.at);
             } else if choice.ticket.is_some() {
                 return self.take(stamped).map(Some);
             }
@@ -263,7 +264,7 @@ impl Generations {
             None => metrics.first_token(at.saturating_duration_since(choice.submitted)),
             Some(last) => metrics.token_gap(at.saturating_duration_since(last)),
         }
-        self.record.add_token();
+        self.record.add_token(at);
     }
 
     fn finish(&mut self, choice_idx: usize, finish: &Finish) -> Result<(String, End), ApiError> {

@@ -20,6 +20,7 @@ pub mod server;
 pub mod shutdown;
 pub mod sse;
 pub mod state;
+pub mod timing;
 pub mod triton;
 
 pub use auth::{ApiKeys, N_KEYS_MAX};

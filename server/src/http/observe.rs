@@ -16,9 +16,13 @@ use tracing::{Instrument, Span};
 
 use super::shutdown::Passage;
 use super::state::App;
+use super::timing::{self, Moments};
 
 /// Carries the request's id, both ways.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Asks, with any value, for `Server-Timing`: how long the request waited for what.
+pub const SERVER_TIMING_WANTED: HeaderName = HeaderName::from_static("x-server-timing");
 
 /// A caller's id is taken over up to this length.
 const N_ID_BYTES_MAX: usize = 128;
@@ -38,6 +42,8 @@ pub struct Record {
     status: AtomicU16,
     n_prompt: AtomicUsize,
     n_generated: AtomicUsize,
+    submitted: OnceLock<Duration>,
+    admitted: OnceLock<Duration>,
     first_token: OnceLock<Duration>,
     tenant: OnceLock<TenantId>,
     app: App,
@@ -55,11 +61,12 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     let header = HeaderValue::from_str(&id).expect("an id of ours, or one that came in a header");
     let record = Arc::new(Record::new(app, id, route));
     let span = record.span.clone();
+    let wants_timing = request.headers().contains_key(SERVER_TIMING_WANTED);
     request.extensions_mut().insert(Arc::clone(&record));
     let mut response = next.run(request).instrument(span).await;
     record.answered(&response);
     response.headers_mut().insert(REQUEST_ID, header);
-    response
+    if wants_timing { timing::add(&record, response) } else { response }
 }
 
 /// Sixty-four bits that differ from call to call and from run to run.
@@ -77,6 +84,8 @@ impl Record {
             status: AtomicU16::new(0),
             n_prompt: AtomicUsize::new(0),
             n_generated: AtomicUsize::new(0),
+            submitted: OnceLock::new(),
+            admitted: OnceLock::new(),
             first_token: OnceLock::new(),
             tenant: OnceLock::new(),
             _passage: app.in_flight.enter(),
@@ -97,12 +106,27 @@ impl Record {
     /// A prompt of that many tokens was submitted.
     pub fn add_prompt(&self, n_tokens: usize) {
         self.n_prompt.fetch_add(n_tokens, Ordering::Relaxed);
+        let _ = self.submitted.set(self.began.elapsed());
+    }
+
+    /// A generation was given a slot.
+    pub fn admitted(&self, at: Instant) {
+        let _ = self.admitted.set(at.saturating_duration_since(self.began));
     }
 
     /// A token was generated.
-    pub fn add_token(&self) {
+    pub fn add_token(&self, at: Instant) {
         self.n_generated.fetch_add(1, Ordering::Relaxed);
-        let _ = self.first_token.set(self.began.elapsed());
+        let _ = self.first_token.set(at.saturating_duration_since(self.began));
+    }
+
+    /// When what happened, once there is a token.
+    pub fn moments(&self) -> Option<Moments> {
+        Some(Moments {
+            submitted: *self.submitted.get()?,
+            admitted: *self.admitted.get()?,
+            first_token: *self.first_token.get()?,
+        })
     }
 
     fn answered(&self, response: &Response) {
