@@ -206,5 +206,5 @@ def post(client, body):
 
 
 if __name__ == "__main__":
-    run("tritonclient.http", 140,
+    run("tritonclient.http", 148,
         [health, metadata, answers, mistakes, operating, generation])

@@ -4,7 +4,10 @@ The names, data types and shapes are those of TensorRT-LLM's ensemble
 (triton_backend/all_models/inflight_batcher_llm/ensemble/config.pbtxt).
 """
 
+import json
+
 import numpy
+from tritonclient.utils import InferenceServerException
 
 KSERVE = "KServe v2 predict protocol"
 BINARY = "Triton: extension_binary_data.md"
@@ -139,9 +142,33 @@ def check_answers(checks, infer, wire):
     blocks = [told.as_numpy(name)[0, 0] for name, _ in OUTPUTS if name.startswith("kv_cache")]
     checks.equal("KV blocks add up", blocks[0] + blocks[1], blocks[2], ENSEMBLE)
     check_options(checks, infer, answer)
+    check_guides(checks, infer)
     check_batches(checks, infer, answer)
     checks.equal(f"{wire} answers are not scored unasked", plain.as_numpy("cum_log_probs"), None,
                  ENSEMBLE)
+
+
+def check_guides(checks, infer):
+    """`guided_decoding_guide` in the kinds that the ensemble knows."""
+    one = lambda kind, guide, **members: texts(infer(question(
+        guided_decoding_guide_type=kind, guided_decoding_guide=guide, max_tokens=60, **members)))[0]
+    digits = one("regex", "[0-9]{3}")
+    checks.true("a regex is kept", len(digits) == 3 and digits.isdigit(), digits, ENSEMBLE)
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}},
+              "required": ["n"], "additionalProperties": False}
+    value = json.loads(one("json_schema", json.dumps(schema)))
+    checks.true("a schema is kept", set(value) == {"n"} and value["n"] <= 9, value, ENSEMBLE)
+    checks.equal("a grammar is kept", one("ebnf_grammar", 'start: "a" "b"'), "ab", ENSEMBLE)
+    text = one("json", "").lstrip()
+    checks.true("json is an object", text.startswith("{"), text, ENSEMBLE)
+    for name, kind, guide, words in (
+        ("a kind that is none", "xml", "x", ["guided_decoding_guide_type", "xml"]),
+        ("a regex that is none", "regex", "[a", ["guided_decoding_guide"]),
+        ("a schema that is none", "json_schema", "{", ["guided_decoding_guide"]),
+        ("no guide", "regex", "", ["guided_decoding_guide"]),
+    ):
+        checks.raises(f"{name} is refused", InferenceServerException, words, ENSEMBLE,
+                      lambda kind=kind, guide=guide: one(kind, guide))
 
 
 def check_options(checks, infer, answer):
