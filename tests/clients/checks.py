@@ -66,6 +66,7 @@ def run(subject, n_least, sections):
     parser = argparse.ArgumentParser()
     parser.add_argument("--http", required=True, help="host:port of the HTTP server")
     parser.add_argument("--grpc", required=True, help="host:port of the gRPC server")
+    parser.add_argument("--program", required=True, help="lnserve itself")
     addresses = parser.parse_args()
     checks = Checks(subject, n_least)
     for section in sections:

@@ -13,11 +13,11 @@ import sys
 import time
 
 FOLDER = pathlib.Path(__file__).parent
-HELPERS = {"run", "checks", "triton_model"}
+HELPERS = {"run", "checks", "paced_server", "triton_model"}
 
 
 def start(program):
-    """The server's process and its addresses."""
+    """The server's process, its addresses and the program."""
     command = [program, "serve", "demo", "--port", "0", "--grpc-port", "0"]
     command += ["--log", "warn"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -29,7 +29,7 @@ def start(program):
         printed += line
     http = re.search(r"on http://(\S+)", printed)[1]
     grpc = re.search(r"on grpc://(\S+)", printed)[1]
-    return process, ["--http", http, "--grpc", grpc]
+    return process, ["--http", http, "--grpc", grpc, "--program", program]
 
 
 def main():
