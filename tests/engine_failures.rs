@@ -152,7 +152,11 @@ fn gated(fault: Fault, way: Way, gate: Gate) -> Engine {
         speculation: None,
         groups: vec![GroupLimits { n_pages: 8, window: None }],
     };
+    let spec = Arc::new(weights::presets::preset("tiny").expect("a preset"));
     let info = EngineInfo {
+        spec,
+        groups: Vec::new(),
+        device: engine::DeviceKind::Cpu,
         n_context_tokens: 64,
         vocab_size: VOCAB_SIZE,
         n_slots: 2,

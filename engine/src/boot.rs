@@ -12,6 +12,7 @@ use scheduler::{HostTier, PrefixCache, Speculation};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
 
+use crate::cache::CacheLayout;
 use crate::config::{EngineConfig, N_TENANTS};
 use crate::device::{CpuExec, DeviceError, Exec};
 use crate::engine::Engine;
@@ -78,7 +79,7 @@ pub fn boot_watched(
     config: &EngineConfig,
     progress: LoadProgress,
 ) -> Result<Engine, BootError> {
-    let vocab_size = checkpoint.spec().vocab_size;
+    let spec = Arc::new(checkpoint.spec().clone());
     let (pool, plan) = spawn_ranks(checkpoint, config, progress)?;
     let mut limits = plan.limits(config.n_waiting_max);
     limits.prefix_cache = config.caches_prefixes.then(|| PrefixCache { seed: random_seed() });
@@ -94,8 +95,11 @@ pub fn boot_watched(
     let draws_on_devices = n_candidates_max == 0
         && plan.step.as_ref().is_some_and(|step| step.sampling().is_possible());
     let info = EngineInfo {
+        groups: CacheLayout::new(&spec).groups,
+        device: config.device,
         n_context_tokens: plan.n_context_tokens,
-        vocab_size,
+        vocab_size: spec.vocab_size,
+        spec,
         n_slots: plan.n_slots,
         n_waiting_max: config.n_waiting_max,
         n_tokens_per_step: plan.n_tokens_per_step,

@@ -8,6 +8,7 @@
 
 mod guiding;
 mod inbox;
+mod recording;
 mod steps;
 
 use std::collections::HashMap;
@@ -15,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use guiding::Guided;
 use parallel::{RankError, RankPool, RankWorker};
@@ -27,6 +28,7 @@ use crate::handle::{EngineHandle, EngineInfo, RunState, Shared};
 use crate::live::Live;
 use crate::rank::{Entering, RankCommand, RankReply, RowOutput};
 use crate::request::{EndReason, Output};
+use recording::Recorder;
 use steps::{Ran, Running};
 
 /// A running engine. Dropping it stops its threads; requests that still run end as cancelled.
@@ -93,6 +95,9 @@ struct EngineLoop<W: RankWorker> {
     is_idle: bool,
     /// When the last step was done.
     landed: Instant,
+    recorder: Recorder,
+    /// What the last plan took to make.
+    planned: Duration,
 }
 
 impl<W> EngineLoop<W>
@@ -100,6 +105,7 @@ where
     W: RankWorker<Command = RankCommand, Reply = RankReply>,
 {
     fn new(pool: RankPool<W>, limits: Limits, shared: Arc<Shared>) -> EngineLoop<W> {
+        let n_ranks = pool.world().n_ranks();
         EngineLoop {
             pool,
             scheduler: Scheduler::new(limits),
@@ -111,10 +117,14 @@ where
             guided: Guided::default(),
             is_idle: false,
             landed: Instant::now(),
+            recorder: Recorder::new(n_ranks),
+            planned: Duration::ZERO,
         }
     }
 
     fn run(mut self) {
+        // Who watches sees the pages before the first request comes.
+        self.publish_stats();
         // A panic here is a bug of ours; requests are told, and the server says why it is down.
         let outcome = catch_unwind(AssertUnwindSafe(|| self.serve()));
         let cause = match outcome {
@@ -205,12 +215,13 @@ where
                 }
             }
         }
-        let took_us = took.as_micros() as u64;
+        let took_us = took.ran.as_micros() as u64;
         let result = StepResult { step: plan.step, tokens, took_us };
         self.apply(Event::Complete(result), &mut output.rows);
         for request in gone {
             self.apply(Event::Cancel(request), &mut []);
         }
+        self.record_step(&plan, &took);
         self.scheduler.recycle(plan);
     }
 
@@ -271,28 +282,6 @@ where
 
     fn moment(&self, instant: Instant) -> Moment {
         Moment(instant.saturating_duration_since(self.booted).as_micros() as u64)
-    }
-
-    fn publish_stats(&self) {
-        let from = self.scheduler.stats();
-        let mut stats = self.shared.stats.lock();
-        stats.n_running = from.n_running;
-        stats.n_waiting = from.n_waiting;
-        stats.n_waiting_by_level.clone_from(&from.n_waiting_by_level);
-        stats.n_pages = from.n_pages();
-        stats.n_pages_used = from.n_pages_used();
-        stats.n_pages_cached = from.n_pages_cached();
-        stats.n_cached_tokens = from.counters.n_cached_tokens;
-        stats.n_host_tokens = from.counters.n_host_tokens;
-        stats.n_pages_host = from.groups.iter().map(|group| group.n_pages_host).sum();
-        stats.n_pages_out = from.counters.n_pages_out;
-        stats.n_pages_in = from.counters.n_pages_in;
-        stats.n_shared_tokens = from.counters.n_shared_tokens;
-        stats.n_prompt_tokens = from.counters.n_prompt_tokens;
-        stats.n_generated_tokens = from.counters.n_generated_tokens;
-        stats.n_proposed_tokens = from.counters.n_proposed_tokens;
-        stats.n_accepted_tokens = from.counters.n_accepted_tokens;
-        stats.n_preemptions = from.counters.n_preemptions;
     }
 
     /// Ends every request: cancelled, or failed with `cause`.

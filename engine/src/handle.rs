@@ -7,12 +7,15 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 use scheduler::RequestId;
+use weights::ModelSpec;
 
-use crate::config::Policy;
+use crate::cache::CacheGroup;
+use crate::config::{DeviceKind, Policy};
 use crate::error::SubmitError;
 use crate::guide::{Answer, Guide};
 use crate::request::{Output, Request};
 use crate::stats::EngineStats;
+use crate::watch::{StepLog, StepRecord};
 
 /// Log-probabilities reported with a token at most.
 pub const N_LOGPROBS_MAX: usize = 20;
@@ -29,6 +32,12 @@ pub type Deliver = Box<dyn FnMut(Output) -> Result<(), ReaderGone> + Send>;
 /// What the engine serves and within which bounds. Fixed at boot.
 #[derive(Clone, Debug)]
 pub struct EngineInfo {
+    /// The model.
+    pub spec: Arc<ModelSpec>,
+    /// Which of its blocks share page tables.
+    pub groups: Vec<CacheGroup>,
+    /// Where it runs.
+    pub device: DeviceKind,
     /// Tokens of prompt and answer that a sequence may hold.
     pub n_context_tokens: usize,
     /// Entries of the vocabulary.
@@ -72,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) inbox: Mutex<Inbox>,
     pub(crate) wake: Condvar,
     pub(crate) stats: Mutex<EngineStats>,
+    pub(crate) steps: StepLog,
 }
 
 /// What the engine's thread has not seen yet. Bounded: arrivals and answers by `n_live`, cancels by
@@ -108,6 +118,7 @@ pub(crate) struct Arrival {
 impl Shared {
     pub(crate) fn new(info: EngineInfo) -> Arc<Shared> {
         Arc::new(Shared {
+            steps: StepLog::new(info.n_ranks),
             info,
             n_live: AtomicUsize::new(0),
             inbox: Mutex::new(Inbox {
@@ -145,6 +156,12 @@ impl EngineHandle {
     /// Counters and gauges as of the last step.
     pub fn stats(&self) -> EngineStats {
         self.shared.stats.lock().clone()
+    }
+
+    /// The steps from the `first`th on that are still kept ([`crate::N_STEPS_KEPT`] of them),
+    /// oldest first. The engine waits for no reader.
+    pub fn steps_since(&self, first: u64) -> Vec<StepRecord> {
+        self.shared.steps.since(first)
     }
 
     /// Requests submitted and not yet ended.

@@ -28,6 +28,7 @@ pub mod rank;
 mod request;
 mod sampler;
 mod stats;
+mod watch;
 
 pub use boot::{BootError, BuildError, LoadProgress, boot, boot_watched};
 pub use cache::{CacheGroup, CacheLayout, PAGE_TOKENS};
@@ -41,7 +42,9 @@ pub use memory_plan::{
     KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory, Reserve, Term, TermKind,
     WeightParts, WorkspaceParts,
 };
+pub use parallel::RankTime;
 pub use probe::Probe;
 pub use request::{EndReason, Finish, Output, Request, SamplingParams, Terms, Timing, TokenScore};
-pub use scheduler::{Priorities, TenantId, TokenId};
+pub use scheduler::{GroupStats, Priorities, TenantId, TokenId};
 pub use stats::EngineStats;
+pub use watch::{N_STEPS_KEPT, StepRecord};

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use parallel::RankTime;
+use scheduler::GroupStats;
+
 /// As of the last step. Counters only grow.
 #[derive(Clone, Debug, Default)]
 pub struct EngineStats {
@@ -17,6 +20,8 @@ pub struct EngineStats {
     pub n_pages_cached: usize,
     /// Pages, over all groups.
     pub n_pages: usize,
+    /// Pages of each group.
+    pub groups: Vec<GroupStats>,
     /// Steps run.
     pub n_steps: u64,
     /// Prompt tokens computed (again, after a preemption).
@@ -43,4 +48,16 @@ pub struct EngineStats {
     pub n_preemptions: u64,
     /// Time from the step's plan to its result, summed.
     pub step_time: Duration,
+    /// Time that the scheduler took to plan, summed.
+    pub plan_time: Duration,
+    /// Rows of more than one token.
+    pub n_prefill_rows: u64,
+    /// Their tokens.
+    pub n_prefill_tokens: u64,
+    /// Rows of one token, candidates aside.
+    pub n_decode_rows: u64,
+    /// Their tokens, candidates among them.
+    pub n_decode_tokens: u64,
+    /// What each rank's time went into.
+    pub ranks: Vec<RankTime>,
 }

@@ -6,7 +6,9 @@
 //! may overwrite what was written for phase p - 2, and nothing newer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::Instant;
 
+use crate::clock::RankClock;
 use crate::error::{Call, CollectiveError};
 use crate::signal::{Patience, Signal};
 use crate::world::{Rank, World};
@@ -29,6 +31,7 @@ struct Lane {
     n_arrived: AtomicU64,
     /// What the rank calls, by the phase's side.
     calls: [AtomicU64; Phase::N_SIDES],
+    clock: RankClock,
 }
 
 impl Phase {
@@ -43,7 +46,11 @@ impl Phase {
 
 impl Group {
     pub(crate) fn new(world: World, patience: Patience) -> Group {
-        let lane = |_| Lane { n_arrived: AtomicU64::new(0), calls: Default::default() };
+        let lane = |_| Lane {
+            n_arrived: AtomicU64::new(0),
+            calls: Default::default(),
+            clock: RankClock::default(),
+        };
         Group {
             world,
             lanes: world.ranks().map(lane).collect(),
@@ -54,6 +61,11 @@ impl Group {
 
     pub(crate) fn world(&self) -> World {
         self.world
+    }
+
+    /// What `rank` spends its time on.
+    pub(crate) fn clock(&self, rank: Rank) -> &RankClock {
+        &self.lanes[rank.idx()].clock
     }
 
     /// The phase that `rank` arrives at next.
@@ -83,7 +95,9 @@ impl Group {
     /// Arrives once more within a call on which all agreed, and waits for all.
     pub(crate) fn arrive_and_wait(&self, rank: Rank) -> Result<(), CollectiveError> {
         let phase = self.arrive(rank);
+        let arrived = Instant::now();
         self.signal.wait(|| self.is_over(phase) || self.is_aborted());
+        self.clock(rank).wait(arrived.elapsed());
         if self.is_aborted() { Err(CollectiveError::Aborted) } else { Ok(()) }
     }
 

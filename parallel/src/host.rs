@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::RwLock;
 
@@ -74,6 +75,10 @@ impl HostCommunicator {
     /// # Errors
     /// The same.
     pub fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.timed(|host| host.reduce_sum(data))
+    }
+
+    fn reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
         let phase = self.publish(Call::AllReduceSum { n_floats: data.len() }, data)?;
         if data.len() * self.world().n_ranks() <= N_DIRECT_FLOATS_MAX {
             self.buffers.sum(phase, 0, data);
@@ -94,6 +99,10 @@ impl HostCommunicator {
     /// # Errors
     /// The same.
     pub fn all_reduce_max(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        self.timed(|host| host.reduce_max(data))
+    }
+
+    fn reduce_max(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
         let phase = self.publish(Call::AllReduceMax { n_floats: data.len() }, data)?;
         for peer in self.world().ranks() {
             let published = self.buffers.published(peer, phase).read();
@@ -121,11 +130,21 @@ impl HostCommunicator {
         mine: &[f32],
         visit: &mut dyn FnMut(Rank, &[f32]),
     ) -> Result<(), CollectiveError> {
-        let phase = self.publish(Call::AllGather { n_floats: mine.len() }, mine)?;
-        for peer in self.world().ranks() {
-            visit(peer, &self.buffers.published(peer, phase).read());
-        }
-        Ok(())
+        self.timed(|host| {
+            let phase = host.publish(Call::AllGather { n_floats: mine.len() }, mine)?;
+            for peer in host.world().ranks() {
+                visit(peer, &host.buffers.published(peer, phase).read());
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts down to exchanging what `exchange` takes.
+    fn timed<T>(&mut self, exchange: impl FnOnce(&mut Self) -> T) -> T {
+        let began = Instant::now();
+        let exchanged = exchange(self);
+        self.group.clock(self.rank).exchange(began.elapsed());
+        exchanged
     }
 
     /// A number of each rank, in rank order: for what is exchanged at boot.

@@ -8,6 +8,7 @@
 //! This crate knows neither models nor plans: commands and replies are the worker's own types.
 
 mod board;
+mod clock;
 mod communicator;
 mod error;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod rank;
 mod signal;
 mod world;
 
+pub use clock::RankTime;
 pub use communicator::{Communicator, Seat};
 pub use error::{Call, CollectiveError, RankCause, RankError, SpawnError};
 pub use host::HostCommunicator;

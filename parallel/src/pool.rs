@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::board::{Board, Waited};
+use crate::clock::RankTime;
 use crate::communicator::{Communicator, Seat};
 use crate::error::{RankCause, RankError, SpawnError};
 use crate::host::{Buffers, HostCommunicator};
@@ -122,6 +123,11 @@ impl<W: RankWorker> RankPool<W> {
     /// The ranks.
     pub fn world(&self) -> World {
         self.world
+    }
+
+    /// What the ranks' time went into, in rank order, as of the last replies.
+    pub fn rank_times(&self) -> impl Iterator<Item = RankTime> {
+        self.world.ranks().map(|rank| self.shared.group.clock(rank).read())
     }
 
     /// Has every rank serve `command`; their replies in rank order.

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::board::Board;
 use crate::communicator::Seat;
@@ -87,8 +88,11 @@ impl<W: RankWorker, E> RankThread<W, E> {
         let mut n_served = 0;
         while let Some(Order { command_idx, command }) = self.shared.inboxes[self.rank.idx()].take()
         {
+            let began = Instant::now();
             let failure = match catch(|| worker.handle(command)) {
                 Ok(Ok(reply)) => {
+                    // Before the answer, so that whoever has it reads the sum with it.
+                    self.shared.group.clock(self.rank).serve(began.elapsed());
                     self.shared.group.leave(self.rank);
                     n_served = command_idx + 1;
                     self.shared.replies.fill(self.rank, reply);

@@ -89,6 +89,8 @@ pub struct ServeCommand {
     pub callers: Callers,
     /// Whether chat answers are told apart into reasoning and content.
     pub splits_reasoning: bool,
+    /// Whether a browser gets a page at `/`.
+    pub has_page: bool,
     /// The engine.
     pub engine: EngineConfig,
 }

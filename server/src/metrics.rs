@@ -6,6 +6,8 @@
 //! what it is called: OpenMetrics would append `_total` to Triton's names.
 
 mod priority;
+mod publish;
+mod recent;
 mod summary;
 
 use std::borrow::Cow;
@@ -13,9 +15,8 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use engine::{EngineInfo, EngineStats};
 use parking_lot::Mutex;
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -23,6 +24,8 @@ use prometheus_client::registry::Registry;
 
 use crate::total::{Total, TotalSeconds};
 use priority::PriorityMetrics;
+use recent::Recent;
+pub use recent::{Latencies, Quantiles};
 pub use summary::{Ended, GenerationSummary};
 
 /// `Content-Type` of [`Metrics::render`].
@@ -98,6 +101,15 @@ struct GenerationMetrics {
     token_gap: Histogram,
     total: Histogram,
     queued: Histogram,
+    recent: RecentLatencies,
+}
+
+/// The same times, of the last minute only.
+struct RecentLatencies {
+    first_token: Recent,
+    token_gap: Recent,
+    total: Recent,
+    queued: Recent,
 }
 
 #[derive(Default)]
@@ -205,11 +217,13 @@ impl Metrics {
     /// A generation's first token came this long after its submission.
     pub fn first_token(&self, after: Duration) {
         self.generation.first_token.observe(after.as_secs_f64());
+        self.generation.recent.first_token.observe(after);
     }
 
     /// Two tokens of a generation were this far apart.
     pub fn token_gap(&self, gap: Duration) {
         self.generation.token_gap.observe(gap.as_secs_f64());
+        self.generation.recent.token_gap.observe(gap);
     }
 
     /// A generation is over.
@@ -221,9 +235,11 @@ impl Metrics {
         generation.prompt_tokens.add(summary.n_prompt as u64);
         generation.generated_tokens.add(summary.n_generated as u64);
         generation.total.observe(summary.total.as_secs_f64());
+        generation.recent.total.observe(summary.total);
         let queued = summary.queued.unwrap_or_default();
         if summary.queued.is_some() {
             generation.queued.observe(queued.as_secs_f64());
+            generation.recent.queued.observe(queued);
         }
         if let Some(reason) = failure {
             self.triton.failure.get_or_create(&ReasonLabels { reason }).inc();
@@ -235,53 +251,14 @@ impl Metrics {
         self.triton.infer_us.add(summary.total.saturating_sub(queued).as_micros() as u64);
     }
 
-    /// The text of all metrics, with the engine's as they are now.
-    pub fn render(&self, stats: &EngineStats, info: &EngineInfo) -> String {
-        let _publishing = self.publishing.lock();
-        self.publish_engine(stats, info);
-        let mut text = String::new();
-        text::encode_registry(&mut text, &self.registry).expect("a string takes everything");
-        text
-    }
-
-    fn publish_engine(&self, stats: &EngineStats, info: &EngineInfo) {
-        let engine = &self.engine;
-        engine.running.set(stats.n_running as i64);
-        engine.waiting.set(stats.n_waiting as i64);
-        self.priority.waiting(&stats.n_waiting_by_level);
-        engine.pages.set(stats.n_pages as i64);
-        engine.pages_used.set(stats.n_pages_used as i64);
-        engine.pages_cached.set(stats.n_pages_cached as i64);
-        engine.cached_tokens.set(stats.n_cached_tokens);
-        engine.host_tokens.set(stats.n_host_tokens);
-        engine.shared_tokens.set(stats.n_shared_tokens);
-        engine.host_pages.set(stats.n_pages_host as i64);
-        engine.out_pages.set(stats.n_pages_out);
-        engine.in_pages.set(stats.n_pages_in);
-        engine.kv_share.set(stats.n_pages_used as f64 / stats.n_pages.max(1) as f64);
-        engine.steps.set(stats.n_steps);
-        engine.proposed_tokens.set(stats.n_proposed_tokens);
-        engine.accepted_tokens.set(stats.n_accepted_tokens);
-        engine.preemptions.set(stats.n_preemptions);
-        engine.step_seconds.set(stats.step_time.as_secs_f64());
-        let triton = &self.triton;
-        triton.exec.set(stats.n_steps);
-        triton.pending.set(stats.n_waiting as i64);
-        for (request_type, n) in [
-            ("active", stats.n_running + stats.n_waiting),
-            ("scheduled", stats.n_running),
-            ("waiting", stats.n_waiting),
-            ("max", info.n_slots),
-        ] {
-            triton.requests.get_or_create(&RequestTypeLabels { request_type }).set(n as i64);
-        }
-        for (kv_cache_block_type, n) in [
-            ("used", stats.n_pages_used),
-            ("free", stats.n_pages.saturating_sub(stats.n_pages_used)),
-            ("max", stats.n_pages),
-            ("tokens_per", info.page_tokens),
-        ] {
-            triton.blocks.get_or_create(&KvBlockLabels { kv_cache_block_type }).set(n as i64);
+    /// What users waited for in the last minute.
+    pub fn latencies(&self) -> Latencies {
+        let recent = &self.generation.recent;
+        Latencies {
+            first_token: recent.first_token.quantiles(),
+            token_gap: recent.token_gap.quantiles(),
+            total: recent.total.quantiles(),
+            queued: recent.queued.quantiles(),
         }
     }
 
@@ -380,6 +357,12 @@ impl GenerationMetrics {
             token_gap: Histogram::new(TOKEN_GAP_BUCKETS),
             total: Histogram::new(REQUEST_BUCKETS),
             queued: Histogram::new(REQUEST_BUCKETS),
+            recent: RecentLatencies {
+                first_token: Recent::new(),
+                token_gap: Recent::new(),
+                total: Recent::new(),
+                queued: Recent::new(),
+            },
         }
     }
 }

@@ -11,7 +11,8 @@ use engine::{
 use server::boot::{self, Booted};
 use server::config::ModelSource;
 use server::http::{
-    ApiKeys, App, AppState, HeaderValue, HttpLimits, Outcome, ServeConfig, Server, claim,
+    ApiKeys, App, AppState, HeaderValue, HttpLimits, Outcome, PageConfig, ServeConfig, Server,
+    claim,
 };
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -44,6 +45,8 @@ pub struct ServerSettings {
     pub api_key: Option<String>,
     /// Origins whose pages may ask from a browser.
     pub allowed_origins: Vec<&'static str>,
+    /// Whether there is a page at `/`.
+    pub has_page: bool,
     /// Bounds.
     pub limits: HttpLimits,
 }
@@ -120,6 +123,7 @@ impl ServerSettings {
             kv_bytes: None,
             api_key: None,
             allowed_origins: Vec::new(),
+            has_page: true,
             limits: HttpLimits::STANDARD,
         }
     }
@@ -154,6 +158,7 @@ impl TestServer {
             api_keys: ApiKeys::new(&settings.api_key.into_iter().collect::<Vec<_>>()),
             allowed_origins: settings.allowed_origins.iter().map(|one| from_static(one)).collect(),
             splits_reasoning: true,
+            page: settings.has_page.then(|| PageConfig { examples: vec!["What is 1 + 1?".into()] }),
             limits: settings.limits,
         };
         let app = AppState::new(engine.handle(), text, serve_config);

@@ -9,6 +9,7 @@ mod formats;
 mod kserve;
 mod lifecycle;
 mod malformed;
+mod page;
 mod probes;
 mod triton;
 

@@ -55,7 +55,7 @@ fn models_are_listed_under_all_their_names() {
 #[test]
 fn what_is_not_there_says_so_in_json() {
     let cases = [
-        ("GET", "/", 404, "unknown_path"),
+        ("GET", "/nonsense", 404, "unknown_path"),
         ("GET", "/v1/nonsense", 404, "unknown_path"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),

@@ -18,6 +18,19 @@ pub(super) struct Running {
     /// The ranks have it behind them and are to be asked for what came out. If not, that is what
     /// their next answer is.
     pub(super) is_submitted: bool,
+    /// What its plan took to make.
+    pub(super) planned: Duration,
+}
+
+/// What a step took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Took {
+    /// The scheduler, to plan it.
+    pub(super) planned: Duration,
+    /// The ranks, to run it.
+    pub(super) ran: Duration,
+    /// When they were done.
+    pub(super) ended: Instant,
 }
 
 /// A step that has run.
@@ -26,7 +39,7 @@ pub(super) struct Ran {
     pub(super) output: StepOutput,
     /// One entry an answer of the plan.
     pub(super) tokens: Vec<Option<TokenId>>,
-    pub(super) took: Duration,
+    pub(super) took: Took,
 }
 
 impl<W> EngineLoop<W>
@@ -56,13 +69,16 @@ where
         if let Some(running) = self.running.take() {
             ran = Some(self.ran(running, replies));
         }
-        self.running = Some(Running { input, began, is_submitted: true });
+        let planned = self.planned;
+        self.running = Some(Running { input, began, is_submitted: true, planned });
         Ok(ran)
     }
 
     /// The next step, if there is something to run.
     pub(super) fn plan(&mut self) -> Option<StepInput> {
+        let began = Instant::now();
         let plan = self.scheduler.plan()?;
+        self.planned = began.elapsed();
         let entering = self.entering(&plan, Instant::now());
         let allowed = self.allowed(&plan);
         Some(StepInput { plan, entering, allowed })
@@ -71,7 +87,8 @@ where
     pub(super) fn start(&mut self, input: StepInput) -> Result<(), RankError> {
         let input = Arc::new(input);
         self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
-        self.running = Some(Running { input, began: Instant::now(), is_submitted: false });
+        let (began, planned) = (Instant::now(), self.planned);
+        self.running = Some(Running { input, began, is_submitted: false, planned });
         Ok(())
     }
 
@@ -87,14 +104,15 @@ where
 
     /// A step that the ranks have answered.
     pub(super) fn ran(&mut self, running: Running, replies: Vec<RankReply>) -> Ran {
-        let Running { input, began, .. } = running;
+        let Running { input, began, planned, .. } = running;
         // A step that lay behind another ran from when that one was done.
         let began = began.max(std::mem::replace(&mut self.landed, Instant::now()));
-        let took = self.landed.duration_since(began);
+        let took = Took { planned, ran: self.landed.duration_since(began), ended: self.landed };
+        self.recorder.take_ranks(self.pool.rank_times());
         {
             let mut stats = self.shared.stats.lock();
             stats.n_steps += 1;
-            stats.step_time += took;
+            stats.step_time += took.ran;
         }
         let output = replies
             .into_iter()

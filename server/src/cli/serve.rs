@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use crate::boot::{self, Booted};
 use crate::config::{ModelSource, ServeCommand};
 use crate::http::{
-    ApiKeys, App, AppState, HttpLimits, N_KEYS_MAX, Outcome, ServeConfig, Server, claim,
+    ApiKeys, App, AppState, HttpLimits, N_KEYS_MAX, Outcome, PageConfig, ServeConfig, Server, claim,
 };
 
 /// What the runtime's threads get to end once everything is answered.
@@ -77,8 +77,18 @@ fn serve_config(command: &ServeCommand) -> anyhow::Result<ServeConfig> {
         api_keys: ApiKeys::new(&keys),
         allowed_origins: command.callers.allowed_origins.clone(),
         splits_reasoning: command.splits_reasoning,
+        page: command.has_page.then(|| PageConfig { examples: examples(&command.model) }),
         limits: HttpLimits::STANDARD,
     })
+}
+
+/// Questions that the model can answer; at least one.
+fn examples(model: &ModelSource) -> Vec<String> {
+    let examples: &[&str] = match model {
+        ModelSource::Demo => &["What is 27 + 58?", "What is 314 - 587?", "What is 37 * 42?"],
+        ModelSource::Directory(_) => &["Who are you?", "Explain how a sailing boat tacks."],
+    };
+    examples.iter().map(|&example| example.to_owned()).collect()
 }
 
 /// Tells the person who started it what to do next.
@@ -88,10 +98,8 @@ fn announce(command: &ServeCommand, app: &App, server: &Server) -> std::io::Resu
         true => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
         false => address,
     };
-    let question = match command.model {
-        ModelSource::Demo => "What is 27 + 58?",
-        ModelSource::Directory(_) => "Who are you?",
-    };
+    let examples = examples(&command.model);
+    let question = &examples[0];
     let key = match command.callers.api_keys.is_empty() && command.callers.api_key_file.is_none() {
         false => " \\\n    -H 'Authorization: Bearer YOUR-KEY'",
         true => "",
@@ -101,7 +109,10 @@ fn announce(command: &ServeCommand, app: &App, server: &Server) -> std::io::Resu
     if let Some(address) = server.grpc_address()? {
         writeln!(out, "KServe v2 over gRPC is on grpc://{address}")?;
     }
-    writeln!(out, "Ask it something:\n")?;
+    match app.config.page {
+        Some(_) => writeln!(out, "Open http://{reachable} in a browser, or ask it something:\n")?,
+        None => writeln!(out, "Ask it something:\n")?,
+    }
     writeln!(
         out,
         "  curl http://{reachable}/v1/chat/completions{key} \\\n    \

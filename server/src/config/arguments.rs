@@ -104,6 +104,10 @@ pub(super) struct ServeArguments {
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     grpc_port: Option<u16>,
 
+    /// Serve no page at / and nothing of what it shows of the node (/v1/node)
+    #[arg(long, help_heading = "Network")]
+    no_page: bool,
+
     #[command(flatten)]
     callers: CallerArguments,
 
@@ -323,6 +327,7 @@ impl From<ServeArguments> for ServeCommand {
             grpc_port: arguments.grpc_port,
             served_model_names: arguments.served_model_name,
             callers: arguments.callers.decide(),
+            has_page: !arguments.no_page,
             splits_reasoning: arguments.reasoning_parser == ReasoningParser::Think,
             engine: EngineConfig {
                 policy: arguments.turns.policy(),

@@ -191,6 +191,12 @@ pub enum ApiError {
         /// The bound.
         n_max: usize,
     },
+    /// As many watch the node as may.
+    #[error("{n_max} watchers are told what the node does, and no more can be; try again later")]
+    TooManyWatchers {
+        /// The bound.
+        n_max: usize,
+    },
     /// It waited for a slot as long as it was to wait, and nothing of it was computed.
     #[error("no slot was free within the request's queue timeout; try again later")]
     QueueTimeout,
@@ -254,7 +260,9 @@ impl ApiError {
             }
             ApiError::BodyEncoded { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ApiError::Unauthorized => StatusCode::UNAUTHORIZED,
-            ApiError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            ApiError::QueueFull { .. } | ApiError::TooManyWatchers { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             // As Triton's queue policy answers, and what OpenAI's clients try again.
             ApiError::QueueTimeout
             | ApiError::ShuttingDown
@@ -292,6 +300,7 @@ impl ApiError {
             ApiError::BodyEncoded { .. } | ApiError::BodyGarbled { .. } => "body_encoded",
             ApiError::Unauthorized => "invalid_api_key",
             ApiError::QueueFull { .. } => "queue_full",
+            ApiError::TooManyWatchers { .. } => "too_many_watchers",
             ApiError::QueueTimeout => "queue_timeout",
             ApiError::DeadlinePassed => "deadline_passed",
             ApiError::ShuttingDown => "shutting_down",
@@ -318,7 +327,11 @@ impl ApiError {
 
     /// When to try again, for those errors that time mends.
     pub fn retry_after(&self) -> Option<Duration> {
-        matches!(self, ApiError::QueueFull { .. } | ApiError::QueueTimeout).then_some(RETRY_AFTER)
+        let is_mended = matches!(
+            self,
+            ApiError::QueueFull { .. } | ApiError::QueueTimeout | ApiError::TooManyWatchers { .. }
+        );
+        is_mended.then_some(RETRY_AFTER)
     }
 }
 

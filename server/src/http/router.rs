@@ -15,7 +15,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use super::error::ApiError;
 use super::observe::{REQUEST_ID, observe};
 use super::state::App;
-use super::{openai, triton};
+use super::{openai, page, triton};
 use crate::metrics;
 
 /// All routes.
@@ -29,6 +29,7 @@ pub fn router(app: &App) -> Router {
         .merge(common)
         .merge(openai::router(app))
         .merge(triton::router(app))
+        .merge(page::router(app))
         .fallback(unknown_path);
     let all = match app.config.allowed_origins.as_slice() {
         [] => all,

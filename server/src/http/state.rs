@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::auth::ApiKeys;
 use super::error::ApiError;
 use super::limits::HttpLimits;
+use super::page::{Feed, PageConfig};
 use super::shutdown::{InFlight, Phase, Shutdown};
 use super::triton::Models;
 use crate::guide::{CompiledFormat, Format, Formats, GuideParts};
@@ -28,6 +29,8 @@ pub struct ServeConfig {
     pub allowed_origins: Vec<HeaderValue>,
     /// Whether chat answers are told apart into reasoning and content.
     pub splits_reasoning: bool,
+    /// The page at `/` and what it watches; `None` serves neither.
+    pub page: Option<PageConfig>,
     /// Bounds.
     pub limits: HttpLimits,
 }
@@ -61,6 +64,8 @@ pub struct AppState {
     pub guide_parts: Arc<GuideParts>,
     /// Bytes of the vocabulary's longest token; at least one.
     pub n_token_bytes_max: usize,
+    /// Tells those who watch what the node does.
+    pub feed: Feed,
     tokenizers: Arc<Semaphore>,
 }
 
@@ -86,6 +91,7 @@ impl AppState {
             formats: Formats::new(Arc::clone(&text), vocab_size),
             guide_parts: Arc::new(GuideParts::new(Arc::clone(&text), vocab_size)),
             tokenizers: Arc::new(Semaphore::new(config.limits.n_tokenizer_threads)),
+            feed: Feed::new(),
             engine,
             text,
             config,

@@ -51,7 +51,8 @@ pub fn router(app: &App) -> Router<App> {
         .route_layer(from_fn_with_state(Arc::clone(app), authorize))
 }
 
-async fn authorize(
+/// Lets nobody in without a key, where there are keys.
+pub(super) async fn authorize(
     State(app): State<App>,
     request: Request,
     next: Next,

@@ -1,0 +1,100 @@
+//! What the loop leaves behind for those who watch: counters, gauges, and a record of every step.
+
+use parallel::{RankTime, RankWorker};
+use scheduler::StepPlan;
+
+use super::EngineLoop;
+use super::steps::Took;
+use crate::rank::{RankCommand, RankReply};
+use crate::watch::StepRecord;
+
+/// What the loop remembers from step to step to write records. Nothing is allocated for one.
+#[derive(Debug, Default)]
+pub(super) struct Recorder {
+    /// The next record; its gauges are as of the last event.
+    next: StepRecord,
+    /// What the ranks' time had gone into by the step before.
+    before: Vec<RankTime>,
+}
+
+impl Recorder {
+    pub(super) fn new(n_ranks: usize) -> Recorder {
+        let ranks = vec![RankTime::default(); n_ranks];
+        Recorder {
+            next: StepRecord { ranks: ranks.clone(), ..StepRecord::default() },
+            before: ranks,
+        }
+    }
+
+    /// The ranks have answered: what each did since they answered last.
+    pub(super) fn take_ranks(&mut self, now: impl Iterator<Item = RankTime>) {
+        for ((rank, before), now) in self.next.ranks.iter_mut().zip(&mut self.before).zip(now) {
+            rank.served = now.served.saturating_sub(before.served);
+            rank.exchanged = now.exchanged.saturating_sub(before.exchanged);
+            rank.waited = now.waited.saturating_sub(before.waited);
+            *before = now;
+        }
+    }
+
+    fn count_rows(&mut self, plan: &StepPlan) {
+        let next = &mut self.next;
+        (next.n_prefill_rows, next.n_prefill_tokens) = (0, 0);
+        (next.n_decode_rows, next.n_decode_tokens) = (0, 0);
+        for row in &plan.rows {
+            let (n_rows, n_tokens) = match row.n_tokens - row.n_candidates {
+                1 => (&mut next.n_decode_rows, &mut next.n_decode_tokens),
+                _ => (&mut next.n_prefill_rows, &mut next.n_prefill_tokens),
+            };
+            *n_rows += 1;
+            *n_tokens += row.n_tokens;
+        }
+    }
+}
+
+impl<W> EngineLoop<W>
+where
+    W: RankWorker<Command = RankCommand, Reply = RankReply>,
+{
+    /// A step is done and its results are applied.
+    pub(super) fn record_step(&mut self, plan: &StepPlan, took: &Took) {
+        self.recorder.count_rows(plan);
+        let next = &mut self.recorder.next;
+        next.ended = took.ended.saturating_duration_since(self.booted);
+        (next.took, next.planned) = (took.ran, took.planned);
+        self.shared.steps.record(next);
+        next.idx += 1;
+        let mut stats = self.shared.stats.lock();
+        stats.n_prefill_rows += next.n_prefill_rows as u64;
+        stats.n_prefill_tokens += next.n_prefill_tokens as u64;
+        stats.n_decode_rows += next.n_decode_rows as u64;
+        stats.n_decode_tokens += next.n_decode_tokens as u64;
+        stats.plan_time += took.planned;
+        stats.ranks.clone_from(&self.recorder.before);
+    }
+
+    pub(super) fn publish_stats(&mut self) {
+        let from = self.scheduler.stats();
+        let next = &mut self.recorder.next;
+        (next.n_running, next.n_waiting) = (from.n_running, from.n_waiting);
+        next.n_pages_used = from.n_pages_used();
+        let mut stats = self.shared.stats.lock();
+        stats.n_running = from.n_running;
+        stats.n_waiting = from.n_waiting;
+        stats.n_waiting_by_level.clone_from(&from.n_waiting_by_level);
+        stats.n_pages = from.n_pages();
+        stats.n_pages_used = from.n_pages_used();
+        stats.n_pages_cached = from.n_pages_cached();
+        stats.groups.clone_from(&from.groups);
+        stats.n_cached_tokens = from.counters.n_cached_tokens;
+        stats.n_host_tokens = from.counters.n_host_tokens;
+        stats.n_pages_host = from.groups.iter().map(|group| group.n_pages_host).sum();
+        stats.n_pages_out = from.counters.n_pages_out;
+        stats.n_pages_in = from.counters.n_pages_in;
+        stats.n_shared_tokens = from.counters.n_shared_tokens;
+        stats.n_prompt_tokens = from.counters.n_prompt_tokens;
+        stats.n_generated_tokens = from.counters.n_generated_tokens;
+        stats.n_proposed_tokens = from.counters.n_proposed_tokens;
+        stats.n_accepted_tokens = from.counters.n_accepted_tokens;
+        stats.n_preemptions = from.counters.n_preemptions;
+    }
+}

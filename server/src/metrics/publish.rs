@@ -1,0 +1,59 @@
+//! From what the engine says of itself to the values of its metrics, at the moment when somebody
+//! reads them. It names none.
+
+use engine::{EngineInfo, EngineStats};
+use prometheus_client::encoding::text;
+
+use super::{KvBlockLabels, Metrics, RequestTypeLabels};
+
+impl Metrics {
+    /// The text of all metrics, with the engine's as they are now.
+    pub fn render(&self, stats: &EngineStats, info: &EngineInfo) -> String {
+        let _publishing = self.publishing.lock();
+        self.publish_engine(stats, info);
+        let mut text = String::new();
+        text::encode_registry(&mut text, &self.registry).expect("a string takes everything");
+        text
+    }
+
+    fn publish_engine(&self, stats: &EngineStats, info: &EngineInfo) {
+        let engine = &self.engine;
+        engine.running.set(stats.n_running as i64);
+        engine.waiting.set(stats.n_waiting as i64);
+        self.priority.waiting(&stats.n_waiting_by_level);
+        engine.pages.set(stats.n_pages as i64);
+        engine.pages_used.set(stats.n_pages_used as i64);
+        engine.pages_cached.set(stats.n_pages_cached as i64);
+        engine.cached_tokens.set(stats.n_cached_tokens);
+        engine.host_tokens.set(stats.n_host_tokens);
+        engine.shared_tokens.set(stats.n_shared_tokens);
+        engine.host_pages.set(stats.n_pages_host as i64);
+        engine.out_pages.set(stats.n_pages_out);
+        engine.in_pages.set(stats.n_pages_in);
+        engine.kv_share.set(stats.n_pages_used as f64 / stats.n_pages.max(1) as f64);
+        engine.steps.set(stats.n_steps);
+        engine.proposed_tokens.set(stats.n_proposed_tokens);
+        engine.accepted_tokens.set(stats.n_accepted_tokens);
+        engine.preemptions.set(stats.n_preemptions);
+        engine.step_seconds.set(stats.step_time.as_secs_f64());
+        let triton = &self.triton;
+        triton.exec.set(stats.n_steps);
+        triton.pending.set(stats.n_waiting as i64);
+        for (request_type, n) in [
+            ("active", stats.n_running + stats.n_waiting),
+            ("scheduled", stats.n_running),
+            ("waiting", stats.n_waiting),
+            ("max", info.n_slots),
+        ] {
+            triton.requests.get_or_create(&RequestTypeLabels { request_type }).set(n as i64);
+        }
+        for (kv_cache_block_type, n) in [
+            ("used", stats.n_pages_used),
+            ("free", stats.n_pages.saturating_sub(stats.n_pages_used)),
+            ("max", stats.n_pages),
+            ("tokens_per", info.page_tokens),
+        ] {
+            triton.blocks.get_or_create(&KvBlockLabels { kv_cache_block_type }).set(n as i64);
+        }
+    }
+}
