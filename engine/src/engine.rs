@@ -215,13 +215,14 @@ where
                 }
             }
         }
+        // First, so that whoever has read a token finds the step that it came of.
+        self.record_step(&plan, &took);
         let took_us = took.ran.as_micros() as u64;
         let result = StepResult { step: plan.step, tokens, took_us };
         self.apply(Event::Complete(result), &mut output.rows);
         for request in gone {
             self.apply(Event::Cancel(request), &mut []);
         }
-        self.record_step(&plan, &took);
         self.scheduler.recycle(plan);
     }
 

@@ -46,5 +46,5 @@ pub use parallel::RankTime;
 pub use probe::Probe;
 pub use request::{EndReason, Finish, Output, Request, SamplingParams, Terms, Timing, TokenScore};
 pub use scheduler::{GroupStats, Priorities, TenantId, TokenId};
-pub use stats::EngineStats;
+pub use stats::{EngineStats, STEP_BOUNDS, StepKind, StepTimes};
 pub use watch::{N_STEPS_KEPT, StepRecord};

@@ -5,6 +5,53 @@ use std::time::Duration;
 use parallel::RankTime;
 use scheduler::GroupStats;
 
+/// What a step's time is counted up to; a last place is for longer ones.
+pub const STEP_BOUNDS: [Duration; 21] = {
+    const US: [u64; 21] = [
+        250, 500, 1_000, 2_000, 3_000, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 40_000,
+        50_000, 75_000, 100_000, 150_000, 200_000, 400_000, 1_000_000, 4_000_000, 16_000_000,
+    ];
+    let mut bounds = [Duration::ZERO; 21];
+    let mut idx = 0;
+    while idx < US.len() {
+        bounds[idx] = Duration::from_micros(US[idx]);
+        idx += 1;
+    }
+    bounds
+};
+
+/// What a step's rows are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    /// All of more than one token.
+    Prefill,
+    /// All of one token, candidates aside.
+    Decode,
+    /// Some of each.
+    Mixed,
+}
+
+impl StepKind {
+    /// How many there are.
+    pub const N: usize = 3;
+}
+
+/// How long steps took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Steps up to each of [`STEP_BOUNDS`] and above the one before it, and those above all.
+    pub counts: [u64; STEP_BOUNDS.len() + 1],
+    /// The sum.
+    pub sum: Duration,
+}
+
+impl StepTimes {
+    pub(crate) fn count(&mut self, took: Duration) {
+        self.counts[STEP_BOUNDS.partition_point(|&bound| bound < took)] += 1;
+        self.sum += took;
+    }
+}
+
 /// As of the last step. Counters only grow.
 #[derive(Clone, Debug, Default)]
 pub struct EngineStats {
@@ -58,6 +105,8 @@ pub struct EngineStats {
     pub n_decode_rows: u64,
     /// Their tokens, candidates among them.
     pub n_decode_tokens: u64,
+    /// How long steps took, by [`StepKind`].
+    pub step_times: [StepTimes; StepKind::N],
     /// What each rank's time went into.
     pub ranks: Vec<RankTime>,
 }

@@ -31,11 +31,11 @@ pub struct StepRecord {
     pub n_decode_rows: usize,
     /// Their tokens, candidates among them.
     pub n_decode_tokens: usize,
-    /// Requests that held a slot when it was done.
+    /// Requests that held a slot, as of the last event before its results.
     pub n_running: usize,
-    /// Requests that waited for one.
+    /// Requests that waited for one, as of then.
     pub n_waiting: usize,
-    /// Pages in use, over all groups.
+    /// Pages in use, over all groups, as of then.
     pub n_pages_used: usize,
     /// What each rank's time went into.
     pub ranks: Vec<RankTime>,

@@ -83,6 +83,8 @@ pub struct ServeCommand {
     pub port: u16,
     /// TCP port for gRPC, if there is to be one; 0 takes a free one.
     pub grpc_port: Option<u16>,
+    /// TCP port for metrics alone, if there is to be one; 0 takes a free one.
+    pub metrics_port: Option<u16>,
     /// Names that requests may use for the model; none takes the model's own.
     pub served_model_names: Vec<String>,
     /// Who may ask.

@@ -2,9 +2,11 @@
 //! no metric's name.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus_client::encoding::{EncodeMetric, MetricEncoder};
+use parking_lot::Mutex;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 
@@ -15,6 +17,25 @@ pub(crate) struct Total(Counter<u64, AtomicU64>);
 /// The same for seconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TotalSeconds(Counter<f64, AtomicU64>);
+
+/// A histogram that is kept elsewhere.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Spread(Arc<Mutex<Buckets>>);
+
+/// How often, up to each bound, and the sum of all.
+#[derive(Debug, Default)]
+struct Buckets {
+    sum: f64,
+    /// Bounds, the last one `f64::MAX`, and how many lie between each and the one before it.
+    counts: Vec<(f64, u64)>,
+}
+
+impl Spread {
+    /// Takes over a sum, and counts up to each bound, the last one `f64::MAX`.
+    pub(crate) fn set(&self, sum: f64, counts: Vec<(f64, u64)>) {
+        *self.0.lock() = Buckets { sum, counts };
+    }
+}
 
 impl Total {
     /// One more.
@@ -64,4 +85,24 @@ impl EncodeMetric for TotalSeconds {
     fn metric_type(&self) -> MetricType {
         MetricType::Counter
     }
+}
+
+impl TypedMetric for TotalSeconds {
+    const TYPE: MetricType = MetricType::Counter;
+}
+
+impl EncodeMetric for Spread {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        let Buckets { sum, counts } = &*self.0.lock();
+        let n = counts.iter().map(|(_, n)| n).sum();
+        encoder.encode_histogram::<NoLabelSet>(*sum, n, counts, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+impl TypedMetric for Spread {
+    const TYPE: MetricType = MetricType::Histogram;
 }

@@ -95,7 +95,7 @@ fn the_node_says_what_it_is_and_what_it_did() {
     let node = server.client.get(NODE).ok();
     let blocks = node["blocks"].as_array().expect("a list");
     assert_eq!(blocks.len(), 12);
-    assert_eq!(blocks[0], json!({ "n_kv_heads": 4, "n_q_heads": 8, "ffn": 384 }));
+    assert_eq!(blocks[0], json!({ "n_kv_heads": 4, "n_q_heads": 8, "ffn": 512 }));
     assert_eq!(blocks.iter().filter(|block| **block == json!({})).count(), 2, "empty ones");
     assert_eq!(node["groups"], json!([{ "n_blocks": 7 }]));
     let now = &node["now"];

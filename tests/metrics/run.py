@@ -5,7 +5,8 @@
 Needs `prometheus` and `promtool`, as Debian's package `prometheus` has them, and nothing of PyPI.
 Asks the demo model some questions at once, lets Prometheus read what that leaves, and sees that
 the names keep Prometheus' conventions, that numbers add up to what was asked, that the rules say
-what they should, and that everything which the dashboard and the rules ask for is there.
+what they should, that everything which the dashboard and the rules ask for is there, and that the
+log has a line for each request with the same numbers.
 """
 
 import json
@@ -32,10 +33,11 @@ N_QUESTIONS, N_TOKENS_MAX = 24, 40
 NOT_ALWAYS_THERE = {"lnserve_http_errors_total"}
 
 
-def start(program):
+def start(program, log):
     """The server's process, its address, and that of its metrics."""
-    command = [program, "serve", "demo", "--tp", "2", "--port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen([*command, "--log", "warn"], stdout=subprocess.PIPE, text=True)
+    command = [program, "serve", "demo", "--tp", "2", "--port", "0", "--metrics-port", "0",
+               "--log", "info", "--log-format", "json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     printed = ""
     while "-d '" not in printed:
         line = process.stdout.readline()
@@ -124,6 +126,28 @@ def adds_up(read, used):
                  for what in ["wait", "exchange", "busy"]]
         if not 0 < times[0] <= times[1] <= times[2] <= total(read, "lnserve_step_seconds_total"):
             sys.exit(f"rank {rank}: a wait is part of an exchange, that of work: {times}")
+
+
+def logged(log, used):
+    """The log is JSON, and has one line for each request that says what came of it."""
+    log.seek(0)
+    lines = [json.loads(line) for line in log]
+    answered = [line for line in lines if line["fields"]["message"] == "answered"]
+    equal("lines of requests", len(answered), len(used))
+    equal("requests that are told apart", len({one["span"]["id"] for one in answered}), len(used))
+    for field, wanted in [("n_prompt", sum(one["prompt_tokens"] for one in used)),
+                          ("n_generated", sum(one["completion_tokens"] for one in used)),
+                          ("n_cached", sum(one["prompt_tokens_details"]["cached_tokens"]
+                                           for one in used))]:
+        equal(f"{field} in the log", sum(one["fields"][field] for one in answered), wanted)
+    for one in answered:
+        fields = one["fields"]
+        times = [fields["queued_ms"], fields["ttft_ms"], fields["total_ms"]]
+        if fields["outcome"] not in ["stop", "length"] or fields["status"] != 200:
+            sys.exit(f"how it ended: {one}")
+        if times != sorted(times) or one["span"]["route"] != "/v1/chat/completions":
+            sys.exit(f"when and where: {one}")
+    print("ok    each line says how it ended, and when")
 
 
 def lint(text):
@@ -249,7 +273,8 @@ def asked_for_is_there(read, target):
 
 def main():
     rules()
-    server, serves, metrics = start(sys.argv[1])
+    log = tempfile.TemporaryFile("w+", encoding="utf-8")
+    server, serves, metrics = start(sys.argv[1], log)
     try:
         with ThreadPoolExecutor(8) as threads:
             used = list(threads.map(lambda _: ask(serves), range(N_QUESTIONS)))
@@ -262,6 +287,7 @@ def main():
         server.terminate()
     if server.wait() != 0:
         sys.exit(f"the server ended with {server.returncode}")
+    logged(log, used)
 
 
 if __name__ == "__main__":

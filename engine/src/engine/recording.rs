@@ -6,6 +6,7 @@ use scheduler::StepPlan;
 use super::EngineLoop;
 use super::steps::Took;
 use crate::rank::{RankCommand, RankReply};
+use crate::stats::StepKind;
 use crate::watch::StepRecord;
 
 /// What the loop remembers from step to step to write records. Nothing is allocated for one.
@@ -55,7 +56,7 @@ impl<W> EngineLoop<W>
 where
     W: RankWorker<Command = RankCommand, Reply = RankReply>,
 {
-    /// A step is done and its results are applied.
+    /// A step is done, and its results are not applied yet.
     pub(super) fn record_step(&mut self, plan: &StepPlan, took: &Took) {
         self.recorder.count_rows(plan);
         let next = &mut self.recorder.next;
@@ -69,6 +70,15 @@ where
         stats.n_decode_rows += next.n_decode_rows as u64;
         stats.n_decode_tokens += next.n_decode_tokens as u64;
         stats.plan_time += took.planned;
+        let kind = match (next.n_prefill_rows, next.n_decode_rows) {
+            (_, 0) => StepKind::Prefill,
+            (0, _) => StepKind::Decode,
+            _ => StepKind::Mixed,
+        };
+        stats.step_times[kind as usize].count(took.ran);
+        // With the rest, so that parts are as much as their whole.
+        stats.n_steps += 1;
+        stats.step_time += took.ran;
         stats.ranks.clone_from(&self.recorder.before);
     }
 

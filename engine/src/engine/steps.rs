@@ -109,11 +109,6 @@ where
         let began = began.max(std::mem::replace(&mut self.landed, Instant::now()));
         let took = Took { planned, ran: self.landed.duration_since(began), ended: self.landed };
         self.recorder.take_ranks(self.pool.rank_times());
-        {
-            let mut stats = self.shared.stats.lock();
-            stats.n_steps += 1;
-            stats.step_time += took.ran;
-        }
         let output = replies
             .into_iter()
             .find_map(|reply| match reply {

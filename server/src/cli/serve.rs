@@ -31,12 +31,13 @@ pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
     };
     let http = claimed(command.port)?;
     let grpc = command.grpc_port.map(claimed).transpose()?;
+    let metrics = command.metrics_port.map(claimed).transpose()?;
     let config = serve_config(command)?;
     let Booted { engine, text } = boot::boot(&command.model, &command.engine)?;
     let app = AppState::new(engine.handle(), text, config);
     let outcome = runtime.block_on(async {
         app.shutdown.on_signals()?;
-        let server = Server::listen(http, grpc, app.clone())?;
+        let server = Server::listen(http, grpc, app.clone())?.with_metrics(metrics)?;
         announce(command, &app, &server)?;
         anyhow::Ok(server.run().await)
     })?;
@@ -108,6 +109,9 @@ fn announce(command: &ServeCommand, app: &App, server: &Server) -> std::io::Resu
     writeln!(out, "lnserve serves {} on http://{address}", app.name())?;
     if let Some(address) = server.grpc_address()? {
         writeln!(out, "KServe v2 over gRPC is on grpc://{address}")?;
+    }
+    if let Some(address) = server.metrics_address()? {
+        writeln!(out, "Metrics are on http://{address}/metrics")?;
     }
     match app.config.page {
         Some(_) => writeln!(out, "Open http://{reachable} in a browser, or ask it something:\n")?,

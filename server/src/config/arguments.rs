@@ -104,6 +104,11 @@ pub(super) struct ServeArguments {
     #[arg(long, value_name = "PORT", help_heading = "Network")]
     grpc_port: Option<u16>,
 
+    /// TCP port on which /metrics is served too, and nothing else, as by Triton's on 8002; 0 takes
+    /// a free one and says which
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    metrics_port: Option<u16>,
+
     /// Serve no page at / and nothing of what it shows of the node (/v1/node)
     #[arg(long, help_heading = "Network")]
     no_page: bool,
@@ -325,6 +330,7 @@ impl From<ServeArguments> for ServeCommand {
             host: arguments.host,
             port: arguments.port,
             grpc_port: arguments.grpc_port,
+            metrics_port: arguments.metrics_port,
             served_model_names: arguments.served_model_name,
             callers: arguments.callers.decide(),
             has_page: !arguments.no_page,

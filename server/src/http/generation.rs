@@ -302,7 +302,7 @@ impl Generations {
         let Some(ticket) = choice.ticket.take() else { return };
         self.n_open -= 1;
         let timing = finish.map(|finish| &finish.timing);
-        self.app.metrics.generation(GenerationSummary {
+        let summary = GenerationSummary {
             ended,
             level: choice.level,
             n_prompt: choice.n_prompt,
@@ -311,7 +311,9 @@ impl Generations {
             queued: timing.and_then(|timing| {
                 Some(timing.admitted?.saturating_duration_since(timing.arrived))
             }),
-        });
+        };
+        self.record.ended(&summary, choice.n_cached);
+        self.app.metrics.generation(summary);
         // Cancels what is still to come, if anything is. Last, so that whoever sees the engine idle
         // finds the generation counted.
         drop(ticket);

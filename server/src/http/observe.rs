@@ -17,6 +17,7 @@ use tracing::{Instrument, Span};
 use super::shutdown::Passage;
 use super::state::App;
 use super::timing::{self, Moments};
+use crate::metrics::GenerationSummary;
 
 /// Carries the request's id, both ways.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -44,7 +45,11 @@ pub struct Record {
     n_generated: AtomicUsize,
     submitted: OnceLock<Duration>,
     admitted: OnceLock<Duration>,
+    n_cached: AtomicUsize,
     first_token: OnceLock<Duration>,
+    queued: OnceLock<Duration>,
+    /// How its first generation to end did.
+    outcome: OnceLock<&'static str>,
     tenant: OnceLock<TenantId>,
     app: App,
     _passage: Passage,
@@ -86,7 +91,10 @@ impl Record {
             n_generated: AtomicUsize::new(0),
             submitted: OnceLock::new(),
             admitted: OnceLock::new(),
+            n_cached: AtomicUsize::new(0),
             first_token: OnceLock::new(),
+            queued: OnceLock::new(),
+            outcome: OnceLock::new(),
             tenant: OnceLock::new(),
             _passage: app.in_flight.enter(),
             app,
@@ -129,6 +137,15 @@ impl Record {
         })
     }
 
+    /// A generation is over.
+    pub fn ended(&self, summary: &GenerationSummary, n_cached: usize) {
+        let _ = self.outcome.set(summary.ended.word());
+        self.n_cached.fetch_add(n_cached, Ordering::Relaxed);
+        if let Some(queued) = summary.queued {
+            let _ = self.queued.set(queued);
+        }
+    }
+
     fn answered(&self, response: &Response) {
         let status = response.status().as_u16();
         self.status.store(status, Ordering::Relaxed);
@@ -155,7 +172,21 @@ impl Drop for Record {
             tracing::debug!(status, total_ms, "answered");
             return;
         }
-        tracing::info!(status, n_prompt, n_generated, ttft_ms, total_ms, "answered");
+        let (n_cached, outcome) = (*self.n_cached.get_mut(), self.outcome.get());
+        let queued_ms = self.queued.get().copied().map(milliseconds);
+        let tenant = self.tenant().0;
+        tracing::info!(
+            status,
+            outcome,
+            tenant,
+            n_prompt,
+            n_cached,
+            n_generated,
+            queued_ms,
+            ttft_ms,
+            total_ms,
+            "answered"
+        );
     }
 }
 

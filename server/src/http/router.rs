@@ -38,6 +38,15 @@ pub fn router(app: &App) -> Router {
     all.layer(from_fn_with_state(Arc::clone(app), observe)).with_state(Arc::clone(app))
 }
 
+/// What a port of its own has for who reads metrics.
+pub fn metrics_router(app: &App) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .method_not_allowed_fallback(|| async { openai::Refusal(ApiError::WrongMethod) })
+        .fallback(unknown_path)
+        .with_state(Arc::clone(app))
+}
+
 /// What browsers are told where the operator allowed pages of some origins to ask. Without it there
 /// is not even an answer to their first question.
 fn cors(origins: &[HeaderValue]) -> CorsLayer {

@@ -18,7 +18,7 @@ use tokio::time::{interval, sleep};
 
 use super::error::ApiError;
 use super::limits::HttpLimits;
-use super::router::router;
+use super::router::{metrics_router, router};
 use super::shutdown::Phase;
 use super::state::App;
 use super::triton::grpc;
@@ -36,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     http: TcpListener,
     grpc: Option<TcpListener>,
+    /// Where metrics are read and nothing else, if they are to have a port of their own.
+    metrics: Option<TcpListener>,
     app: App,
 }
 
@@ -103,7 +105,16 @@ impl Server {
     /// Somebody else listens there.
     pub fn listen(http: TcpSocket, grpc: Option<TcpSocket>, app: App) -> io::Result<Server> {
         let grpc = grpc.map(|socket| socket.listen(BACKLOG)).transpose()?;
-        Ok(Server { http: http.listen(BACKLOG)?, grpc, app })
+        Ok(Server { http: http.listen(BACKLOG)?, grpc, metrics: None, app })
+    }
+
+    /// The same, with metrics on a port of their own too.
+    ///
+    /// # Errors
+    /// Somebody else listens there.
+    pub fn with_metrics(self, metrics: Option<TcpSocket>) -> io::Result<Server> {
+        let metrics = metrics.map(|socket| socket.listen(BACKLOG)).transpose()?;
+        Ok(Server { metrics, ..self })
     }
 
     /// Where it listens.
@@ -122,6 +133,14 @@ impl Server {
         self.grpc.as_ref().map(TcpListener::local_addr).transpose()
     }
 
+    /// Where it listens for who reads metrics only, if it does.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn metrics_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.metrics.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
     /// Serves until the shutdown is complete or the engine fails. While it drains, the port stays
     /// open: health checks learn that it is not ready any more, new work is refused.
     pub async fn run(self) -> Outcome {
@@ -129,10 +148,11 @@ impl Server {
         let outcome = tokio::select! {
             never = self.accept_http(&connections) => match never {},
             never = self.accept_grpc(&connections) => match never {},
+            never = self.accept_metrics(&connections) => match never {},
             outcome = self.ended() => outcome,
         };
-        let Server { http, grpc, app } = self;
-        drop((http, grpc));
+        let Server { http, grpc, metrics, app } = self;
+        drop((http, grpc, metrics));
         tokio::select! {
             () = connections.shutdown() => {}
             () = sleep(FLUSH_TIMEOUT) => {}
@@ -149,6 +169,12 @@ impl Server {
     async fn accept_grpc(&self, connections: &GracefulShutdown) -> Infallible {
         let Some(listener) = &self.grpc else { return pending().await };
         let way_in = (Protocol::Grpc, listener, grpc::router(&self.app));
+        self.accept(way_in, connections).await
+    }
+
+    async fn accept_metrics(&self, connections: &GracefulShutdown) -> Infallible {
+        let Some(listener) = &self.metrics else { return pending().await };
+        let way_in = (Protocol::Http1, listener, metrics_router(&self.app));
         self.accept(way_in, connections).await
     }
 

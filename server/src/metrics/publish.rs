@@ -36,6 +36,7 @@ impl Metrics {
         engine.accepted_tokens.set(stats.n_accepted_tokens);
         engine.preemptions.set(stats.n_preemptions);
         engine.step_seconds.set(stats.step_time.as_secs_f64());
+        self.step.publish(stats);
         let triton = &self.triton;
         triton.exec.set(stats.n_steps);
         triton.pending.set(stats.n_waiting as i64);

@@ -37,6 +37,11 @@ pub struct GenerationSummary {
 }
 
 impl Ended {
+    /// Our word for it.
+    pub fn word(self) -> &'static str {
+        self.reasons().0
+    }
+
     /// Our word for it, and Triton's where it is a failure.
     pub(super) fn reasons(self) -> (&'static str, Option<&'static str>) {
         match self {

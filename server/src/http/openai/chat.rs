@@ -222,7 +222,11 @@ impl View {
         let choice = &mut self.choices[delta.choice_idx];
         choice.n_generated += usize::from(delta.token.is_some());
         choice.n_cached = delta.n_cached;
-        choice.speech.take(delta)
+        let said = choice.speech.take(delta);
+        if delta.end.is_some() {
+            self.app.metrics.thought(choice.speech.n_reasoning_tokens());
+        }
+        said
     }
 
     fn piece(&mut self, delta: Delta) -> Option<Vec<u8>> {
