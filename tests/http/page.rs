@@ -113,11 +113,9 @@ fn the_node_says_what_it_is_and_what_it_did() {
         let ranks = step["ranks"].as_array().expect("a list");
         assert_eq!(ranks.len(), 2);
         for rank in ranks {
-            // A rank works within the step, exchanges within its work, waits within that.
-            let times = [&step["took_ms"], &rank["served_ms"], &rank["exchanged_ms"]];
-            let times = times.map(number);
-            assert!(times.is_sorted_by(|a, b| a >= b), "{step}");
-            assert!(times[2] >= number(&rank["waited_ms"]), "{step}");
+            // A rank exchanges within its work, and waits within that.
+            let times = [&rank["served_ms"], &rank["exchanged_ms"], &rank["waited_ms"]];
+            assert!(times.map(number).is_sorted_by(|a, b| a >= b), "{step}");
         }
     }
     let exchanged = number(&now["ranks"][0]["exchanged_ms"]);

@@ -97,7 +97,8 @@ def conversation(browser, program, pictures):
         reasoning = page.ask(f"{LAST}.querySelector('.reasoning').textContent")
         holds(f"the reasoning is told apart: {reasoning!r}", "7+8" in reasoning)
         foot = page.ask(f"{LAST}.querySelector('.foot').textContent")
-        holds(f"what it took: {foot!r}", re.search(r"\d+ tokens · .*tokens/s · first after", foot))
+        took = re.search(r"\d+ tokens · .*tokens/s · first after", foot)
+        holds(f"what it took: {foot!r}", took)
         announced = page.ask("document.querySelector('#announce').textContent")
         holds(f"screen readers are told: {announced!r}", "85" in announced)
         page.click(".thought summary")
@@ -218,6 +219,9 @@ def phone(browser, program, pictures):
             for view in ["chat", "node"]:
                 page.click(f"#view-{view}")
                 same(f"width of {view}", page.ask("document.documentElement.scrollWidth"), 390)
+                wide = page.ask("[...document.querySelectorAll('#log, #composer, #node, .card')]"
+                                ".filter(e => e.scrollWidth > e.clientWidth).map(e => e.className)")
+                same(f"what of {view} is cut off", wide, [])
                 accessible(page, f"{name}, {view}")
                 hidden = {"chat": "node", "node": "chat"}[view]
                 same("one view at a time",
