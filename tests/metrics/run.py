@@ -209,9 +209,10 @@ class Prometheus:
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end and self.process.poll() is None:
             self.log.seek(0)
-            found = re.search(r"(?:Listening on\"? address|address)=\"?(127\.0\.0\.1:\d+)",
-                              self.log.read())
-            if found and not found[1].endswith(":0"):
+            said = self.log.read()
+            # The address that it was given has port 0; the one that it got has another.
+            found = re.search(r'address="?(127\.0\.0\.1:[1-9]\d*)', said)
+            if found and "ready to receive web requests" in said:
                 return found[1]
             time.sleep(0.1)
         self.log.seek(0)
