@@ -5,7 +5,7 @@ use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, TE};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -259,9 +259,6 @@ pub fn escaped(part: &str) -> String {
     }
     text
 }
-
-/// The name of the header with the request's id, both ways.
-pub const REQUEST_ID: HeaderName = crate::http::observe::REQUEST_ID;
 
 #[cfg(test)]
 mod tests {

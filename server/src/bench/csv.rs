@@ -8,7 +8,7 @@ use super::sample::{Outcome, Sample};
 
 const HEADER: &str = "run,endpoint,request,turn,intended_s,sent_s,lag_ms,outcome,ttft_ms,tpot_ms,\
                       e2e_ms,prompt_tokens,cached_tokens,output_tokens,prepare_ms,queue_ms,\
-                      prefill_ms,network_ms\n";
+                      prefill_ms,network_ms,silent_ms\n";
 
 /// All of them, run after run. What is not known is left empty.
 pub fn of(report: &Report, samples: &[Vec<Sample>]) -> String {
@@ -38,7 +38,7 @@ fn line(text: &mut String, sample: &Sample, began: Duration) {
     let waits = sample.waits;
     writeln!(
         text,
-        "{},{},{:.6},{:.6},{},{outcome},{},{},{},{},{},{},{},{},{},{}",
+        "{},{},{:.6},{:.6},{},{outcome},{},{},{},{},{},{},{},{},{},{},{}",
         sample.idx,
         sample.turn,
         s(sample.intended),
@@ -54,6 +54,7 @@ fn line(text: &mut String, sample: &Sample, began: Duration) {
         ms(waits.map(|waits| waits.queue)),
         ms(waits.map(|waits| waits.prefill)),
         ms(sample.network()),
+        ms(sample.silent()),
     )
     .expect("a string takes everything");
 }

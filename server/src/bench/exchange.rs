@@ -60,6 +60,7 @@ pub struct Place {
 #[derive(Debug, Default)]
 struct Coming {
     head: Option<Duration>,
+    first_event: Option<Duration>,
     first: Option<Duration>,
     last: Option<Duration>,
     gaps_us: Vec<u32>,
@@ -100,6 +101,7 @@ impl Asker {
             intended: place.intended.min(began),
             began,
             head: coming.head,
+            first_event: coming.first_event,
             first: coming.first,
             gaps_us: coming.gaps_us,
             last: coming.last,
@@ -199,6 +201,9 @@ impl Coming {
         }
         self.waits = self.waits.or(piece.waits);
         self.text.push_str(&piece.text);
+        if is_stream && piece.is_answer {
+            self.first_event.get_or_insert(at);
+        }
         if !piece.has_token {
             return;
         }

@@ -149,6 +149,8 @@ pub struct Split {
     pub prefill_ms: Spread,
     /// What the server does not account for: the way there and back.
     pub network_ms: Spread,
+    /// From the first event to the first text: tokens that make none.
+    pub silent_ms: Spread,
 }
 
 /// The figures of one stretch of load.
@@ -279,6 +281,7 @@ fn split(done: &[&Sample]) -> Option<Split> {
         queue_ms: spread(|sample| Some(sample.waits?.queue)),
         prefill_ms: spread(|sample| Some(sample.waits?.prefill)),
         network_ms: spread(Sample::network),
+        silent_ms: spread(Sample::silent),
     })
 }
 

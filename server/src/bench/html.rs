@@ -4,8 +4,7 @@ use std::fmt::Write;
 
 use super::charts::{Frame, Mark, Series, bars, chart, escaped};
 use super::figures::{N_CURVE_POINTS, Spread};
-use super::report::{Report, Run, Second};
-use super::statistics::Interval;
+use super::report::{KEY_FIGURES, Report, Run, Second};
 
 const STYLE: &str = ":root{color-scheme:light dark;--ink:#1b2430;--paper:#fff;--line:#d6dde6;\
 --bad:#9b1c1c;--c0:#2f6f9f;--c1:#c2571a;--c2:#3f8a4d;--c3:#8a4f9e;--c4:#a38300;--c5:#5b6b7a}\
@@ -150,17 +149,11 @@ fn runs(page: &mut String, report: &Report) {
 }
 
 fn intervals(page: &mut String, report: &Report) {
-    let Some(first) = report.intervals.first() else { return };
     let header: Vec<&str> =
         std::iter::once("").chain(report.intervals.iter().map(|one| one.endpoint.name())).collect();
-    let words = |interval: &Interval| match interval.half_width {
-        Some(half_width) => format!("{:.2} ± {half_width:.2}", interval.mean),
-        None => format!("{:.2}", interval.mean),
-    };
-    let rows = first.figures.iter().enumerate().map(|(idx, (name, _))| {
-        let cells = report.intervals.iter().map(|one| words(&one.figures[idx].1));
-        std::iter::once(name.clone()).chain(cells).collect()
-    });
+    let rows = KEY_FIGURES
+        .iter()
+        .map(|(name, _)| std::iter::once((*name).to_owned()).chain(report.row(name)).collect());
     table(page, &header, rows.collect());
 }
 
@@ -206,12 +199,18 @@ fn over_time(page: &mut String, report: &Report) {
 fn split(page: &mut String, report: &Report) {
     let told = report.runs.iter().enumerate().filter_map(|(idx, run)| {
         let split = run.figures.split.as_ref()?;
-        let parts = [&split.network_ms, &split.prepare_ms, &split.queue_ms, &split.prefill_ms];
+        let parts = [
+            &split.network_ms,
+            &split.prepare_ms,
+            &split.queue_ms,
+            &split.prefill_ms,
+            &split.silent_ms,
+        ];
         Some((name(idx, run), parts.map(|part| part.mean).to_vec()))
     });
     let told: Vec<(String, Vec<f64>)> = told.collect();
     if !told.is_empty() {
-        let parts = ["network", "prepare", "queue", "prefill"];
+        let parts = ["network", "prepare", "queue", "prefill", "tokens without text"];
         let title = "Where the time to the first token goes, mean";
         *page += &format!("<div>{}</div>", bars(title, &parts, &told));
     }

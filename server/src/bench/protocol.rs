@@ -45,7 +45,10 @@ pub struct Asking {
 pub struct Piece {
     /// Text, reasoning among it.
     pub text: String,
-    /// It carries a token, even if that makes no text yet.
+    /// It is of the answer itself, even if it makes no text: where it comes first, the server has
+    /// the first token.
+    pub is_answer: bool,
+    /// It carries a token that can be read, or counts as one.
     pub has_token: bool,
     /// Tokens of the prompt, as the server counts.
     pub n_prompt: Option<usize>,

@@ -137,13 +137,24 @@ impl Report {
         }
         let of = |endpoint: Endpoint| {
             let runs: Vec<&Run> = runs.iter().filter(|run| run.endpoint == endpoint).collect();
-            let figures = KEY_FIGURES.iter().map(|(name, value)| {
+            let figures = KEY_FIGURES.iter().filter_map(|(name, value)| {
                 let values: Vec<f64> = runs.iter().map(|run| value(&run.figures)).collect();
-                ((*name).to_owned(), Interval::of(&values))
+                // Whole answers have no first token: that is no time of zero.
+                let is_there = values.iter().any(|value| *value > 0.0);
+                is_there.then(|| ((*name).to_owned(), Interval::of(&values)))
             });
             Intervals { endpoint, figures: figures.collect() }
         };
         endpoints.into_iter().map(of).collect()
+    }
+
+    /// A key figure of each protocol, in words; a dash where it has none.
+    pub fn row(&self, name: &str) -> Vec<String> {
+        let of = |one: &Intervals| {
+            let figure = one.figures.iter().find(|(other, _)| other == name);
+            figure.map_or_else(|| "-".to_owned(), |(_, interval)| interval.to_string())
+        };
+        self.intervals.iter().map(of).collect()
     }
 
     /// Why the whole is not to be relied on, each reason with its run's number from 1.

@@ -19,7 +19,9 @@ pub struct Sample {
     pub began: Duration,
     /// When the response's head was there.
     pub head: Option<Duration>,
-    /// When the first token's piece was there, where answers stream.
+    /// When the first event of the answer was there, where answers stream.
+    pub first_event: Option<Duration>,
+    /// When the first of them with text was there.
     pub first: Option<Duration>,
     /// Microseconds between pieces with tokens.
     pub gaps_us: Vec<u32>,
@@ -101,11 +103,17 @@ impl Sample {
         Some(self.last?.checked_sub(self.first?)? / n_after)
     }
 
-    /// What of the time to the first token the server does not account for: the network, both
+    /// What of the time to the first event the server does not account for: the network, both
     /// ends' sockets, and writing and reading the event. Only with the server's own moments.
     pub fn network(&self) -> Option<Duration> {
         let waits = self.waits?;
-        Some(self.ttft_uncorrected()?.saturating_sub(waits.prepare + waits.queue + waits.prefill))
+        let wait = self.first_event?.saturating_sub(self.began);
+        Some(wait.saturating_sub(waits.prepare + waits.queue + waits.prefill))
+    }
+
+    /// From the first event to the first text: tokens that make none, such as tags.
+    pub fn silent(&self) -> Option<Duration> {
+        Some(self.first?.saturating_sub(self.first_event?))
     }
 }
 
@@ -125,6 +133,7 @@ pub(super) mod tests {
             intended: ms(100),
             began: ms(105),
             head: Some(ms(190)),
+            first_event: Some(ms(200)),
             first: Some(ms(200)),
             gaps_us: vec![10_000; 4],
             last: Some(ms(240)),
@@ -146,7 +155,9 @@ pub(super) mod tests {
         assert_eq!((sample.ttft(), sample.ttft_uncorrected()), (Some(ms(100)), Some(ms(95))));
         assert_eq!((sample.e2e(), sample.e2e_uncorrected()), (ms(140), ms(135)));
         assert_eq!(sample.tpot(), Some(ms(10)));
-        assert_eq!(sample.network(), Some(ms(4)));
+        assert_eq!((sample.network(), sample.silent()), (Some(ms(4)), Some(ms(0))));
+        let silent = Sample { first_event: Some(ms(198)), ..sample };
+        assert_eq!((silent.network(), silent.silent()), (Some(ms(2)), Some(ms(2))));
     }
 
     #[test]
@@ -154,7 +165,7 @@ pub(super) mod tests {
         for n_out in [0, 1] {
             assert_eq!(Sample { n_out, ..sample() }.tpot(), None);
         }
-        let whole = Sample { first: None, ..sample() };
+        let whole = Sample { first: None, first_event: None, ..sample() };
         assert_eq!((whole.tpot(), whole.ttft(), whole.network()), (None, None, None));
     }
 }

@@ -1,5 +1,7 @@
 //! How sure a figure is: intervals over repeats, and MLPerf's bound of a percentile.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// A mean over repeats, with the half-width of its 95 % confidence interval by Student's t.
@@ -40,6 +42,15 @@ impl Interval {
     pub fn differs_from(&self, other: &Interval) -> Option<bool> {
         let reach = self.half_width? + other.half_width?;
         Some((self.mean - other.mean).abs() > reach)
+    }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.half_width {
+            Some(half_width) => write!(f, "{:.2} ± {half_width:.2}", self.mean),
+            None => write!(f, "{:.2}", self.mean),
+        }
     }
 }
 

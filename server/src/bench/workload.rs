@@ -154,16 +154,16 @@ impl Workload {
         if turn_idx > 0 {
             return self.words.text(n_in, random).trim_start().into();
         }
-        let n_prefix = self.shape.n_prefix.min(n_in.saturating_sub(self.words.n_min()));
-        if n_prefix == 0 {
+        if self.shape.n_prefix == 0 {
             return self.words.prompt(n_in, random).into();
         }
+        // What a template puts around it is shared too.
+        let n_prefix = self.shape.n_prefix.min(n_in).max(self.words.n_min());
         let prefix_idx = random.random_range(0..self.shape.n_prefixes as u64);
         let mut shared = stream(self.text_seed, PREFIXES - prefix_idx);
-        // What a template puts before it is shared too.
-        let prefix = self.words.prompt(n_prefix.max(self.words.n_min()), &mut shared);
-        let rest = n_in.saturating_sub(n_prefix.max(self.words.n_min()));
-        format!("{prefix}{}", self.words.text(rest, random)).into()
+        let prefix = self.words.prompt(n_prefix, &mut shared);
+        let n_rest = n_in.saturating_sub(n_prefix);
+        format!("{prefix}{}", self.words.text(n_rest, random)).into()
     }
 
     fn traced(&self, entry: &TraceEntry, random: &mut ChaCha8Rng) -> Arc<str> {
@@ -246,6 +246,13 @@ pub(super) mod tests {
             beginnings.insert(words[..15 - 4].join(" "));
         }
         assert_eq!(beginnings.len(), 3);
+        // All but one of the shortest prompt's tokens.
+        let workload = drawn(Shape { n_prefix: 19, ..plain() });
+        let first = |idx| {
+            let text = workload.session(idx).turns[0].text.clone();
+            text.split_whitespace().take(19 - 4).collect::<Vec<_>>().join(" ")
+        };
+        assert!((1..60).all(|idx| first(idx) == first(0)));
     }
 
     #[test]

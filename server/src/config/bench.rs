@@ -225,7 +225,7 @@ struct WorkArguments {
     #[arg(long, value_name = "KIND:FILE", help_heading = "Requests")]
     dataset: Option<Dataset>,
 
-    /// Tokens with which prompts begin that they share with others
+    /// Tokens that prompts share with others: their first, and their template's
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Requests")]
     shared_prefix: usize,
 

@@ -45,7 +45,7 @@ pub(super) fn read(data: &str) -> Result<Piece, String> {
         return Err(error_words(data));
     }
     let choices = value["choices"].as_array().ok_or("an event without choices")?;
-    let mut piece = Piece::default();
+    let mut piece = Piece { is_answer: !choices.is_empty(), ..Piece::default() };
     for choice in choices {
         let delta = &choice["delta"];
         // The reasoning may come under both of its names.

@@ -66,7 +66,7 @@ fn openai_events_are_read() {
     let chat = asking(Endpoint::Chat);
     let read = |data: Value| chat.read(&data.to_string()).expect("an event");
     let role = read(json!({ "choices": [{ "delta": { "role": "assistant", "content": "" } }] }));
-    assert_eq!(role, Piece::default(), "no token yet");
+    assert_eq!(role, Piece { is_answer: true, ..Piece::default() }, "nothing to read yet");
     let delta = json!({ "content": "b", "reasoning": "a", "reasoning_content": "a" });
     let token = read(json!({ "choices": [{ "delta": delta }] }));
     assert_eq!((&*token.text, token.has_token), ("ab", true), "one name of the reasoning counts");

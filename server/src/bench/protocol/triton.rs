@@ -102,6 +102,7 @@ fn piece(text: &str, find: impl Fn(&str) -> Option<Value>) -> Piece {
         text: text.to_owned(),
         // A response a token, even where it makes no text; but the end may come alone.
         has_token: n_new.is_none_or(|n| n > 0),
+        is_answer: true,
         n_prompt: count("num_input_tokens"),
         n_cached: None,
         n_out: None,

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use super::super::table::{grouped, table};
 use crate::bench::compare::Comparison;
 use crate::bench::figures::{Figures, Spread};
-use crate::bench::report::{Report, Run};
-use crate::bench::statistics::{Interval, N_FOR_BOUND};
+use crate::bench::report::{KEY_FIGURES, Report, Run};
+use crate::bench::statistics::N_FOR_BOUND;
 
 /// Differences that are shown at most.
 const N_SHOWN_MAX: usize = 3;
@@ -24,7 +24,7 @@ pub(super) fn of(report: &Report, has_colour: bool) -> String {
         text += "\n";
         text += &of_run(idx + 1, run, has_colour);
     }
-    if report.intervals.iter().any(|one| one.figures.iter().any(|(_, i)| i.half_width.is_some())) {
+    if report.intervals.len() == 1 && report.runs.len() > 1 {
         text += "\nmean over repeats, with its 95 % confidence interval\n";
         text += &intervals(report);
     }
@@ -59,6 +59,7 @@ fn of_run(number: usize, run: &Run, has_colour: bool) -> String {
             ("prepare", &split.prepare_ms),
             ("queue", &split.queue_ms),
             ("prefill", &split.prefill_ms),
+            ("no text", &split.silent_ms),
         ];
         let parts: Vec<String> = parts
             .iter()
@@ -185,18 +186,11 @@ fn answers(text: &mut String, run: &Run) {
     }
 }
 
-fn interval(interval: &Interval) -> String {
-    match interval.half_width {
-        Some(half_width) => format!("{:.2} ± {half_width:.2}", interval.mean),
-        None => format!("{:.2}", interval.mean),
-    }
-}
-
 fn intervals(report: &Report) -> String {
     let mut rows = Vec::new();
     for one in &report.intervals {
         for (name, value) in &one.figures {
-            rows.push(vec![format!("{}, {name}", one.endpoint.name()), interval(value)]);
+            rows.push(vec![format!("{}, {name}", one.endpoint.name()), value.to_string()]);
         }
     }
     table(&["", "mean"], &rows)
@@ -206,12 +200,9 @@ fn intervals(report: &Report) -> String {
 fn protocols(report: &Report) -> String {
     let header: Vec<&str> =
         std::iter::once("").chain(report.intervals.iter().map(|one| one.endpoint.name())).collect();
-    let names = report.intervals[0].figures.iter().enumerate();
-    let rows: Vec<Vec<String>> = names
-        .map(|(idx, (name, _))| {
-            let cells = report.intervals.iter().map(|one| interval(&one.figures[idx].1));
-            std::iter::once(name.clone()).chain(cells).collect()
-        })
+    let rows: Vec<Vec<String>> = KEY_FIGURES
+        .iter()
+        .map(|(name, _)| std::iter::once((*name).to_owned()).chain(report.row(name)).collect())
         .collect();
     table(&header, &rows)
 }
@@ -233,8 +224,8 @@ pub(super) fn of_comparison(comparison: &Comparison) -> String {
             };
             vec![
                 row.name.clone(),
-                interval(&row.before),
-                interval(&row.after),
+                row.before.to_string(),
+                row.after.to_string(),
                 format!("{:+.1} %", row.change_percent),
                 verdict.to_owned(),
             ]
