@@ -1,6 +1,7 @@
 //! What the benches share: one report format, and where synthetic checkpoints live.
 
 pub mod cost;
+pub mod machine;
 
 use std::path::PathBuf;
 use std::sync::Arc;

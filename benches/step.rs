@@ -1,10 +1,12 @@
-//! Tokens a second of the whole model, and the memory that it takes against what was planned.
+//! Tokens a second of the whole model, their share of what the machine could do, and the memory
+//! that it takes against what was planned.
 //!
 //! `cargo bench --bench step [-- --json]`
 
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use benches::machine::{Machine, Work};
 use benches::{Report, median_seconds, synthetic};
 use engine::{
     DeviceKind, EngineConfig, Output, Probe, ReaderGone, Request, SamplingParams, Terms, TokenId,
@@ -25,9 +27,11 @@ const N_REPETITIVE: usize = 128;
 
 fn main() -> anyhow::Result<()> {
     let report = Report::new("step");
+    let machine = Machine::measure()?;
+    machine.report(&report);
     for format in [SyntheticFormat::ModelOptFp8, SyntheticFormat::Bf16] {
         let checkpoint = synthetic("bench-0.6b", format)?;
-        measure(&report, &checkpoint, &format!("{format:?}"))?;
+        measure(&report, &checkpoint, &machine, &format!("{format:?}"))?;
         for n_guesses in [0, N_GUESSES] {
             repetitive(&report, &checkpoint, n_guesses, &format!("{format:?}"))?;
         }
@@ -55,7 +59,28 @@ fn config() -> EngineConfig {
     }
 }
 
-fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyhow::Result<()> {
+/// A step's work in projections and head; attention over these short contexts is left out.
+fn work_of(checkpoint: &Checkpoint, mapped_bytes: u64, n_tokens: usize, n_emitting: usize) -> Work {
+    let spec = checkpoint.spec();
+    // The embedding is looked up; the head is as large, and its input is never quantized.
+    let n_head = (spec.vocab_size * spec.hidden_size) as f64;
+    let n_linear = spec.n_parameters() as f64 - 2.0 * n_head;
+    let bytes = mapped_bytes as f64 - n_head * size_of::<u16>() as f64;
+    let (linear, head) = (2.0 * n_linear * n_tokens as f64, 2.0 * n_head * n_emitting as f64);
+    let is_fp8 = bytes < 2.0 * n_linear;
+    if is_fp8 {
+        Work { bytes, f32_operations: head, bf16_operations: linear }
+    } else {
+        Work { bytes, f32_operations: head + linear, bf16_operations: 0.0 }
+    }
+}
+
+fn measure(
+    report: &Report,
+    checkpoint: &Arc<Checkpoint>,
+    machine: &Machine,
+    format: &str,
+) -> anyhow::Result<()> {
     let config = config();
     let rss_before = resident_bytes("RssAnon:")?;
     let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;
@@ -67,10 +92,18 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
             Planner::new(probe.memory()).last_only(&[Span { slot: 0, start: 0, tokens: &tokens }]);
         probe.run(plan).expect("the ranks run");
     });
-    report.row(&format!("{format} prefill {N_PREFILL}"), N_PREFILL as f64 / seconds, "tokens/s");
+    let mapped_bytes = probe.memory().mapped_bytes;
+    let row = |case: &str, n_tokens: usize, n_emitting: usize, seconds: f64| {
+        let work = work_of(checkpoint, mapped_bytes, n_tokens, n_emitting);
+        let case = format!("{format} {case}");
+        report.row(&case, n_tokens as f64 / seconds, "tokens/s");
+        let share = 100.0 * machine.floor_seconds(work) / seconds;
+        report.row(&format!("{case}, of roofline"), share, "%");
+    };
+    row(&format!("prefill {N_PREFILL}"), N_PREFILL, 1, seconds);
     for n_rows in BATCHES {
-        let tokens_per_second = decode(&mut probe, &tokens, n_rows);
-        report.row(&format!("{format} decode batch={n_rows}"), tokens_per_second, "tokens/s");
+        let seconds = decode(&mut probe, &tokens, n_rows);
+        row(&format!("decode batch={n_rows}"), n_rows, n_rows, seconds);
     }
     let planned = probe.memory().total_bytes() - probe.memory().mapped_bytes;
     let taken = resident_bytes("RssAnon:")? - rss_before;
@@ -87,6 +120,7 @@ fn measure(report: &Report, checkpoint: &Arc<Checkpoint>, format: &str) -> anyho
     Ok(())
 }
 
+/// Seconds of a step.
 fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize) -> f64 {
     let mut planner = Planner::new(probe.memory());
     for slot in 0..n_rows {
@@ -94,13 +128,12 @@ fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize) -> f64 {
         probe.run(planner.last_only(&[span])).expect("the ranks run");
     }
     let mut start = N_BEFORE;
-    let seconds = median_seconds(16, || {
+    median_seconds(16, || {
         let spans: Vec<Span<'_>> =
             (0..n_rows).map(|slot| Span { slot, start, tokens: &tokens[..1] }).collect();
         probe.run(planner.last_only(&spans)).expect("the ranks run");
         start += 1;
-    });
-    n_rows as f64 / seconds
+    })
 }
 
 /// One answer, through the engine, to a prompt that repeats itself: greedy answers of weights that

@@ -150,10 +150,11 @@ fn build(
     plan: &MemoryPlan,
     seat: Seat,
 ) -> Result<ModelWorker, BuildError> {
-    let exec = Exec::Cpu(CpuExec::new(plan.n_threads_per_rank)?);
+    let cpu = CpuExec::new(plan.n_threads_per_rank)?;
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
-    let mut model = Model::host(spec, weights, plan, seat.rank);
+    let mut model = Model::host(&cpu, spec, weights, plan, seat.rank);
+    let exec = Exec::Cpu(cpu);
     model.keep_on_host(&exec, &plan.host_pages)?;
     let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     let mapped = Some(checkpoint.clone());

@@ -221,7 +221,9 @@ fn host_ranks(
     kv_bytes: u64,
 ) -> Vec<RankMemory> {
     let spec = checkpoint.spec();
-    let scratch_bytes = Scratch::n_bytes(widths(spec, config.n_ranks, 1), config.n_tokens_per_step);
+    let (widths, n_tokens) = (widths(spec, config.n_ranks, 1), config.n_tokens_per_step);
+    let packed_bytes = (widths.n_packed_floats(n_tokens) * size_of::<f32>()) as u64;
+    let scratch_bytes = Scratch::n_bytes(widths, n_tokens) + packed_bytes;
     let n_floats = n_collective_floats(checkpoint, config);
     let of_rank = |(rank_idx, &weights_bytes): (usize, &u64)| RankMemory {
         weights_bytes,

@@ -20,7 +20,7 @@ use crate::batch::EmitPoint;
 use crate::blocks::{Block, Scratch, StepCx, Widths};
 use crate::cache::{CacheLayout, CacheSizes};
 use crate::device::{
-    Array, Deferred, DeviceError, Element, Exec, Projection, Table, Vector, ViewMut,
+    Array, CpuExec, Deferred, DeviceError, Element, Exec, Projection, Table, Vector, ViewMut,
 };
 use crate::kernels::reduce_norm::Pending;
 use crate::kernels::sample::cuda::DeviceAnswer;
@@ -91,11 +91,13 @@ pub(crate) struct Sampling<'a> {
 impl Model {
     /// Takes a rank's weights where they are mapped, and allocates what `plan` says.
     pub(crate) fn host(
+        cpu: &CpuExec,
         spec: &ModelSpec,
         weights: RankWeights,
         plan: &MemoryPlan,
         rank: Rank,
     ) -> Model {
+        cpu.reserve_packed(plan.widths.n_packed_floats(plan.n_tokens_per_step));
         let steps = HostSteps::new(spec, weights.head.matrix.n_rows, plan, rank);
         let network = Network::new(spec, weights, plan.caches(), &mut Placer::Host);
         Model {

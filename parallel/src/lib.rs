@@ -28,4 +28,5 @@ pub use error::{Call, CollectiveError, RankCause, RankError, SpawnError};
 pub use host::HostCommunicator;
 pub use nccl::{DeviceElement, DeviceSlice, DeviceStream, NcclCommunicator, NcclError};
 pub use pool::{PoolConfig, RankPool, RankWorker};
+pub use signal::{Patience, Signal};
 pub use world::{Rank, World};

@@ -18,15 +18,19 @@ const N_SPINS: u32 = 64;
 /// arrive need the core, not a wake-up call; peers that compute for long want it to themselves.
 const N_YIELDS: u32 = 32;
 
+/// The same for threads that wait for their next piece of a step: about a hundred microseconds, so
+/// that what a step does between two products, and what lies between steps, puts nobody to sleep.
+const N_SPINS_BETWEEN_JOBS: u32 = 2048;
+
 /// How long a waiting thread stays awake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Patience {
+pub struct Patience {
     n_spins: u32,
     n_yields: u32,
 }
 
 /// Where threads wait until a condition holds.
-pub(crate) struct Signal {
+pub struct Signal {
     patience: Patience,
     /// Threads that sleep or are about to. Spares the lock where nobody sleeps.
     n_asleep: AtomicUsize,
@@ -41,10 +45,17 @@ impl Patience {
         let n_spins = if n_threads <= n_cores { N_SPINS } else { 0 };
         Patience { n_spins, n_yields: N_YIELDS }
     }
+
+    /// What suits compute threads between two pieces of work, all else as [`Patience::of`] has it.
+    pub fn between_jobs(n_threads: usize, n_cores: usize) -> Patience {
+        let n_spins = if n_threads <= n_cores { N_SPINS_BETWEEN_JOBS } else { 0 };
+        Patience { n_spins, n_yields: N_YIELDS }
+    }
 }
 
 impl Signal {
-    pub(crate) fn new(patience: Patience) -> Signal {
+    /// Where threads wait as `patience` says.
+    pub fn new(patience: Patience) -> Signal {
         Signal {
             patience,
             n_asleep: AtomicUsize::new(0),
@@ -54,7 +65,7 @@ impl Signal {
     }
 
     /// Waits until `ready`, which must look at what was written before [`Signal::notify`].
-    pub(crate) fn wait(&self, ready: impl Fn() -> bool) {
+    pub fn wait(&self, ready: impl Fn() -> bool) {
         self.wait_until(None, ready);
     }
 
@@ -64,7 +75,7 @@ impl Signal {
     }
 
     /// Wakes whoever waits, after the condition has been made true.
-    pub(crate) fn notify(&self) {
+    pub fn notify(&self) {
         // Pairs with the fence in `wait_asleep`: either the sleeper sees the condition, or the
         // sleeper is seen here.
         fence(Ordering::SeqCst);

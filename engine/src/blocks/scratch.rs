@@ -106,6 +106,13 @@ pub(crate) struct DeviceScratch {
     pub(crate) n_one_shot_tokens: usize,
 }
 
+impl Widths {
+    /// Floats that the processor packs a projection's input in.
+    pub(crate) fn n_packed_floats(&self, n_tokens: usize) -> usize {
+        n_tokens * self.hidden.max(self.inner).next_multiple_of(16)
+    }
+}
+
 impl Scratch {
     pub(crate) fn new(widths: Widths, n_tokens: usize) -> Scratch {
         Scratch {

@@ -1,13 +1,13 @@
 //! The processor as a device: a rank's threads, their scratch memory, and how work is cut.
 //!
-//! Work is an output matrix, halved until a piece is one tile; each piece belongs to one thread.
-//! Which thread takes which tile changes from run to run: kernels must not let it reach a result.
+//! Work is an output matrix, cut into tiles; each belongs to one thread. Which thread takes which
+//! tile changes from run to run: kernels must not let it reach a result.
 
-use parking_lot::Mutex;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::simd::{AttentionScratch, ProductScratch};
-use super::{DeviceError, HostViewMut, Simd, SimdLevel};
+use super::team::Team;
+use super::{Aligned, DeviceError, HostViewMut, Simd, SimdLevel, Tiles};
 
 /// Work under this is done by the calling thread: waking others takes longer than doing it. The
 /// unit is a multiply-add or a byte read, whichever are more.
@@ -16,12 +16,16 @@ const SERIAL_WORK_MAX: usize = 1 << 17;
 /// The same for work row by row: an element costs a read, some arithmetic and a write.
 const SERIAL_ELEMENTS_MAX: usize = 1 << 15;
 
-/// A rank's compute threads and their scratch. Made on the rank's own thread, which computes too.
+/// Pieces that rows are cut into for each thread: one that comes late finds some of them done.
+const N_PIECES_PER_THREAD: usize = 4;
+
+/// A rank's compute threads and their scratch. The thread that calls computes too.
 pub struct CpuExec {
-    /// `None` with one thread.
-    pool: Option<ThreadPool>,
-    /// By thread of the pool. Nothing ever waits on these locks: a tile does not start another.
+    team: Team,
+    /// By thread of the team. Nothing ever waits on these locks: a tile does not start another.
     scratch: Vec<Mutex<Scratch>>,
+    /// A product's input as its kernels want it. Only the rank's own thread takes the lock.
+    packed: Mutex<Aligned>,
     simd: Simd,
 }
 
@@ -54,7 +58,7 @@ pub(crate) struct Tile<'a> {
 
 impl CpuExec {
     /// Starts `n_threads - 1` threads beside the calling one, with the processor's best
-    /// instructions. A thread can hold one executor of several threads in its life.
+    /// instructions.
     pub fn new(n_threads: usize) -> Result<CpuExec, DeviceError> {
         CpuExec::build(n_threads, Simd::detect())
     }
@@ -69,18 +73,24 @@ impl CpuExec {
 
     fn build(n_threads: usize, simd: Simd) -> Result<CpuExec, DeviceError> {
         assert!(n_threads > 0, "a rank has at least its own thread");
-        let builder = ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|thread_idx| format!("compute-{thread_idx}"))
-            .use_current_thread();
-        let pool = match n_threads {
-            1 => None,
-            _ => {
-                Some(builder.build().map_err(|source| DeviceError::Threads { n_threads, source })?)
-            }
-        };
+        let team =
+            Team::new(n_threads).map_err(|source| DeviceError::Threads { n_threads, source })?;
         let scratch = (0..n_threads).map(|_| Mutex::new(Scratch::new())).collect();
-        Ok(CpuExec { pool, scratch, simd })
+        Ok(CpuExec { team, scratch, packed: Mutex::new(Aligned::new(0)), simd })
+    }
+
+    /// Takes memory for packed inputs of up to `n_floats`, so that no step has to.
+    pub(crate) fn reserve_packed(&self, n_floats: usize) {
+        drop(self.packed(n_floats));
+    }
+
+    /// `n_floats` of memory for a packed input, allocated if nobody reserved as much.
+    pub(crate) fn packed(&self, n_floats: usize) -> MappedMutexGuard<'_, [f32]> {
+        let mut memory = self.packed.lock();
+        if memory.len() < n_floats {
+            *memory = Aligned::new(n_floats);
+        }
+        MutexGuard::map(memory, |memory| &mut memory[..n_floats])
     }
 
     /// Compute threads, the rank's own among them.
@@ -104,38 +114,52 @@ impl CpuExec {
         if out.n_rows() == 0 || out.n_cols() == 0 {
             return;
         }
-        let whole = Tile { row_idx: 0, col_idx: 0, out };
-        let body = |tile: Tile<'_>| body(tile, &mut self.scratch[self.thread_idx()].lock());
-        match &self.pool {
-            Some(pool) if grid.work > SERIAL_WORK_MAX => {
-                pool.install(|| tiles_in_parallel(whole, grid, &body));
-            }
-            _ => tiles_in_turn(whole, grid, &body),
-        }
+        let tiles = Tiles::new(out, grid.tile_rows, grid.tile_cols);
+        self.for_each_piece(tiles.n_tiles(), grid.work > SERIAL_WORK_MAX, &|thread_idx, idx| {
+            // SAFETY: every piece runs once.
+            let (row_idx, col_idx, out) = unsafe { tiles.tile(idx) };
+            body(Tile { row_idx, col_idx, out }, &mut self.scratch[thread_idx].lock());
+        });
     }
 
     /// Runs `body(row_idx, row, scale)` once for every row of `out` and its scale.
     pub(crate) fn for_each_row(
         &self,
-        mut out: HostViewMut<'_>,
+        out: HostViewMut<'_>,
         scales: &mut [f32],
         body: impl Fn(usize, &mut [f32], &mut f32) + Sync,
     ) {
-        assert_eq!(out.n_rows(), scales.len(), "a scale for every row");
-        match &self.pool {
-            Some(pool) if out.n_rows() * out.n_cols() > SERIAL_ELEMENTS_MAX => {
-                pool.install(|| rows_in_parallel(0, out, scales, &body));
-            }
-            _ => {
-                for (row_idx, scale) in scales.iter_mut().enumerate() {
-                    body(row_idx, out.row_mut(row_idx), scale);
-                }
-            }
+        let (n_rows, n_cols) = (out.n_rows(), out.n_cols());
+        assert_eq!(n_rows, scales.len(), "a scale for every row");
+        if n_rows == 0 {
+            return;
         }
+        let n_piece_rows = n_rows.div_ceil(N_PIECES_PER_THREAD * self.n_threads());
+        let rows = Tiles::new(out, n_piece_rows, n_cols.max(1));
+        let scales = Tiles::new(HostViewMut::new(scales, n_rows, 1), n_piece_rows, 1);
+        let is_large = n_rows * n_cols > SERIAL_ELEMENTS_MAX;
+        self.for_each_piece(scales.n_tiles(), is_large, &|_, idx| {
+            // SAFETY: every piece runs once; the rows are one tile wide.
+            let ((row_idx, _, mut rows), (_, _, mut scales)) =
+                unsafe { (rows.tile(idx), scales.tile(idx)) };
+            for i in 0..rows.n_rows() {
+                body(row_idx + i, rows.row_mut(i), &mut scales.row_mut(i)[0]);
+            }
+        });
     }
 
-    fn thread_idx(&self) -> usize {
-        self.pool.as_ref().and_then(ThreadPool::current_thread_index).unwrap_or(0)
+    /// Runs `piece(thread_idx, piece_idx)` once for each of `n_pieces`: on all threads where that
+    /// is worth waking them.
+    fn for_each_piece(
+        &self,
+        n_pieces: usize,
+        is_large: bool,
+        piece: &(dyn Fn(usize, usize) + Sync),
+    ) {
+        if is_large && n_pieces > 1 && self.n_threads() > 1 {
+            return self.team.run(n_pieces, piece);
+        }
+        (0..n_pieces).for_each(|piece_idx| piece(0, piece_idx));
     }
 }
 
@@ -145,82 +169,19 @@ impl Scratch {
     }
 }
 
-impl<'a> Tile<'a> {
-    /// Two parts of whole tiles of `grid`, or the tile itself if it is one.
-    fn halves(self, grid: Grid) -> Result<(Tile<'a>, Tile<'a>), Tile<'a>> {
-        let Tile { row_idx, col_idx, out } = self;
-        if out.n_cols() > grid.tile_cols {
-            let n_left = out.n_cols().div_ceil(grid.tile_cols) / 2 * grid.tile_cols;
-            let (left, right) = out.split_columns(n_left);
-            let right = Tile { row_idx, col_idx: col_idx + n_left, out: right };
-            Ok((Tile { row_idx, col_idx, out: left }, right))
-        } else if out.n_rows() > grid.tile_rows {
-            let n_upper = out.n_rows().div_ceil(grid.tile_rows) / 2 * grid.tile_rows;
-            let (upper, lower) = out.split_rows(n_upper);
-            let lower = Tile { row_idx: row_idx + n_upper, col_idx, out: lower };
-            Ok((Tile { row_idx, col_idx, out: upper }, lower))
-        } else {
-            Err(Tile { row_idx, col_idx, out })
-        }
-    }
-}
-
-fn tiles_in_parallel(tile: Tile<'_>, grid: Grid, body: &(impl Fn(Tile<'_>) + Sync)) {
-    match tile.halves(grid) {
-        Ok((one, other)) => {
-            rayon::join(
-                || tiles_in_parallel(one, grid, body),
-                || tiles_in_parallel(other, grid, body),
-            );
-        }
-        Err(tile) => body(tile),
-    }
-}
-
-fn tiles_in_turn(tile: Tile<'_>, grid: Grid, body: &impl Fn(Tile<'_>)) {
-    match tile.halves(grid) {
-        Ok((one, other)) => {
-            tiles_in_turn(one, grid, body);
-            tiles_in_turn(other, grid, body);
-        }
-        Err(tile) => body(tile),
-    }
-}
-
-fn rows_in_parallel(
-    row_idx: usize,
-    mut out: HostViewMut<'_>,
-    scales: &mut [f32],
-    body: &(impl Fn(usize, &mut [f32], &mut f32) + Sync),
-) {
-    if let [scale] = scales {
-        return body(row_idx, out.row_mut(0), scale);
-    }
-    let half = scales.len() / 2;
-    let (upper, lower) = out.split_rows(half);
-    let (upper_scales, lower_scales) = scales.split_at_mut(half);
-    rayon::join(
-        || rows_in_parallel(row_idx, upper, upper_scales, body),
-        || rows_in_parallel(row_idx + half, lower, lower_scales, body),
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A pool takes the thread that makes it for good: each test makes its own.
-    fn on_a_thread(n_threads: usize, test: impl FnOnce(&CpuExec) + Send) {
-        std::thread::scope(|scope| {
-            scope.spawn(|| test(&CpuExec::new(n_threads).expect("threads start")));
-        });
+    fn with_threads(n_threads: usize, test: impl FnOnce(&CpuExec)) {
+        test(&CpuExec::new(n_threads).expect("threads start"));
     }
 
     #[test]
     fn every_tile_runs_once_at_its_place() {
         for n_threads in [1, 2, 3] {
             for work in [0, usize::MAX] {
-                on_a_thread(n_threads, |exec| {
+                with_threads(n_threads, |exec| {
                     let (n_rows, n_cols) = (11, 37);
                     let mut data = vec![0.0; n_rows * n_cols];
                     let grid = Grid { tile_rows: 4, tile_cols: 5, work };
@@ -247,7 +208,7 @@ mod tests {
     #[test]
     fn every_row_runs_once_with_its_scale() {
         for n_threads in [1, 2] {
-            on_a_thread(n_threads, |exec| {
+            with_threads(n_threads, |exec| {
                 let (n_rows, n_cols) = (7, SERIAL_ELEMENTS_MAX / 7 + 1);
                 let mut data = vec![0.0; n_rows * n_cols];
                 let mut scales = vec![0.0; n_rows];
@@ -265,7 +226,7 @@ mod tests {
 
     #[test]
     fn nothing_runs_for_an_empty_output() {
-        on_a_thread(2, |exec| {
+        with_threads(2, |exec| {
             let grid = Grid { tile_rows: 4, tile_cols: 5, work: 0 };
             exec.for_each_tile(HostViewMut::new(&mut [], 0, 5), grid, |_, _| panic!("no tile"));
             exec.for_each_row(HostViewMut::new(&mut [], 0, 5), &mut [], |_, _, _| panic!("no row"));

@@ -15,7 +15,7 @@ pub enum DeviceError {
         n_threads: usize,
         /// Why.
         #[source]
-        source: rayon::ThreadPoolBuildError,
+        source: std::io::Error,
     },
     /// The processor lacks the instructions that were asked for.
     #[error("this processor has no {level:?}")]

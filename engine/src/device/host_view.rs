@@ -128,7 +128,7 @@ impl<'a> HostViewMut<'a> {
     pub fn row_mut(&mut self, row_idx: usize) -> &mut [f32] {
         assert!(row_idx < self.n_rows, "row {row_idx} of {}", self.n_rows);
         // SAFETY: as in `HostView::row`; the exclusive borrow of `self` makes this the only
-        // reference to the row, since splitting consumes a view and hands out disjoint parts.
+        // reference to the row, since tiles of one matrix are disjoint.
         unsafe {
             let begin = self.first.add(row_idx * self.stride);
             std::slice::from_raw_parts_mut(begin.as_ptr(), self.n_cols)
@@ -163,28 +163,50 @@ impl<'a> HostViewMut<'a> {
         HostViewMut { first, n_rows: range.len(), ..self }
     }
 
-    /// Columns before `col_idx`, and the rest.
-    pub fn split_columns(self, col_idx: usize) -> (HostViewMut<'a>, HostViewMut<'a>) {
-        let HostViewMut { first, n_rows, n_cols, stride, owner } = self;
-        // The parts share no element, so each is the only view on its own.
-        let left = HostViewMut { first, n_rows, n_cols, stride, owner };
-        let right = HostViewMut { first, n_rows, n_cols, stride, owner };
-        (left.columns(0..col_idx), right.columns(col_idx..n_cols))
-    }
-
-    /// Rows before `row_idx`, and the rest.
-    pub fn split_rows(self, row_idx: usize) -> (HostViewMut<'a>, HostViewMut<'a>) {
-        let HostViewMut { first, n_rows, n_cols, stride, owner } = self;
-        let upper = HostViewMut { first, n_rows, n_cols, stride, owner };
-        let lower = HostViewMut { first, n_rows, n_cols, stride, owner };
-        (upper.rows(0..row_idx), lower.rows(row_idx..n_rows))
-    }
-
     /// Sets every element.
     pub fn fill(&mut self, value: f32) {
         for row_idx in 0..self.n_rows {
             self.row_mut(row_idx).fill(value);
         }
+    }
+}
+
+/// A matrix to write, cut into tiles of which each may go to another thread.
+pub(crate) struct Tiles<'a> {
+    whole: HostViewMut<'a>,
+    tile_rows: usize,
+    tile_cols: usize,
+}
+
+impl<'a> Tiles<'a> {
+    /// Tiles of at most `[tile_rows, tile_cols]`.
+    pub(crate) fn new(whole: HostViewMut<'a>, tile_rows: usize, tile_cols: usize) -> Tiles<'a> {
+        assert!(tile_rows > 0 && tile_cols > 0, "tiles of [{tile_rows}, {tile_cols}]");
+        Tiles { whole, tile_rows, tile_cols }
+    }
+
+    /// How many there are.
+    pub(crate) fn n_tiles(&self) -> usize {
+        self.n_row_tiles() * self.whole.n_cols.div_ceil(self.tile_cols)
+    }
+
+    fn n_row_tiles(&self) -> usize {
+        self.whole.n_rows.div_ceil(self.tile_rows)
+    }
+
+    /// First row and first column of a tile, and the tile. Those of the same columns follow each
+    /// other.
+    ///
+    /// # Safety
+    /// Nobody else has a tile of this number.
+    pub(crate) unsafe fn tile(&self, tile_idx: usize) -> (usize, usize, HostViewMut<'_>) {
+        let HostViewMut { first, n_rows, n_cols, stride, owner } = self.whole;
+        let row_idx = tile_idx % self.n_row_tiles() * self.tile_rows;
+        let col_idx = tile_idx / self.n_row_tiles() * self.tile_cols;
+        // Tiles of different numbers share no element, so each is the only view on its own.
+        let whole = HostViewMut { first, n_rows, n_cols, stride, owner };
+        let rows = whole.rows(row_idx..n_rows.min(row_idx + self.tile_rows));
+        (row_idx, col_idx, rows.columns(col_idx..n_cols.min(col_idx + self.tile_cols)))
     }
 }
 
@@ -234,15 +256,21 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_matrix_are_written_apart() {
-        let mut data = vec![0.0; 12];
-        let (mut left, right) = HostViewMut::new(&mut data, 3, 4).split_columns(1);
-        let (mut upper, mut lower) = right.split_rows(2);
-        left.fill(1.0);
-        upper.fill(2.0);
-        lower.reborrow().row_mut(0).copy_from_slice(&[3.0, 4.0, 5.0]);
-        assert_eq!(lower.as_view().row(0), lower.row(0));
-        assert_eq!(data, [1.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0, 1.0, 3.0, 4.0, 5.0]);
+    fn tiles_of_a_matrix_are_written_apart() {
+        let mut data = vec![0.0; 15];
+        let tiles = Tiles::new(HostViewMut::new(&mut data, 3, 5), 2, 3);
+        assert_eq!(tiles.n_tiles(), 4);
+        let mut places = Vec::new();
+        for tile_idx in [3, 0, 2, 1] {
+            // SAFETY: each number comes once.
+            let (row_idx, col_idx, mut tile) = unsafe { tiles.tile(tile_idx) };
+            tile.fill(tile_idx as f32);
+            assert_eq!(tile.as_view().row(0), tile.row(0));
+            places.push((row_idx, col_idx, tile.n_rows(), tile.n_cols()));
+        }
+        assert_eq!(places, [(2, 3, 1, 2), (0, 0, 2, 3), (0, 3, 2, 2), (2, 0, 1, 3)]);
+        let expected = [[0., 0., 0., 2., 2.], [0., 0., 0., 2., 2.], [1., 1., 1., 3., 3.]];
+        assert_eq!(data, expected.as_flattened());
     }
 
     #[test]

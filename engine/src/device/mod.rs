@@ -1,7 +1,8 @@
 //! Where kernels run and what they run on: the executor, views, weights, rotary angles, KV memory.
 //!
 //! It knows no model, no step and no scheduler. `unsafe` is confined to `simd/` (instructions),
-//! `host_view.rs` (disjoint tiles of one matrix) and `cuda/` (calls of the driver).
+//! `host_view.rs` and `cpu.rs` (disjoint tiles of one matrix), `team.rs` (threads that borrow) and
+//! `cuda/` (calls of the driver).
 
 mod aligned;
 mod buffer;
@@ -15,6 +16,7 @@ mod kv;
 mod projection;
 mod rope;
 pub(crate) mod simd;
+mod team;
 mod view;
 
 pub use aligned::Aligned;
@@ -25,6 +27,7 @@ pub use cuda::{CudaExec, DevicePtr};
 pub use error::DeviceError;
 pub use gpu::{Gpu, SharedMemory};
 pub(crate) use host_pages::HostPages;
+pub(crate) use host_view::Tiles;
 pub use host_view::{HostView, HostViewMut};
 pub use kv::{DevicePages, KvLocation, KvRegion, KvShape};
 pub(crate) use kv::{KvPlace, Scaled};

@@ -7,7 +7,6 @@ use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
 
 use super::*;
 use crate::config::{DeviceKind, EngineConfig};
-use crate::device::CpuExec;
 
 /// Positions `start .. start + n_tokens` of two sequences, whose pages are set at position 0.
 fn plan(start: usize, n_tokens: usize, n_groups: usize) -> StepPlan {
@@ -75,10 +74,11 @@ fn a_step_allocates_nothing() {
 
         let memory = MemoryPlan::new(&checkpoint, &config).expect("it fits");
         let weights = checkpoint.load_rank(0, 1).expect("it loads");
-        let mut exec = Exec::Cpu(CpuExec::new(1).expect("one thread"));
+        let cpu = CpuExec::new(1).expect("one thread");
         let mut communicator = Communicator::Solo;
         let rank = communicator.rank();
-        let mut model = Model::host(checkpoint.spec(), weights, &memory, rank);
+        let mut model = Model::host(&cpu, checkpoint.spec(), weights, &memory, rank);
+        let mut exec = Exec::Cpu(cpu);
         let n_groups = memory.group_pages.len();
         for (what, plan) in [
             ("prefill", plan(0, 12, n_groups)),

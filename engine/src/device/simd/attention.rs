@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::device::{Aligned, HostView};
 
-use super::element::Widened;
+use super::element::{Singles, Widened};
 use super::lanes::Lanes;
 use super::math;
 use super::product::{Blocks, chains, widened_rows};
@@ -233,16 +233,17 @@ fn score_rows<S: Lanes, const M: usize>(
         let keys = &keys[position * stride..];
         if position + 4 <= positions.end {
             let keys = widened_rows::<4>(keys, stride, n_whole);
-            let sums = chains::<S, Widened, M, 4>(s, rows, keys, [[s.splat(0.0); 4]; M]);
+            let sums = chains::<S, Widened<Singles>, M, 4>(s, rows, keys, [[s.splat(0.0); 4]; M]);
             for (scores, sums) in scores.iter_mut().zip(&sums) {
-                for (j, sum) in sums.iter().enumerate() {
-                    scores[position + j] = s.sum(*sum) * score_factor;
+                let sums = s.sums_of_four(*sums);
+                for (score, sum) in scores[position..].iter_mut().zip(sums) {
+                    *score = sum * score_factor;
                 }
             }
             position += 4;
         } else {
             let key = widened_rows::<1>(keys, stride, n_whole);
-            let sums = chains::<S, Widened, M, 1>(s, rows, key, [[s.splat(0.0)]; M]);
+            let sums = chains::<S, Widened<Singles>, M, 1>(s, rows, key, [[s.splat(0.0)]; M]);
             for (scores, sums) in scores.iter_mut().zip(&sums) {
                 scores[position] = s.sum(sums[0]) * score_factor;
             }

@@ -51,6 +51,20 @@ pub(super) unsafe fn e4m3_as_f16(codes: __m256i) -> __m256i {
     }
 }
 
+/// Codes of 16 neighbouring pairs to f16, as [`e4m3_as_f16`] says.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(super) unsafe fn even_and_odd_e4m3(stored: &[u8; 32]) -> [__m256i; 2] {
+    // SAFETY: the caller's; the pointer is that of 32 bytes.
+    unsafe {
+        let codes = _mm256_loadu_si256(stored.as_ptr().cast());
+        let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(codes));
+        [e4m3_as_f16(even), e4m3_as_f16(_mm256_srai_epi16::<8>(codes))]
+    }
+}
+
 /// Lanes i and i + 4, then i + 2, then i + 1.
 ///
 /// # Safety
@@ -146,6 +160,22 @@ impl Lanes for Avx2 {
             [_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide)]
         });
         on_halves!(|halves| _mm256_cvtph_ps(halves))
+    }
+
+    #[inline(always)]
+    fn pairs_of_e4m3(self, stored: &[u8; 32]) -> [__m256; 2] {
+        let (even, odd) = proven!({
+            let [even, odd] = even_and_odd_e4m3(stored);
+            (
+                [_mm256_castsi256_si128(even), _mm256_extracti128_si256::<1>(even)],
+                [_mm256_castsi256_si128(odd), _mm256_extracti128_si256::<1>(odd)],
+            )
+        });
+        on_halves!(|even, odd| {
+            let even = _mm256_castps_si256(_mm256_cvtph_ps(even));
+            let even = _mm256_castsi256_ps(_mm256_srli_epi32::<16>(even));
+            _mm256_or_ps(_mm256_cvtph_ps(odd), even)
+        })
     }
 
     #[inline(always)]

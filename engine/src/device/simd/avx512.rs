@@ -1,12 +1,18 @@
-//! Sixteen lanes in one register of AVX-512.
+//! Sixteen lanes in one register of AVX-512, with or without its products of bf16.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::lanes::Lanes;
 
-/// Proof that the processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+/// Proof that the processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; and with `HAS_BF16`
+/// AVX-512 BF16 and VBMI as well.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const HAS_BF16: bool>(());
+
+/// What bf16 codes of e4m3 codes without their signs look like, times 2^-8: their low bytes, then
+/// their high ones.
+static E4M3_BYTES: [[u8; 128]; 2] = e4m3_bytes();
 
 /// Whether the processor has what [`Avx512`] stands for.
 pub(super) fn is_available() -> bool {
@@ -17,11 +23,29 @@ pub(super) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-impl Avx512 {
+/// Whether the processor has what [`Avx512`] stands for with `HAS_BF16`.
+pub(super) fn is_bf16_available() -> bool {
+    is_available()
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("avx512vbmi")
+}
+
+const fn e4m3_bytes() -> [[u8; 128]; 2] {
+    let mut bytes = [[0; 128]; 2];
+    let mut code = 0;
+    while code < 128 {
+        let [_, _, low, high] = super::portable::e4m3(code).to_bits().to_le_bytes();
+        (bytes[0][code], bytes[1][code]) = (low, high);
+        code += 1;
+    }
+    bytes
+}
+
+impl<const HAS_BF16: bool> Avx512<HAS_BF16> {
     /// # Safety
-    /// [`is_available`] holds on this processor.
+    /// [`is_available`] holds on this processor, and [`is_bf16_available`] with `HAS_BF16`.
     #[inline(always)]
-    pub(super) unsafe fn assume() -> Avx512 {
+    pub(super) unsafe fn assume() -> Self {
         Avx512(())
     }
 }
@@ -34,7 +58,55 @@ macro_rules! proven {
     }};
 }
 
-impl Lanes for Avx512 {
+/// Lanes i and i + 8 of `a`, then of `b`.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn halves_added(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+    }
+}
+
+/// Codes to pairs of bf16, byte by byte: every code comes twice, an odd byte of the result is
+/// looked up among the high bytes and takes the code's sign, an even one among the low bytes.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VBMI.
+#[inline(always)]
+unsafe fn looked_up_pairs(stored: &[u8; 32]) -> __m512 {
+    const EVEN: u64 = 0x5555_5555_5555_5555;
+    static TWICE: [u8; 64] = {
+        let mut places = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            places[i] = i as u8 / 2;
+            i += 1;
+        }
+        places
+    };
+    // SAFETY: the caller's; the pointers are those of 32, of 64 and of twice 64 bytes.
+    unsafe {
+        let [low, high] = [E4M3_BYTES[0].as_ptr(), E4M3_BYTES[1].as_ptr()];
+        let (low_a, low_b) =
+            (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(low.add(64).cast()));
+        let high_b = _mm512_loadu_si512(high.add(64).cast());
+        let high_a = _mm512_loadu_si512(high.cast());
+        let codes = _mm512_castsi256_si512(_mm256_loadu_si256(stored.as_ptr().cast()));
+        let places = _mm512_loadu_si512(TWICE.as_ptr().cast());
+        let twice = _mm512_permutexvar_epi8(places, codes);
+        let high = _mm512_mask2_permutex2var_epi8(high_a, twice, !EVEN, high_b);
+        // high | (twice & sign)
+        let sign = _mm512_set1_epi16(i16::MIN);
+        let signed = _mm512_ternarylogic_epi64::<0xEA>(sign, twice, high);
+        _mm512_castsi512_ps(_mm512_mask2_permutex2var_epi8(low_a, signed, EVEN, low_b))
+    }
+}
+
+impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     type V = __m512;
 
     const HAS_MANY_REGISTERS: bool = true;
@@ -86,6 +158,19 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn pairs_of_e4m3(self, stored: &[u8; 32]) -> __m512 {
+        if HAS_BF16 {
+            return proven!(looked_up_pairs(stored));
+        }
+        proven!({
+            let [even, odd] = super::avx2::even_and_odd_e4m3(stored);
+            let even = _mm512_castps_si512(_mm512_cvtph_ps(even));
+            let even = _mm512_castsi512_ps(_mm512_srli_epi32::<16>(even));
+            _mm512_or_ps(_mm512_cvtph_ps(odd), even)
+        })
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         proven!(_mm512_add_ps(a, b))
     }
@@ -108,6 +193,19 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         proven!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn mul_add_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if HAS_BF16 {
+            // SAFETY: `self` proves the instruction; the types are registers of 64 bytes each.
+            return unsafe {
+                let (a, b) = (transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b));
+                _mm512_dpbf16_ps(c, a, b)
+            };
+        }
+        let c = self.mul_add(self.and(a, 0xFFFF_0000), self.and(b, 0xFFFF_0000), c);
+        self.mul_add(self.shift_left::<16>(a), self.shift_left::<16>(b), c)
     }
 
     #[inline(always)]
@@ -161,6 +259,23 @@ impl Lanes for Avx512 {
             let high = _mm512_extractf32x8_ps::<1>(v);
             super::avx2::sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), high))
         })
+    }
+
+    #[inline(always)]
+    fn sums_of_four(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        proven!({
+            // Eight lanes of a and b each, and of c and d; then four of each; then two; then one.
+            let ab = halves_added(a, b);
+            let cd = halves_added(c, d);
+            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
+            let firsts = _mm512_maskz_compress_ps(0x1111, one);
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+        });
+        sums
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! Stored element types: how sixteen of them become lanes.
 
+use std::marker::PhantomData;
+
 use weights::Dtype;
 
 use super::lanes::{Lanes, padded};
@@ -15,15 +17,43 @@ pub(crate) fn widened_factor(dtype: Dtype) -> f32 {
     }
 }
 
-/// What sixteen elements are before they are lanes.
+/// What a lane holds, and so how two vectors are multiplied.
+pub(super) trait Factors {
+    /// `sum + x · w`, lane by lane.
+    fn mul_add<S: Lanes>(s: S, x: S::V, w: S::V, sum: S::V) -> S::V;
+}
+
+/// A number a lane.
+pub(super) struct Singles;
+
+/// Two numbers of bf16 a lane.
+pub(super) struct Pairs;
+
+impl Factors for Singles {
+    #[inline(always)]
+    fn mul_add<S: Lanes>(s: S, x: S::V, w: S::V, sum: S::V) -> S::V {
+        s.mul_add(x, w, sum)
+    }
+}
+
+impl Factors for Pairs {
+    #[inline(always)]
+    fn mul_add<S: Lanes>(s: S, x: S::V, w: S::V, sum: S::V) -> S::V {
+        s.mul_add_pairs(x, w, sum)
+    }
+}
+
+/// What elements are before they are lanes.
 pub(super) trait Element {
-    /// Sixteen elements.
+    /// The elements of a vector: sixteen, or sixteen pairs.
     type Block: Copy + 'static;
+    /// What they become.
+    type Factors: Factors;
 
     /// Rows lie in main memory, each read once.
     const IS_FAR: bool;
 
-    /// The elements as f32, times the inverse of [`widened_factor`].
+    /// The elements, times the inverse of [`widened_factor`].
     fn widen<S: Lanes>(s: S, block: &Self::Block) -> S::V;
 }
 
@@ -33,11 +63,12 @@ pub(super) trait Stored: Element {
     fn blocks(row: &[u8]) -> (&[Self::Block], Option<Self::Block>);
 }
 
-/// What [`widen`] gave: f32 in memory of ours.
-pub(super) struct Widened;
+/// What was widened before, in memory of ours.
+pub(super) struct Widened<F>(PhantomData<F>);
 
-impl Element for Widened {
+impl<F: Factors> Element for Widened<F> {
     type Block = [f32; 16];
+    type Factors = F;
 
     const IS_FAR: bool = false;
 
@@ -51,11 +82,14 @@ pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
 pub(super) struct E4m3;
+/// For inputs that are e4m3 values themselves.
+pub(super) struct E4m3Pairs;
 
 macro_rules! element {
-    ($name:ident, $n_bytes:literal, $widen:ident) => {
+    ($name:ident, $n_bytes:literal, $factors:ident, $widen:ident) => {
         impl Element for $name {
             type Block = [u8; $n_bytes];
+            type Factors = $factors;
 
             const IS_FAR: bool = true;
 
@@ -75,10 +109,11 @@ macro_rules! element {
     };
 }
 
-element!(F32, 64, widen_f32);
-element!(F16, 32, widen_f16);
-element!(Bf16, 32, widen_bf16);
-element!(E4m3, 16, widen_e4m3);
+element!(F32, 64, Singles, widen_f32);
+element!(F16, 32, Singles, widen_f16);
+element!(Bf16, 32, Singles, widen_bf16);
+element!(E4m3, 16, Singles, widen_e4m3);
+element!(E4m3Pairs, 32, Pairs, pairs_of_e4m3);
 
 #[inline(always)]
 pub(super) fn prefetch<S: Lanes>(s: S, stored: &[u8]) {
@@ -95,6 +130,18 @@ pub(super) fn widen<S: Lanes>(s: S, dtype: Dtype, stored: &[u8], out: &mut [f32]
         Dtype::F16 => widen_row::<S, F16>(s, stored, out),
         Dtype::Bf16 => widen_row::<S, Bf16>(s, stored, out),
         Dtype::F8E4m3 => widen_row::<S, E4m3>(s, stored, out),
+    }
+}
+
+/// A row to vectors, and zeroes behind its end where that lies within one.
+#[inline(always)]
+pub(super) fn widen_blocks<S: Lanes, E: Stored>(s: S, stored: &[u8], out: &mut [[f32; 16]]) {
+    let (blocks, last) = E::blocks(stored);
+    for (block, out) in blocks.iter().zip(out.iter_mut()) {
+        s.store(E::widen(s, block), out);
+    }
+    if let (Some(block), Some(out)) = (last, out.get_mut(blocks.len())) {
+        s.store(E::widen(s, &block), out);
     }
 }
 

@@ -27,6 +27,9 @@ pub(super) trait Lanes: Copy {
     /// The value times 2^-8: an e4m3 code shifted into place is the f16 of that, so the widening
     /// is a few integer operations and the exact power of two joins a later factor.
     fn widen_e4m3(self, stored: &[u8; 16]) -> Self::V;
+    /// The same as sixteen pairs of bf16, which hold every e4m3 value: neighbours share a lane, the
+    /// even one in its low half.
+    fn pairs_of_e4m3(self, stored: &[u8; 32]) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -34,6 +37,14 @@ pub(super) trait Lanes: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the level can.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a_even * b_even + (a_odd * b_odd + c)` of pairs of bf16: two multiply-adds, the odd one
+    /// first, which is what an instruction for both does where there is one. That instruction takes
+    /// subnormal numbers for zero: see [`super::packed`] for why none occur.
+    #[inline(always)]
+    fn mul_add_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let c = self.mul_add(self.and(a, 0xFFFF_0000), self.and(b, 0xFFFF_0000), c);
+        self.mul_add(self.shift_left::<16>(a), self.shift_left::<16>(b), c)
+    }
     /// `a > b ? a : b`: where either is NaN, `b`.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a < b ? a : b`: where either is NaN, `b`.
@@ -52,6 +63,11 @@ pub(super) trait Lanes: Copy {
 
     /// The fixed tree: lanes i and i + 8, then i + 4, i + 2, i + 1.
     fn sum(self, v: Self::V) -> f32;
+    /// The same tree of four vectors.
+    #[inline(always)]
+    fn sums_of_four(self, v: [Self::V; 4]) -> [f32; 4] {
+        [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
+    }
     /// The greatest lane, by [`Lanes::max`] in the same tree.
     fn greatest(self, v: Self::V) -> f32;
 }

@@ -3,9 +3,11 @@
 //!
 //! **Order is fixed by the data alone.** A sum over `k` keeps sixteen partial sums, element `k` in
 //! lane `k mod 16`, blocks of sixteen in sequence, and ends in one fixed tree. So a row's result
-//! does not depend on the batch, the tile, the thread or the address it is computed at. AVX-512 and
-//! AVX2 (two registers a vector) agree bit for bit, and so does the portable level where the target
-//! itself has fused multiply-add (as aarch64 does); elsewhere it rounds products and is only close.
+//! does not depend on the batch, the tile, the thread or the address it is computed at. Sums of
+//! e4m3 times e4m3 go by pairs, elements 2i and 2i + 1 of every 32 in lane i, the odd one first.
+//! AVX-512 with and without BF16 and AVX2 (two registers a vector) agree bit for bit, and so does
+//! the portable level where the target itself has fused multiply-add (as aarch64 does); elsewhere
+//! it rounds products and is only close, but for products of pairs, which are exact.
 //!
 //! It knows shapes and element types, but no scales and no threads.
 
@@ -17,6 +19,7 @@ mod avx512;
 mod element;
 mod lanes;
 mod math;
+mod packed;
 mod peak;
 mod portable;
 mod product;
@@ -26,6 +29,7 @@ use weights::Dtype;
 
 pub(crate) use attention::{AttentionScratch, Chunk, N_QUERIES_MAX, Queries};
 pub(crate) use element::widened_factor;
+pub(crate) use packed::{Packed, Packing, pack_singles, panels_mut};
 pub(crate) use product::{PANEL_ROWS, PANEL_TOKENS, Product, ProductScratch};
 
 /// Instructions that the kernels may use.
@@ -37,6 +41,8 @@ pub enum SimdLevel {
     Avx2,
     /// AVX-512 F, BW, DQ and VL besides.
     Avx512,
+    /// AVX-512 BF16 and VBMI besides.
+    Avx512Bf16,
 }
 
 /// A level that this processor was seen to have.
@@ -47,7 +53,8 @@ pub struct Simd {
 
 impl SimdLevel {
     /// From the plainest up.
-    pub const ALL: [SimdLevel; 3] = [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512];
+    pub const ALL: [SimdLevel; 4] =
+        [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512, SimdLevel::Avx512Bf16];
 }
 
 impl Simd {
@@ -65,8 +72,10 @@ impl Simd {
             SimdLevel::Avx2 => avx2::is_available(),
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => avx512::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512Bf16 => avx512::is_bf16_available(),
             #[cfg(not(target_arch = "x86_64"))]
-            SimdLevel::Avx2 | SimdLevel::Avx512 => false,
+            SimdLevel::Avx2 | SimdLevel::Avx512 | SimdLevel::Avx512Bf16 => false,
         };
         is_there.then_some(Simd { level })
     }
@@ -81,6 +90,12 @@ impl Simd {
         std::hint::black_box(multiply_adds(self, n_rounds));
         n_rounds * peak::MULTIPLY_ADDS_PER_ROUND
     }
+
+    /// The same of products of bf16, two to a lane.
+    pub fn spin_pairs(self, n_rounds: usize) -> usize {
+        std::hint::black_box(multiply_adds_of_pairs(self, n_rounds));
+        n_rounds * 2 * peak::MULTIPLY_ADDS_PER_ROUND
+    }
 }
 
 /// Defines functions that run `$implementation`, generic over [`lanes::Lanes`], compiled for the
@@ -94,9 +109,16 @@ macro_rules! for_every_level {
         pub(crate) fn $name(simd: Simd, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512bf16,avx512vbmi")]
+            fn on_avx512_bf16($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function only runs where its own target features are.
+                $implementation(unsafe { avx512::Avx512::<true>::assume() }, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             fn on_avx512($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: this function only runs where its own target features are.
-                $implementation(unsafe { avx512::Avx512::assume() }, $($arg),*)
+                $implementation(unsafe { avx512::Avx512::<false>::assume() }, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
@@ -106,6 +128,9 @@ macro_rules! for_every_level {
             }
             match simd.level {
                 // SAFETY: a `Simd` of this level exists only where the processor has it.
+                #[cfg(target_arch = "x86_64")]
+                SimdLevel::Avx512Bf16 => unsafe { on_avx512_bf16($($arg),*) },
+                // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 SimdLevel::Avx512 => unsafe { on_avx512($($arg),*) },
                 // SAFETY: as above.
@@ -138,10 +163,22 @@ for_every_level! {
     direct_product(product: Product<'_>) = product::direct;
     /// The same bits, weights widened once for all tokens of the tile: for many.
     panel_product(product: Product<'_>, scratch: &mut ProductScratch) = product::by_panels;
+    /// Packs a row of e4m3 values as pairs of bf16; whether all were such.
+    pack_pairs(x: &[f32], out: &mut [f32]) -> bool = packed::pack_pairs;
     /// A number that depends on as many rounds of multiply-adds.
     multiply_adds(n_rounds: usize) -> f32 = peak::multiply_adds;
+    /// The same of pairs of bf16.
+    multiply_adds_of_pairs(n_rounds: usize) -> f32 = peak::multiply_adds_of_pairs;
     /// Takes the positions of one chunk into the running softmax of every query that sees them.
     attend(chunk: Chunk, queries: Queries<'_>, scratch: &mut AttentionScratch) = attention::attend;
+}
+
+#[cfg(test)]
+for_every_level! {
+    /// 32 codes as pairs.
+    pairs_of_e4m3(stored: &[u8; 32]) -> [f32; 16] = tests::pairs_of_e4m3;
+    /// The sums of four vectors, at once and one by one.
+    sums_both_ways(rows: &[[f32; 16]; 4]) -> [[f32; 4]; 2] = tests::sums_both_ways;
 }
 
 #[cfg(test)]

@@ -17,6 +17,24 @@ pub(super) fn multiply_adds<S: Lanes>(s: S, n_rounds: usize) -> f32 {
             *chain = s.mul_add(*chain, factor, factor);
         }
     }
+    sum_of_all(s, chains)
+}
+
+#[inline(always)]
+pub(super) fn multiply_adds_of_pairs<S: Lanes>(s: S, n_rounds: usize) -> f32 {
+    // 0.5 and 0.5 as bf16.
+    let pairs = s.splat(std::hint::black_box(f32::from_bits(0x3F00_3F00)));
+    let mut chains = [s.splat(std::hint::black_box(1.0)); N_CHAINS];
+    for _ in 0..n_rounds {
+        for chain in &mut chains {
+            *chain = s.mul_add_pairs(pairs, pairs, *chain);
+        }
+    }
+    sum_of_all(s, chains)
+}
+
+#[inline(always)]
+fn sum_of_all<S: Lanes>(s: S, chains: [S::V; N_CHAINS]) -> f32 {
     let mut sum = s.splat(0.0);
     for chain in chains {
         sum = s.add(sum, chain);

@@ -63,6 +63,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn pairs_of_e4m3(self, stored: &[u8; 32]) -> [f32; 16] {
+        let bits = |code: u8| E4M3[usize::from(code)].to_bits();
+        each(|i| f32::from_bits(bits(stored[2 * i + 1]) | bits(stored[2 * i]) >> 16))
+    }
+
+    #[inline(always)]
     fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         each(|i| a[i] + b[i])
     }
@@ -158,17 +164,22 @@ const fn e4m3_table() -> [f32; 256] {
     let mut table = [0.0; 256];
     let mut code = 0;
     while code < 256 {
-        let (exponent, fraction) = ((code >> 3) & 15, (code & 7) as f32);
-        let magnitude = if code & 127 == 127 {
-            f32::NAN
-        } else if exponent == 0 {
-            fraction / 131_072.0
-        } else {
-            // (1 + fraction / 8) * 2^(exponent - 7 - 8)
-            (8.0 + fraction) * (1u32 << exponent) as f32 / 262_144.0
-        };
-        table[code] = if code & 128 == 0 { magnitude } else { -magnitude };
+        table[code] = e4m3(code);
         code += 1;
     }
     table
+}
+
+/// A code's value times 2^-8. The low half of the f32 is zero: the value is a bf16.
+pub(super) const fn e4m3(code: usize) -> f32 {
+    let (exponent, fraction) = ((code >> 3) & 15, (code & 7) as f32);
+    let magnitude = if code & 127 == 127 {
+        f32::NAN
+    } else if exponent == 0 {
+        fraction / 131_072.0
+    } else {
+        // (1 + fraction / 8) * 2^(exponent - 7 - 8)
+        (8.0 + fraction) * (1u32 << exponent) as f32 / 262_144.0
+    };
+    if code & 128 == 0 { magnitude } else { -magnitude }
 }

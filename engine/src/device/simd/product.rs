@@ -3,12 +3,17 @@
 //! Every pair has one vector of partial sums and one chain of multiply-adds through it, whatever
 //! the tile's shape and however the columns are cut: that is what makes all shapes agree.
 
+use std::ops::Range;
+
 use weights::{Dtype, Matrix};
 
-use crate::device::{Aligned, HostView, HostViewMut};
+use crate::device::{Aligned, HostViewMut};
 
-use super::element::{Bf16, E4m3, Element, F16, F32, Stored, Widened, prefetch, widen};
+use super::element::{
+    Bf16, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored, Widened, prefetch, widen_blocks,
+};
 use super::lanes::{Lanes, padded};
+use super::packed::{PANEL_BLOCKS, Packed, Packing};
 
 /// Most tokens of a tile of [`by_panels`]: a weight is widened once for all of them.
 pub(crate) const PANEL_TOKENS: usize = 96;
@@ -16,16 +21,13 @@ pub(crate) const PANEL_TOKENS: usize = 96;
 /// Most weight rows of a tile of [`by_panels`].
 pub(crate) const PANEL_ROWS: usize = 32;
 
-/// Columns that are widened at once: a few rows of them stay in the first-level cache.
-const PANEL_COLS: usize = 1024;
-
 /// How far ahead of its widening a row is asked for.
 const N_ROWS_AHEAD: usize = 2;
 
 /// A tile of a product.
 pub(crate) struct Product<'a> {
     /// `[T, K]`
-    pub(crate) x: HostView<'a>,
+    pub(crate) x: Packed<'a>,
     /// `[N_all, K]`
     pub(crate) weights: &'a Matrix,
     /// The tile's first row of `weights`.
@@ -36,9 +38,9 @@ pub(crate) struct Product<'a> {
 
 /// What a thread needs for [`by_panels`].
 pub(crate) struct ProductScratch {
-    /// `[PANEL_ROWS, PANEL_COLS]`, widened.
+    /// `[PANEL_ROWS, PANEL_BLOCKS]` vectors, widened.
     panel: Aligned,
-    /// `[PANEL_TOKENS, PANEL_ROWS, 16]`: partial sums of the columns so far.
+    /// `[PANEL_TOKENS, PANEL_ROWS, 16]`: partial sums of the panels so far.
     sums: Aligned,
 }
 
@@ -63,72 +65,128 @@ impl<B> WeightRow<'_, B> {
 impl ProductScratch {
     pub(crate) fn new() -> ProductScratch {
         ProductScratch {
-            panel: Aligned::new(PANEL_ROWS * PANEL_COLS),
+            panel: Aligned::new(PANEL_ROWS * PANEL_BLOCKS * 16),
             sums: Aligned::new(PANEL_TOKENS * PANEL_ROWS * 16),
         }
     }
 }
 
+/// Runs `$of` for what the weights and the inputs of `$product` are.
+macro_rules! for_element {
+    ($product:expr, $of:ident::<$s:ident>($($arg:expr),*)) => {
+        match ($product.x.packing(), $product.weights.dtype) {
+            (Packing::Pairs, Dtype::F8E4m3) => $of::<$s, E4m3Pairs>($($arg),*),
+            (Packing::Pairs, dtype) => panic!("pairs of {dtype:?}"),
+            (Packing::Singles, Dtype::F32) => $of::<$s, F32>($($arg),*),
+            (Packing::Singles, Dtype::F16) => $of::<$s, F16>($($arg),*),
+            (Packing::Singles, Dtype::Bf16) => $of::<$s, Bf16>($($arg),*),
+            (Packing::Singles, Dtype::F8E4m3) => $of::<$s, E4m3>($($arg),*),
+        }
+    };
+}
+
 #[inline(always)]
 pub(super) fn direct<S: Lanes>(s: S, product: Product<'_>) {
-    match product.weights.dtype {
-        Dtype::F32 => direct_of::<S, F32>(s, product),
-        Dtype::F16 => direct_of::<S, F16>(s, product),
-        Dtype::Bf16 => direct_of::<S, Bf16>(s, product),
-        Dtype::F8E4m3 => direct_of::<S, E4m3>(s, product),
-    }
+    for_element!(product, direct_of::<S>(s, product))
 }
 
 #[inline(always)]
 fn direct_of<S: Lanes, E: Stored>(s: S, mut product: Product<'_>) {
-    let mut n = 0;
-    while n < product.out.n_cols() {
-        let n_left = product.out.n_cols() - n;
+    let n_rows = product.out.n_cols();
+    for begin in (0..n_rows).step_by(4) {
+        let rows = begin..n_rows.min(begin + 4);
         let mut t = 0;
         while t < product.x.n_rows() {
-            let t_left = product.x.n_rows() - t;
-            let is_wide = S::HAS_MANY_REGISTERS;
-            t += match (t_left, n_left) {
-                (4.., 4..) if is_wide => direct_tile::<S, E, 4, 4>(s, &mut product, t, n),
-                (2.., 4..) if is_wide => direct_tile::<S, E, 2, 4>(s, &mut product, t, n),
-                (_, 4..) => direct_tile::<S, E, 1, 4>(s, &mut product, t, n),
-                (2.., _) => direct_tile::<S, E, 2, 1>(s, &mut product, t, n),
-                _ => direct_tile::<S, E, 1, 1>(s, &mut product, t, n),
+            let rows = rows.clone();
+            // The more tokens, the less often a weight is widened; and as even as they come.
+            t += match product.x.n_rows() - t {
+                8 | 11.. if S::HAS_MANY_REGISTERS => {
+                    direct_rows::<S, E, 8, 2>(s, &mut product, t, rows)
+                }
+                6 | 9 | 10 if S::HAS_MANY_REGISTERS => {
+                    direct_rows::<S, E, 6, 2>(s, &mut product, t, rows)
+                }
+                4 | 7 if S::HAS_MANY_REGISTERS => {
+                    direct_rows::<S, E, 4, 4>(s, &mut product, t, rows)
+                }
+                3 | 5 if S::HAS_MANY_REGISTERS => {
+                    direct_rows::<S, E, 3, 4>(s, &mut product, t, rows)
+                }
+                2 if S::HAS_MANY_REGISTERS => direct_rows::<S, E, 2, 4>(s, &mut product, t, rows),
+                _ => direct_rows::<S, E, 1, 4>(s, &mut product, t, rows),
             };
         }
-        n += if n_left >= 4 { 4 } else { 1 };
     }
 }
 
-/// Tokens `t..t + M` with weight rows `n..n + N`; gives back `M`.
+/// Tokens `t..t + M` with weight rows `rows`, `N` at a time; gives back `M`.
+#[inline(always)]
+fn direct_rows<S: Lanes, E: Stored, const M: usize, const N: usize>(
+    s: S,
+    product: &mut Product<'_>,
+    t: usize,
+    mut rows: Range<usize>,
+) -> usize {
+    while rows.len() >= N {
+        direct_tile::<S, E, M, N>(s, product, t, rows.start);
+        rows.start += N;
+    }
+    for n in rows {
+        direct_tile::<S, E, M, 1>(s, product, t, n);
+    }
+    M
+}
+
+/// Tokens `t..t + M` with weight rows `n..n + N`.
 #[inline(always)]
 fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
     s: S,
     product: &mut Product<'_>,
     t: usize,
     n: usize,
-) -> usize {
-    let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-    for (i, x) in x.iter_mut().enumerate() {
-        *x = product.x.row(t + i).as_chunks();
-    }
-    let mut w = [WeightRow::NONE; N];
-    for (j, w) in w.iter_mut().enumerate() {
+) {
+    let mut whole: [(&[E::Block], Option<E::Block>); N] = [(&[], None); N];
+    let mut ahead: [&[E::Block]; N] = [&[]; N];
+    for j in 0..N {
         let row_idx = product.row_begin + n + j;
-        let (blocks, last) = E::blocks(product.weights.row(row_idx));
+        whole[j] = E::blocks(product.weights.row(row_idx));
         // A row is too short for the processor to see where the next ones begin.
         let next_idx = (row_idx + N).min(product.weights.n_rows - 1);
-        let (ahead, _) = E::blocks(product.weights.row(next_idx));
-        *w = WeightRow { blocks, last, ahead };
+        ahead[j] = E::blocks(product.weights.row(next_idx)).0;
     }
-    let sums = chains::<S, E, M, N>(s, x, w, [[s.splat(0.0); N]; M]);
-    for (i, sums) in sums.iter().enumerate() {
-        let out = &mut product.out.row_mut(t + i)[n..n + N];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = s.sum(*sum);
+    let mut sums = [[s.splat(0.0); N]; M];
+    for panel_idx in 0..product.x.n_panels() {
+        let begin = panel_idx * PANEL_BLOCKS;
+        let n_whole = product.x.panel_width(panel_idx).min(whole[0].0.len() - begin);
+        let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
+        for i in 0..M {
+            let (blocks, last) = product.x.row(panel_idx, t + i).split_at(n_whole);
+            x[i] = (blocks, last.as_flattened());
         }
+        let mut w = [WeightRow::NONE; N];
+        for j in 0..N {
+            w[j].blocks = &whole[j].0[begin..begin + n_whole];
+            w[j].ahead = &ahead[j][begin..begin + n_whole];
+            w[j].last = if x[0].1.is_empty() { None } else { whole[j].1 };
+        }
+        sums = chains::<S, E, M, N>(s, x, w, sums);
     }
-    M
+    for i in 0..M {
+        write_sums::<S, N>(s, &sums[i], &mut product.out.row_mut(t + i)[n..n + N]);
+    }
+}
+
+#[inline(always)]
+fn write_sums<S: Lanes, const N: usize>(s: S, sums: &[S::V; N], out: &mut [f32]) {
+    if N == 1 {
+        out[0] = s.sum(sums[0]);
+        return;
+    }
+    let mut four = [s.splat(0.0); 4];
+    for j in 0..N {
+        four[j] = sums[j];
+    }
+    out.copy_from_slice(&s.sums_of_four(four)[..N]);
 }
 
 /// The chains of multiply-adds of `M` rows of x with `N` rows of weights, from `sums` on.
@@ -163,7 +221,7 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
         for i in 0..M {
             let x = s.load(&x_blocks[i][block]);
             for j in 0..N {
-                sums[i][j] = s.mul_add(x, w[j], sums[i][j]);
+                sums[i][j] = E::Factors::mul_add(s, x, w[j], sums[i][j]);
             }
         }
     }
@@ -171,7 +229,8 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
         if let Some(last) = &w[j].last {
             let w = E::widen(s, last);
             for i in 0..M {
-                sums[i][j] = s.mul_add(s.load(&padded(x[i].1)), w, sums[i][j]);
+                let x = s.load(&padded(x[i].1));
+                sums[i][j] = E::Factors::mul_add(s, x, w, sums[i][j]);
             }
         }
     }
@@ -179,104 +238,123 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
 }
 
 #[inline(always)]
-pub(super) fn by_panels<S: Lanes>(s: S, mut product: Product<'_>, scratch: &mut ProductScratch) {
+pub(super) fn by_panels<S: Lanes>(s: S, product: Product<'_>, scratch: &mut ProductScratch) {
+    for_element!(product, by_panels_of::<S>(s, product, scratch))
+}
+
+#[inline(always)]
+fn by_panels_of<S: Lanes, E: Stored>(s: S, mut product: Product<'_>, scratch: &mut ProductScratch) {
     let (n_tokens, n_rows) = (product.out.n_rows(), product.out.n_cols());
     assert!(n_tokens <= PANEL_TOKENS && n_rows <= PANEL_ROWS, "[{n_tokens}, {n_rows}]");
-    let n_cols = product.weights.n_cols;
-    let ProductScratch { panel, sums } = scratch;
-    let sums = &mut sums.as_chunks_mut().0[..n_tokens * n_rows];
-    sums.fill([0.0; 16]);
-    for col_idx in (0..n_cols).step_by(PANEL_COLS) {
-        let cols = col_idx..n_cols.min(col_idx + PANEL_COLS);
-        let stride = cols.len().next_multiple_of(16);
-        let n_bytes = product.weights.dtype.n_bytes();
-        let bytes = cols.start * n_bytes..cols.end * n_bytes;
-        let stored = |n: usize| &product.weights.row(product.row_begin + n)[bytes.clone()];
-        for (n, row) in panel.chunks_exact_mut(stride).take(n_rows).enumerate() {
+    let (panel, _) = scratch.panel.as_chunks_mut();
+    let (sums, _) = scratch.sums.as_chunks_mut();
+    let n_panel_bytes = PANEL_BLOCKS * size_of::<E::Block>();
+    for panel_idx in 0..product.x.n_panels() {
+        let width = product.x.panel_width(panel_idx);
+        for (n, row) in panel.chunks_exact_mut(width).take(n_rows).enumerate() {
             // A row's share is too short for the processor to see where the next one begins.
-            prefetch(s, stored((n + N_ROWS_AHEAD).min(n_rows - 1)));
-            row[cols.len()..].fill(0.0);
-            widen(s, product.weights.dtype, stored(n), &mut row[..cols.len()]);
+            let ahead = (n + N_ROWS_AHEAD).min(n_rows - 1);
+            let [stored, ahead] = [n, ahead].map(|n| {
+                let row = &product.weights.row(product.row_begin + n)[panel_idx * n_panel_bytes..];
+                &row[..n_panel_bytes.min(row.len())]
+            });
+            prefetch(s, ahead);
+            widen_blocks::<S, E>(s, stored, row);
         }
-        let (panel, _) = panel[..n_rows * stride].as_chunks();
-        add_panel(s, product.x.columns(cols), panel, sums);
-    }
-    for (t, sums) in sums.chunks_exact(n_rows).enumerate() {
-        for (out, sum) in product.out.row_mut(t).iter_mut().zip(sums) {
-            *out = s.sum(s.load(sum));
-        }
-    }
-}
-
-/// Adds the products of `x` `[T, K]` with the rows of `panel` `[N, K]` (zeroes up to whole blocks)
-/// to `sums` `[T, N]`.
-#[inline(always)]
-fn add_panel<S: Lanes>(s: S, x: HostView<'_>, panel: Blocks<'_>, sums: &mut [[f32; 16]]) {
-    let n_rows = sums.len() / x.n_rows();
-    let mut t = 0;
-    while t < x.n_rows() {
-        let t_left = x.n_rows() - t;
-        let is_wide = S::HAS_MANY_REGISTERS;
-        let sums = &mut sums[t * n_rows..];
-        t += match t_left {
-            // Seven and eight are better halved than cut to six and a rest.
-            6 | 9.. if is_wide => add_rows::<S, 6, 4>(s, x.rows(t..t + 6), panel, sums),
-            4.. if is_wide => add_rows::<S, 4, 4>(s, x.rows(t..t + 4), panel, sums),
-            2.. if is_wide => add_rows::<S, 2, 4>(s, x.rows(t..t + 2), panel, sums),
-            2.. => add_rows::<S, 2, 2>(s, x.rows(t..t + 2), panel, sums),
-            _ => add_rows::<S, 1, 4>(s, x.rows(t..t + 1), panel, sums),
+        let panel = Panel {
+            x: product.x,
+            panel_idx,
+            weights: &panel[..n_rows * width],
+            sums: &mut sums[..n_tokens * n_rows],
+            out: product.out.reborrow(),
         };
+        panel.add::<S, E::Factors>(s);
     }
 }
 
-/// The first `M` rows of `sums`, `N` columns at a time; gives back `M`.
-#[inline(always)]
-fn add_rows<S: Lanes, const M: usize, const N: usize>(
-    s: S,
-    x: HostView<'_>,
-    panel: Blocks<'_>,
-    sums: &mut [[f32; 16]],
-) -> usize {
-    let stride = x.n_cols().div_ceil(16);
-    let n_rows = panel.len() / stride;
-    let mut rows: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = x.row(i).as_chunks();
+/// A panel of columns of a tile.
+struct Panel<'a> {
+    x: Packed<'a>,
+    panel_idx: usize,
+    /// `[N, panel]`, zeroes behind the end of a row.
+    weights: Blocks<'a>,
+    /// `[T, N]`: of the panels before, unless this is the first.
+    sums: &'a mut [[f32; 16]],
+    /// `[T, N]`: written with the last panel.
+    out: HostViewMut<'a>,
+}
+
+impl Panel<'_> {
+    #[inline(always)]
+    fn add<S: Lanes, F: Factors>(mut self, s: S) {
+        let mut t = 0;
+        while t < self.x.n_rows() {
+            let t_left = self.x.n_rows() - t;
+            // Register tiles of 6 by 4 at most; as even as they come.
+            let n_even = t_left.div_ceil(t_left.div_ceil(6));
+            t += match n_even {
+                6 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 6, 4>(s, t),
+                5 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 5, 4>(s, t),
+                4 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 4, 4>(s, t),
+                3 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 3, 4>(s, t),
+                _ if t_left >= 2 => self.add_rows::<S, F, 2, 2>(s, t),
+                _ => self.add_rows::<S, F, 1, 4>(s, t),
+            };
+        }
     }
-    let mut n = 0;
-    while n < n_rows {
-        let panel = &panel[n * stride..];
-        if n + N <= n_rows {
-            add_tile::<S, M, N>(s, rows, (panel, stride), &mut sums[n..], n_rows);
+
+    /// Tokens `t..t + M`, `N` weight rows at a time; gives back `M`.
+    #[inline(always)]
+    fn add_rows<S: Lanes, F: Factors, const M: usize, const N: usize>(
+        &mut self,
+        s: S,
+        t: usize,
+    ) -> usize {
+        let n_rows = self.out.n_cols();
+        let mut n = 0;
+        while n + N <= n_rows {
+            self.add_tile::<S, F, M, N>(s, t, n);
             n += N;
-        } else {
-            add_tile::<S, M, 1>(s, rows, (panel, stride), &mut sums[n..], n_rows);
+        }
+        while n < n_rows {
+            self.add_tile::<S, F, M, 1>(s, t, n);
             n += 1;
         }
+        M
     }
-    M
-}
 
-/// `M` rows of x with the first `N` rows of a panel, `stride` blocks each; sums are `n_rows` apart.
-#[inline(always)]
-fn add_tile<S: Lanes, const M: usize, const N: usize>(
-    s: S,
-    x: [(Blocks<'_>, &[f32]); M],
-    (panel, stride): (Blocks<'_>, usize),
-    sums: &mut [[f32; 16]],
-    n_rows: usize,
-) {
-    let mut tile = [[s.splat(0.0); N]; M];
-    for i in 0..M {
-        for j in 0..N {
-            tile[i][j] = s.load(&sums[i * n_rows + j]);
+    /// Tokens `t..t + M` with weight rows `n..n + N`.
+    #[inline(always)]
+    fn add_tile<S: Lanes, F: Factors, const M: usize, const N: usize>(
+        &mut self,
+        s: S,
+        t: usize,
+        n: usize,
+    ) {
+        let (n_rows, width) = (self.out.n_cols(), self.x.panel_width(self.panel_idx));
+        let mut tile = [[s.splat(0.0); N]; M];
+        if self.panel_idx > 0 {
+            for i in 0..M {
+                for j in 0..N {
+                    tile[i][j] = s.load(&self.sums[(t + i) * n_rows + n + j]);
+                }
+            }
         }
-    }
-    let w = widened_rows::<N>(panel, stride, x[0].0.len());
-    let tile = chains::<S, Widened, M, N>(s, x, w, tile);
-    for i in 0..M {
-        for j in 0..N {
-            s.store(tile[i][j], &mut sums[i * n_rows + j]);
+        let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
+        for i in 0..M {
+            x[i].0 = self.x.row(self.panel_idx, t + i);
+        }
+        let w = widened_rows::<N>(&self.weights[n * width..], width, width);
+        let tile = chains::<S, Widened<F>, M, N>(s, x, w, tile);
+        let is_last = self.panel_idx + 1 == self.x.n_panels();
+        for i in 0..M {
+            if is_last {
+                write_sums::<S, N>(s, &tile[i], &mut self.out.row_mut(t + i)[n..n + N]);
+                continue;
+            }
+            for j in 0..N {
+                s.store(tile[i][j], &mut self.sums[(t + i) * n_rows + n + j]);
+            }
         }
     }
 }

@@ -7,6 +7,19 @@ use super::lanes::Lanes;
 use super::{Simd, SimdLevel, portable};
 use crate::kernels::testing::{Rng, e4m3_nearest, e4m3_value, levels};
 
+#[inline(always)]
+pub(super) fn pairs_of_e4m3<S: Lanes>(s: S, stored: &[u8; 32]) -> [f32; 16] {
+    let mut pairs = [0.0; 16];
+    s.store(s.pairs_of_e4m3(stored), &mut pairs);
+    pairs
+}
+
+#[inline(always)]
+pub(super) fn sums_both_ways<S: Lanes>(s: S, rows: &[[f32; 16]; 4]) -> [[f32; 4]; 2] {
+    let [a, b, c, d] = [s.load(&rows[0]), s.load(&rows[1]), s.load(&rows[2]), s.load(&rows[3])];
+    [s.sums_of_four([a, b, c, d]), [s.sum(a), s.sum(b), s.sum(c), s.sum(d)]]
+}
+
 fn simds() -> impl Iterator<Item = Simd> {
     levels().filter_map(Simd::new)
 }
@@ -33,6 +46,37 @@ fn every_e4m3_code_widens_exactly() {
             assert!(is_same, "{simd:?}: code {code:#x} is {x}, not {expected}");
             assert_eq!(x.is_sign_negative(), code >= 128, "{simd:?}: code {code:#x}");
         }
+    }
+}
+
+#[test]
+fn every_pair_of_e4m3_codes_is_a_pair_of_bf16() {
+    // Every code in either half of a pair.
+    let codes: Vec<u8> = (0..=255).flat_map(|code: u8| [code, code.wrapping_add(101)]).collect();
+    for simd in simds() {
+        for block in codes.as_chunks::<32>().0 {
+            let pairs = super::pairs_of_e4m3(simd, block);
+            for (pair, [even, odd]) in pairs.iter().zip(block.as_chunks().0) {
+                let halves = [(pair.to_bits() as u16, even), ((pair.to_bits() >> 16) as u16, odd)];
+                for (half, &code) in halves {
+                    let (x, expected) = (bf16::from_bits(half).to_f64() * 256.0, e4m3_value(code));
+                    let is_same = x == expected || (x.is_nan() && expected.is_nan());
+                    assert!(is_same, "{simd:?}: code {code:#x} is {x}, not {expected}");
+                    assert_eq!(x.is_sign_negative(), code >= 128, "{simd:?}: code {code:#x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn trees_of_four_are_those_of_one() {
+    let mut rng = Rng::new(23);
+    let x = rng.numbers(64);
+    let rows = x.as_chunks::<16>().0.as_chunks::<4>().0;
+    for simd in simds() {
+        let [four, one] = super::sums_both_ways(simd, &rows[0]);
+        assert_eq!(four.map(f32::to_bits), one.map(f32::to_bits), "{simd:?}");
     }
 }
 

@@ -1,9 +1,11 @@
-//! Few tokens read weights as they are stored; many share weights widened once.
+//! Few tokens read weights as they are stored; many share weights widened once. Either way the
+//! input is packed first, once for all parts: see [`Packed`].
 
 use weights::{LinearWeights, WeightScale};
 
 use crate::device::simd::{
-    PANEL_ROWS, PANEL_TOKENS, Product, direct_product, panel_product, widened_factor,
+    PANEL_ROWS, PANEL_TOKENS, Packed, Packing, Product, direct_product, pack_pairs, pack_singles,
+    panel_product, panels_mut, widened_factor,
 };
 use crate::device::{CpuExec, Grid, HostView, HostViewMut, Tile};
 
@@ -12,12 +14,19 @@ use super::Args;
 /// From this many tokens on, widening weights once pays for writing them down.
 const N_TOKENS_MANY: usize = 16;
 
+/// Input rows that a thread packs at a time.
+const PACK_ROWS: usize = 8;
+
 /// Weight rows of a tile for few tokens: long enough to stream, short enough to share out.
 const DIRECT_ROWS: usize = 64;
 
 pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     let Args { x, x_scales, weights, out } = args;
     let (x, x_scales, mut out) = (x.host(), x_scales.host(), out.host());
+    let (packing, shape) = (Packing::of(&weights.parts), (x.n_rows(), x.n_cols()));
+    let mut memory = exec.packed(packing.n_floats(shape.0, shape.1));
+    pack(exec, x, packing, &mut memory);
+    let x = Packed::new(packing, shape, &memory);
     let mut begin = 0;
     for part in &weights.parts {
         let end = begin + part.matrix.n_rows;
@@ -27,9 +36,31 @@ pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     }
 }
 
+/// Packs all of `x`.
+fn pack(exec: &CpuExec, x: HostView<'_>, packing: Packing, memory: &mut [f32]) {
+    let simd = exec.simd();
+    for (col_idx, panel) in panels_mut(packing, (x.n_rows(), x.n_cols()), memory) {
+        let n_cols = panel.n_cols() / 16 * packing.n_elements();
+        let x = x.columns(col_idx..x.n_cols().min(col_idx + n_cols));
+        let work = x.n_rows() * x.n_cols();
+        let grid = Grid { tile_rows: PACK_ROWS, tile_cols: panel.n_cols(), work };
+        exec.for_each_tile(panel, grid, |mut tile, _| {
+            for t in 0..tile.out.n_rows() {
+                let (x, out) = (x.row(tile.row_idx + t), tile.out.row_mut(t));
+                match packing {
+                    Packing::Singles => pack_singles(x, out),
+                    Packing::Pairs => {
+                        assert!(pack_pairs(simd, x, out), "a quantized input is e4m3 values");
+                    }
+                }
+            }
+        });
+    }
+}
+
 /// One part of a projection, with its own columns of the output.
 struct Part<'a> {
-    x: HostView<'a>,
+    x: Packed<'a>,
     x_scales: &'a [f32],
     weights: &'a LinearWeights,
     out: HostViewMut<'a>,
@@ -40,7 +71,7 @@ fn project(exec: &CpuExec, part: Part<'_>) {
     let simd = exec.simd();
     let n_tokens = x.n_rows();
     let is_many = n_tokens >= N_TOKENS_MANY;
-    let n_products = n_tokens * out.n_cols() * x.n_cols();
+    let n_products = n_tokens * out.n_cols() * weights.matrix.n_cols;
     let work = weights.matrix.n_bytes().max(n_products);
     let grid = if is_many {
         Grid { tile_rows: token_tile(n_tokens), tile_cols: PANEL_ROWS, work }
@@ -50,7 +81,7 @@ fn project(exec: &CpuExec, part: Part<'_>) {
     exec.for_each_tile(out, grid, |mut tile, scratch| {
         let token_end = tile.row_idx + tile.out.n_rows();
         let product = Product {
-            x: x.rows(tile.row_idx..token_end),
+            x: x.rows(tile.row_idx, token_end),
             weights: &weights.matrix,
             row_begin: tile.col_idx,
             out: tile.out.reborrow(),

@@ -7,13 +7,20 @@ use weights::{Dtype, InputScale, LinearWeights, WeightScale};
 use super::{Args, linear};
 use crate::device::{Array, Deferred, Exec, Projection, View, ViewMut};
 use crate::kernels::testing::{
-    ROUNDING, Rng, StoredMatrix, assert_close, assert_same_bits, everywhere, levels, on_exec,
+    ROUNDING, Rng, StoredMatrix, assert_close, assert_same_bits, everywhere, levels, on_exec, store,
 };
 
-const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4m3];
+/// Stored types, and whether the input is numbers as they come or e4m3 values.
+const KINDS: [(Dtype, InputScale); 5] = [
+    (Dtype::F32, InputScale::None),
+    (Dtype::F16, InputScale::None),
+    (Dtype::Bf16, InputScale::None),
+    (Dtype::F8E4m3, InputScale::None),
+    (Dtype::F8E4m3, InputScale::PerToken),
+];
 
 /// N, K, T.
-const SHAPES: [(usize, usize, usize); 16] = [
+const SHAPES: [(usize, usize, usize); 18] = [
     (1, 1, 1),
     (1, 15, 2),
     (3, 16, 1),
@@ -30,6 +37,9 @@ const SHAPES: [(usize, usize, usize); 16] = [
     (300, 513, 6),
     (290, 130, 97),
     (1, 700, 200),
+    // Several panels of columns, the last one short.
+    (9, 2085, 19),
+    (5, 4133, 5),
 ];
 
 struct Case {
@@ -40,16 +50,25 @@ struct Case {
 }
 
 impl Case {
-    fn new(rng: &mut Rng, dtype: Dtype, (n, k, t): (usize, usize, usize)) -> Case {
+    fn new(
+        rng: &mut Rng,
+        (dtype, input): (Dtype, InputScale),
+        (n, k, t): (usize, usize, usize),
+    ) -> Case {
         let stored = StoredMatrix::new(dtype, k, &rng.numbers(n * k));
         let scale = match n % 3 {
             0 => WeightScale::One,
             1 => WeightScale::PerTensor(0.37),
             _ => WeightScale::PerRow(Arc::from(rng.numbers(n))),
         };
-        let input = InputScale::PerToken;
         let weights = LinearWeights { matrix: stored.matrix.clone(), scale, input };
-        Case { weights, stored, x: rng.numbers(t * k), x_scales: rng.numbers(t) }
+        let (mut x, mut x_scales) = (rng.numbers(t * k), rng.numbers(t));
+        match input {
+            InputScale::None => x_scales.fill(1.0),
+            // Every binade of e4m3, the subnormal one among them.
+            _ => x.iter_mut().for_each(|x| *x = store(Dtype::F8E4m3, *x * 448.0).1 as f32),
+        }
+        Case { weights, stored, x, x_scales }
     }
 
     fn run(&self, exec: &mut Exec) -> Vec<f32> {
@@ -94,13 +113,18 @@ impl Case {
 #[test]
 fn products_are_within_the_bound() {
     let mut rng = Rng::new(8);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for shape in SHAPES {
-            let case = Case::new(&mut rng, dtype, shape);
-            let what = format!("{dtype:?} (n, k, t) = {shape:?}");
+            let case = Case::new(&mut rng, kind, shape);
+            let what = format!("{kind:?} (n, k, t) = {shape:?}");
             let expected = case.expected();
-            for (level, out) in everywhere(&what, |exec| case.run(exec)) {
-                assert_close(&out, &expected, &format!("{what}, {level:?}"));
+            let outputs = everywhere(&what, |exec| case.run(exec));
+            for (level, out) in &outputs {
+                assert_close(out, &expected, &format!("{what}, {level:?}"));
+                // Products of e4m3 values are exact: nothing is lost without a fused multiply-add.
+                if kind.1 == InputScale::PerToken {
+                    assert_same_bits(out, &outputs[0].1, &format!("{what}, {level:?}"));
+                }
             }
         }
     }
@@ -109,11 +133,19 @@ fn products_are_within_the_bound() {
 #[test]
 fn a_token_alone_has_the_same_bits() {
     let mut rng = Rng::new(9);
-    for dtype in DTYPES {
-        // Enough rows and tokens for several tiles, and for threads to share them.
-        for (n, k, t) in [(70, 1045, 33), (37, 672, 100), (130, 530, 7), (33, 17, 13)] {
-            let case = Case::new(&mut rng, dtype, (n, k, t));
-            let what = format!("{dtype:?} {:?}", (n, k, t));
+    for kind in KINDS {
+        // Enough rows and tokens for several tiles, and for threads to share them; several panels.
+        let shapes = [
+            (70, 1045, 33),
+            (37, 672, 100),
+            (130, 530, 7),
+            (33, 17, 13),
+            (5, 2090, 23),
+            (6, 90, 15),
+        ];
+        for (n, k, t) in shapes {
+            let case = Case::new(&mut rng, kind, (n, k, t));
+            let what = format!("{kind:?} {:?}", (n, k, t));
             // The same tokens in the middle of a wider, oddly placed matrix.
             let pad = 3;
             let mut wide = vec![f32::NAN; (t + 2) * (k + 2 * pad)];
@@ -144,14 +176,14 @@ fn a_token_alone_has_the_same_bits() {
 
 #[test]
 fn nan_reaches_its_own_outputs_and_no_other() {
-    for dtype in DTYPES {
+    for kind @ (dtype, _) in KINDS {
         for t in [1, 3, 16] {
             let mut rng = Rng::new(10);
             let (n, k) = (9, 35);
             for (bad_row, bad_col) in [(0, 0), (4, 20), (8, 34)] {
                 let mut numbers = rng.numbers(n * k);
                 numbers[bad_row * k + bad_col] = f32::NAN;
-                let mut case = Case::new(&mut rng, dtype, (n, k, t));
+                let mut case = Case::new(&mut rng, kind, (n, k, t));
                 case.stored = StoredMatrix::new(dtype, k, &numbers);
                 case.weights.matrix = case.stored.matrix.clone();
                 case.x[(t / 2) * k + bad_col] = f32::NAN;
@@ -159,7 +191,7 @@ fn nan_reaches_its_own_outputs_and_no_other() {
                     let out = on_exec(1, level, |exec| case.run(exec));
                     for (i, y) in out.iter().enumerate() {
                         let is_bad = i / n == t / 2 || i % n == bad_row;
-                        assert_eq!(y.is_nan(), is_bad, "{dtype:?} {level:?} element {i}: {y}");
+                        assert_eq!(y.is_nan(), is_bad, "{kind:?} {level:?} element {i}: {y}");
                     }
                 }
             }
@@ -169,8 +201,43 @@ fn nan_reaches_its_own_outputs_and_no_other() {
 
 #[test]
 fn no_tokens_are_no_work() {
-    let case = Case::new(&mut Rng::new(11), Dtype::Bf16, (4, 20, 0));
+    let case = Case::new(&mut Rng::new(11), (Dtype::Bf16, InputScale::None), (4, 20, 0));
     for level in levels() {
         assert!(on_exec(2, level, |exec| case.run(exec)).is_empty());
+    }
+}
+
+/// The least products that there are, and sums that cancel down to them.
+#[test]
+fn products_of_the_least_e4m3_values_are_not_lost() {
+    let least = 2f32.powi(-9);
+    let k = 70;
+    let mut numbers = vec![0.0; k];
+    let mut x = vec![0.0; k];
+    (numbers[0], x[0]) = (448.0, 448.0);
+    (numbers[33], x[33]) = (-448.0, 448.0);
+    (numbers[66], x[66]) = (least, -least);
+    for n_tokens in [1, 17] {
+        let stored = StoredMatrix::new(Dtype::F8E4m3, k, &numbers);
+        let weights = LinearWeights {
+            matrix: stored.matrix.clone(),
+            scale: WeightScale::One,
+            input: InputScale::Static(1.0),
+        };
+        let x = x.repeat(n_tokens);
+        let case = Case { weights, stored, x, x_scales: vec![1.0; n_tokens] };
+        for (level, out) in everywhere("least products", |exec| case.run(exec)) {
+            assert!(out.iter().all(|&y| y == -least * least), "{level:?}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn a_quantized_input_of_other_numbers_is_refused() {
+    let mut case = Case::new(&mut Rng::new(12), (Dtype::F8E4m3, InputScale::PerToken), (4, 20, 2));
+    case.x[25] = 1.0 + f32::EPSILON;
+    for level in levels() {
+        let outcome = std::panic::catch_unwind(|| on_exec(1, level, |exec| case.run(exec)));
+        assert!(outcome.is_err(), "{level:?} took it");
     }
 }

@@ -2,11 +2,14 @@
 //! second.
 
 use crate::device::simd::{scale_by, sum_of_squares};
-use crate::device::{Array, CpuExec, Deferred};
+use crate::device::{Array, CpuExec, Deferred, Grid};
 use crate::kernels::quantize::quantize_row;
 use crate::rank::StepError;
 
 use super::Args;
+
+/// Rows that a thread adds up at a time.
+const ADDED_ROWS: usize = 8;
 
 pub(super) fn reduce_norm(exec: &CpuExec, args: Args<'_>) -> Result<(), StepError> {
     let Args { communicator, partial, pending, residual, weight, eps, rows, input, .. } = args;
@@ -14,12 +17,17 @@ pub(super) fn reduce_norm(exec: &CpuExec, args: Args<'_>) -> Result<(), StepErro
     assert_eq!(pending.scales, Deferred::Nothing, "the processor finishes its products");
     let (mut partial, mut residual) = (partial.host(), residual.host());
     communicator.all_reduce_sum(partial.as_mut_slice())?;
-    if pending.starts {
-        residual.fill(0.0);
-    }
-    for (x, y) in residual.as_mut_slice().iter_mut().zip(partial.as_mut_slice()) {
-        *x += *y;
-    }
+    let (partial, work) = (partial.as_view(), residual.n_rows() * residual.n_cols());
+    let grid = Grid { tile_rows: ADDED_ROWS, tile_cols: residual.n_cols(), work };
+    exec.for_each_tile(residual.reborrow(), grid, |mut tile, _| {
+        if pending.starts {
+            tile.out.fill(0.0);
+        }
+        for row_idx in 0..tile.out.n_rows() {
+            let addends = partial.row(tile.row_idx + row_idx);
+            tile.out.row_mut(row_idx).iter_mut().zip(addends).for_each(|(x, y)| *x += y);
+        }
+    });
     let (residual, weight, simd) = (residual.as_view(), weight.host(), exec.simd());
     exec.for_each_row(out, out_scales, |row_idx, out, scale| {
         let x = residual.row(rows.map_or(row_idx, |rows| rows[row_idx] as usize));
