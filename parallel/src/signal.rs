@@ -46,7 +46,7 @@ impl Patience {
         Patience { n_spins, n_yields: N_YIELDS }
     }
 
-    /// What suits compute threads between two pieces of work, all else as [`Patience::of`] has it.
+    /// What suits `n_threads` that compute, between two pieces of work, on a machine of `n_cores`.
     pub fn between_jobs(n_threads: usize, n_cores: usize) -> Patience {
         let n_spins = if n_threads <= n_cores { N_SPINS_BETWEEN_JOBS } else { 0 };
         Patience { n_spins, n_yields: N_YIELDS }
