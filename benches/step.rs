@@ -153,6 +153,7 @@ fn repetitive(
         sampling: SamplingParams::greedy(),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        hashes_logits: false,
         cache_salt: None,
         terms: Terms::ordinary(),
     };

@@ -71,6 +71,7 @@ fn request() -> Request {
         sampling: SamplingParams::greedy(),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        hashes_logits: false,
         cache_salt: None,
         terms: Terms::ordinary(),
     }

@@ -167,6 +167,8 @@ fn gated(fault: Fault, way: Way, gate: Gate) -> Engine {
         overlaps_steps: way != Way::OneAfterAnother,
         launches_ahead: way == Way::Submitted,
         policy: engine::Policy::plain(),
+        page_bytes: vec![1],
+        host_kv_bytes: 0,
     };
     Engine::start(pool, limits, info)
 }
@@ -179,6 +181,7 @@ fn request(first: u32, n_new_max: usize) -> Request {
         sampling: SamplingParams::greedy(),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        hashes_logits: false,
         cache_salt: None,
         terms: Terms::ordinary(),
     }

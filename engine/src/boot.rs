@@ -108,8 +108,16 @@ pub fn boot_watched(
         overlaps_steps: config.overlaps_steps,
         policy: config.policy,
         launches_ahead: config.overlaps_steps && draws_on_devices,
+        host_kv_bytes: host_kv_bytes(limits.host_tier.as_ref(), &plan.page_bytes),
+        page_bytes: plan.page_bytes,
     };
     Ok(Engine::start(pool, limits, info))
+}
+
+/// What KV on the host may take, over all ranks.
+fn host_kv_bytes(tier: Option<&HostTier>, page_bytes: &[u64]) -> u64 {
+    let pages = tier.iter().flat_map(|tier| &tier.group_pages).zip(page_bytes);
+    pages.map(|(&n_pages, bytes)| n_pages as u64 * bytes).sum()
 }
 
 /// Another one in every process, from where the standard library's maps have theirs.

@@ -59,6 +59,10 @@ pub struct EngineInfo {
     /// Whether it is submitted to devices before that one's tokens are seen, where devices draw
     /// them.
     pub launches_ahead: bool,
+    /// Bytes of a page of each cache group, over all ranks.
+    pub page_bytes: Vec<u64>,
+    /// Bytes that KV on the host takes at most, over all ranks.
+    pub host_kv_bytes: u64,
 }
 
 /// A way to reach a running engine.

@@ -53,6 +53,8 @@ pub struct MemoryPlan {
     pub host_pages: Vec<usize>,
     /// What they take on each rank.
     pub host_kv_bytes: u64,
+    /// Bytes of a page of each cache group, over all ranks.
+    pub page_bytes: Vec<u64>,
     /// Windows of the cache groups, in the same order.
     pub group_windows: Vec<Option<usize>>,
     /// What each rank allocates.
@@ -120,6 +122,7 @@ impl MemoryPlan {
         let pools = Pools::new(spec, &layout, config, (kv_dtype, kv_default_max))?;
         let kv_bytes = pools.bytes_per_rank;
         let (host_pages, host_kv_bytes) = pools.on_host(config)?;
+        let page_bytes = pools.page_bytes.iter().map(|n| n * config.n_ranks as u64).collect();
         let ranks = match &budget {
             None => host_ranks(checkpoint, config, &stored_bytes, kv_bytes),
             Some(budget) => budget.ranks(kv_bytes),
@@ -133,6 +136,7 @@ impl MemoryPlan {
             n_context_tokens: pools.n_context_tokens,
             kv_dtype,
             host_pages,
+            page_bytes,
             host_kv_bytes,
             group_pages: pools.pages,
             group_windows: layout.groups.iter().map(|group| group.window).collect(),

@@ -74,6 +74,7 @@ fn entering(plan: &StepPlan, admission: &Admission) -> Entering {
         sampling: SamplingParams::greedy(),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        hashes_logits: false,
         cache_salt: None,
         terms: Terms::ordinary(),
     };

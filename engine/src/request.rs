@@ -24,6 +24,10 @@ pub struct Request {
     pub n_logprobs: Option<usize>,
     /// The same for the prompt's tokens.
     pub n_prompt_logprobs: Option<usize>,
+    /// Whether every reported score says which logits it was made from
+    /// ([`TokenScore::logits_hash`]): two engines, or two runs, can be compared bit for bit without
+    /// their vocabularies' worth of numbers. For tests, and to find where two runs part.
+    pub hashes_logits: bool,
     /// What is computed for this request is shared with requests of the same salt, and with no
     /// others.
     pub cache_salt: Option<Arc<str>>,
@@ -149,6 +153,9 @@ pub struct TokenScore {
     pub logprob: f32,
     /// The most likely tokens, most likely first, as many as were asked for.
     pub top: Vec<(TokenId, f32)>,
+    /// Of all logits' bits, in the vocabulary's order, where the request wants it. The same logits
+    /// have the same hash in every build.
+    pub logits_hash: Option<u64>,
 }
 
 /// How a request ended.

@@ -8,9 +8,9 @@ use scheduler::{SlotIdx, TokenId};
 
 use crate::batch::EmitPoint;
 use crate::guide::TokenSet;
-use crate::kernels::sample::cpu::{Scratch, argmax, draw, score, uniform};
+use crate::kernels::sample::cpu::{Scratch, argmax, draw, hash, score, uniform};
 use crate::rank::{Entering, RowOutput};
-use crate::request::Request;
+use crate::request::{Request, TokenScore};
 
 /// Sampling state of every slot, and memory for one row of logits.
 pub(crate) struct Sampler {
@@ -83,18 +83,21 @@ impl Sampler {
             output.is_broken = true;
         }
         let request = Arc::clone(&slot.request);
+        let scored = |token, n_top| TokenScore {
+            logits_hash: request.hashes_logits.then(|| hash(logits)),
+            ..score(logits, token, n_top)
+        };
         if point.scores
             && let Some(&token) = request.prompt.get(point.position + 1)
         {
-            let n_top = request.n_prompt_logprobs.unwrap_or(0);
-            output.prompt_scores.push(score(logits, token, n_top));
+            output.prompt_scores.push(scored(token, request.n_prompt_logprobs.unwrap_or(0)));
         }
         if !point.samples {
             return;
         }
         let token = self.sample(point.slot, logits, allowed);
         output.token = Some(token);
-        output.score = request.n_logprobs.map(|n_top| score(logits, token, n_top));
+        output.score = request.n_logprobs.map(|n_top| scored(token, n_top));
     }
 
     /// The next token of a slot, drawn from its logits `[vocab]` among those that are `allowed`.

@@ -79,6 +79,12 @@ pub struct EngineStats {
     pub n_host_tokens: u64,
     /// Pages of the host that hold KV, over all groups.
     pub n_pages_host: usize,
+    /// What they take, in bytes over all ranks.
+    pub host_kv_bytes: u64,
+    /// Bytes of the pages that went to the host, over all ranks.
+    pub out_kv_bytes: u64,
+    /// Bytes of those that came back.
+    pub in_kv_bytes: u64,
     /// Pages that went to the host.
     pub n_pages_out: u64,
     /// Pages that came back.

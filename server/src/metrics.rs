@@ -5,6 +5,7 @@
 //! they share one value. The text is Prometheus' own format (0.0.4), in which a counter is called
 //! what it is called: OpenMetrics would append `_total` to Triton's names.
 
+mod host;
 mod priority;
 mod publish;
 mod recent;
@@ -129,9 +130,7 @@ struct EngineMetrics {
     cached_tokens: Total,
     host_tokens: Total,
     shared_tokens: Total,
-    host_pages: Gauge,
-    out_pages: Total,
-    in_pages: Total,
+    host: host::HostMetrics,
     kv_share: Gauge<f64, AtomicU64>,
     steps: Total,
     proposed_tokens: Total,
@@ -301,9 +300,11 @@ impl Metrics {
             "lnserve_cached_tokens_total", CACHED_TOKENS, engine.cached_tokens;
             "lnserve_host_tokens_total", "Of these, back from the host", engine.host_tokens;
             "lnserve_shared_tokens_total", "Prompt tokens shared by n > 1", engine.shared_tokens;
-            "lnserve_kv_host_pages", "Pages of KV on the host", engine.host_pages;
-            "lnserve_kv_out_pages_total", "Pages moved to the host", engine.out_pages;
-            "lnserve_kv_in_pages_total", "Pages moved back", engine.in_pages;
+            "lnserve_kv_host_pages", "Pages of KV on the host", engine.host.pages;
+            "lnserve_kv_out_pages_total", "Pages moved to the host", engine.host.out_pages;
+            "lnserve_kv_in_pages_total", "Pages moved back", engine.host.in_pages;
+            "lnserve_kv_host_bytes", "Bytes of KV on the host", engine.host.bytes;
+            "lnserve_kv_moved_bytes_total", "Bytes moved there and back", engine.host.moved_bytes;
             "lnserve_steps_total", "Steps run", engine.steps;
             "lnserve_proposed_tokens_total", PROPOSED, engine.proposed_tokens;
             "lnserve_accepted_tokens_total", ACCEPTED, engine.accepted_tokens;

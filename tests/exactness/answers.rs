@@ -7,8 +7,9 @@ use harness::serving::HeldEngine;
 
 use super::*;
 
-/// What a reader saw: tokens and their log-probabilities, by bits, where it asked for them.
-pub(super) type Answer = Vec<(TokenId, Option<u32>)>;
+/// What a reader saw: tokens, and where it asked for scores a hash of the logits that each was
+/// drawn from.
+pub(super) type Answer = Vec<(TokenId, Option<u64>)>;
 
 /// Allows about one token in eight, which ones depends on all before; now and then it allows all.
 fn guide(vocab_size: usize) -> Guide {
@@ -79,7 +80,7 @@ pub(super) fn answer_guided(
             for output in receiver {
                 match output {
                     Output::Token { token, score } => {
-                        tokens.push((token, score.map(|score| score.logprob.to_bits())));
+                        tokens.push((token, score.and_then(|score| score.logits_hash)));
                     }
                     Output::Finish(_) => return tokens,
                     Output::Admitted { .. } | Output::PromptScores(_) => {}
@@ -97,8 +98,8 @@ struct Crowd {
     n_prompt_max: usize,
     n_new: usize,
     tenths_of_kv: u64,
-    /// Whether log-probabilities are asked for. On devices the host then draws, so that no step
-    /// is launched before the tokens of the one before it are seen.
+    /// Whether scores are asked for. On devices the host then draws, so that no step is launched
+    /// before the tokens of the one before it are seen.
     scores: bool,
 }
 
@@ -132,6 +133,7 @@ impl Crowd {
                     sampling,
                     n_logprobs: self.scores.then_some(0),
                     n_prompt_logprobs: None,
+                    hashes_logits: true,
                     cache_salt: None,
                     terms: Terms::ordinary(),
                 }
@@ -191,6 +193,9 @@ fn differing_answers(
     assert_eq!(stats.n_pages_used, 0, "every page came back");
     assert_eq!(stats.n_cached_tokens > 0, roomy.caches_prefixes, "a prompt was known");
     assert_eq!(stats.n_host_tokens > 0, roomy.host_kv.is_some(), "a prompt came back");
+    assert_eq!(stats.in_kv_bytes > 0, roomy.host_kv.is_some(), "its pages have bytes");
+    let on_host_max = engine.handle().info().host_kv_bytes;
+    assert!(stats.host_kv_bytes <= stats.out_kv_bytes.min(on_host_max), "{stats:?}");
     assert_eq!(stats.n_accepted_tokens > 0, roomy.n_candidates_max > 0, "some guess was right");
     assert_eq!(stats.n_proposed_tokens > stats.n_accepted_tokens, roomy.n_candidates_max > 0);
     let differs = |&idx: &usize| {

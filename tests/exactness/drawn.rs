@@ -45,6 +45,7 @@ fn requests(vocab_size: usize) -> Vec<Request> {
             sampling,
             n_logprobs: None,
             n_prompt_logprobs: None,
+            hashes_logits: false,
             cache_salt: None,
             terms: Terms::ordinary(),
         }

@@ -6,19 +6,20 @@
 
 mod answers;
 mod drawn;
+mod planted;
 mod workloads;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
+use engine::{DeviceKind, EngineConfig, KvDtype, MemoryPlan, PAGE_TOKENS, Probe, TokenId};
 use harness::plans::{Planner, Span};
 use harness::random::Random;
 use virtual_node::client::Node;
 use weights::presets::preset;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
-use weights::{Checkpoint, MixerSpec, ModelSpec};
+use weights::{BlockSpec, Checkpoint, MixerSpec, ModelSpec};
 
 const FORMATS: [(SyntheticFormat, KvDtype); 4] = [
     (SyntheticFormat::F32, KvDtype::F32),
@@ -35,6 +36,10 @@ fn tiny(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
 /// The same with heads that a device's kernels know, and a vocabulary that two ranks share evenly:
 /// then devices draw.
 fn tiny_for_devices(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
+    write(test, format, for_devices())
+}
+
+fn for_devices() -> ModelSpec {
     let mut spec = preset("tiny").expect("a preset");
     spec.vocab_size = 302;
     for block in &mut spec.blocks {
@@ -42,7 +47,18 @@ fn tiny_for_devices(test: &str, format: SyntheticFormat) -> Arc<Checkpoint> {
             attention.head_dim = 32;
         }
     }
-    write(test, format, spec)
+    spec
+}
+
+/// Of its blocks one of each cache group, and one without attention.
+fn short_for_devices() -> ModelSpec {
+    let mut spec = for_devices();
+    let is_windowed = |block: &BlockSpec| block.attention().map(|one| one.window.is_some());
+    let kinds = [Some(false), Some(true), None];
+    let one_of = |kind| spec.blocks.iter().find(|block| is_windowed(block) == kind).cloned();
+    spec.blocks = kinds.into_iter().filter_map(one_of).collect();
+    assert_eq!(spec.blocks.len(), kinds.len());
+    spec
 }
 
 fn write(test: &str, format: SyntheticFormat, spec: ModelSpec) -> Arc<Checkpoint> {
@@ -73,6 +89,19 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         n_candidates_max: 0,
         policy: engine::Policy::plain(),
     }
+}
+
+/// Bytes of KV with which full attention has `n_full_pages`, and windows have what the slots and
+/// steps of `config` take. `roomy` is what the same model took for slots and steps of its own.
+fn kv_bytes(roomy: &MemoryPlan, config: &EngineConfig, n_full_pages: usize) -> u64 {
+    let pages = |n_tokens: usize| n_tokens.div_ceil(PAGE_TOKENS);
+    let groups = roomy.group_pages.iter().zip(&roomy.group_windows).zip(&roomy.page_bytes);
+    let bytes = groups.map(|((&n_pages, window), n_bytes)| {
+        let in_slots = n_pages - pages(roomy.n_tokens_per_step);
+        let windowed = in_slots / roomy.n_slots * config.n_slots + pages(config.n_tokens_per_step);
+        window.map_or(n_full_pages, |_| windowed) as u64 * n_bytes
+    });
+    bytes.sum()
 }
 
 fn random_tokens(random: &mut Random, vocab_size: usize, n: usize) -> Vec<TokenId> {
@@ -121,8 +150,7 @@ fn run_cut(
     }
 }
 
-/// Runs random sequences whole and alone on the first engine, cut at random on the second. How, and
-/// for which sequence and position, logits differ first.
+/// Sequences of any length up to 90 tokens, cut at random.
 fn difference(
     checkpoint: &Arc<Checkpoint>,
     configs: [&EngineConfig; 2],
@@ -136,6 +164,17 @@ fn difference(
             random_tokens(&mut random, vocab_size, n)
         })
         .collect();
+    difference_of(checkpoint, configs, &sequences, &mut random)
+}
+
+/// Runs sequences whole and alone on the first engine, cut at random on the second. How, and for
+/// which sequence and position, logits differ first.
+fn difference_of(
+    checkpoint: &Arc<Checkpoint>,
+    configs: [&EngineConfig; 2],
+    sequences: &[Vec<TokenId>],
+    random: &mut Random,
+) -> Option<(&'static str, (usize, usize))> {
     let boot = |config| Probe::new(Arc::clone(checkpoint), config).expect("it boots");
     let [mut one, mut two] = configs.map(boot);
     let mut alone = Bits::new();
@@ -148,7 +187,7 @@ fn difference(
         }
     }
     for (what, n_rows_max) in [("in chunks", 1), ("batched", 6)] {
-        let cut = run_cut(&mut two, &sequences, &mut random, n_rows_max);
+        let cut = run_cut(&mut two, sequences, random, n_rows_max);
         assert_eq!(cut.len(), alone.len());
         let mut differing: Vec<_> = alone.keys().filter(|at| cut[at] != alone[at]).collect();
         differing.sort();
@@ -197,4 +236,26 @@ fn devices_give_equal_bits_where_they_are_told_to() {
         let config = on_devices(2, *kv_dtype, false);
         assert_ne!(difference(&checkpoint, [&config, &config], 5), None, "{format:?}");
     }
+}
+
+/// Sums of many tokens go two ways: eight ranks exchange more than half a MiB in two shots, and
+/// less in one. Long chunks here are the former, short ones the latter.
+#[test]
+fn devices_give_equal_bits_whichever_way_sums_are_exchanged() {
+    split_as_a_real_node_does();
+    let mut spec = for_devices();
+    (spec.hidden_size, spec.vocab_size) = (4096, 304);
+    spec.blocks.truncate(1);
+    let checkpoint = write("two-shots", SyntheticFormat::ModelOptFp8, spec);
+    let config = EngineConfig { n_slots: 2, ..on_devices(8, KvDtype::Fp8, true) };
+    let mut random = Random::new(3);
+    let sequences = [80, 70].map(|n| random_tokens(&mut random, 304, n));
+    let differing = difference_of(&checkpoint, [&config, &config], &sequences, &mut random);
+    assert_eq!(differing, None);
+    let counters = Node::open().expect("this runs on the virtual node").counters();
+    let n_launches = |name: &str| -> u64 {
+        let kernels = counters.devices.iter().flat_map(|device| &device.kernels);
+        kernels.filter(|(one, _)| one.starts_with(name)).map(|(_, kernel)| kernel.n_launches).sum()
+    };
+    assert!(n_launches("reduce_norm_two_shot") > 0, "no sum went in two shots");
 }

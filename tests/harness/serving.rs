@@ -91,6 +91,7 @@ impl HeldEngine {
             sampling: SamplingParams::greedy(),
             n_logprobs: None,
             n_prompt_logprobs: None,
+            hashes_logits: false,
             cache_salt: None,
             terms: Terms::ordinary(),
         };

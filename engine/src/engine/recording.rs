@@ -98,6 +98,8 @@ where
         stats.n_cached_tokens = from.counters.n_cached_tokens;
         stats.n_host_tokens = from.counters.n_host_tokens;
         stats.n_pages_host = from.groups.iter().map(|group| group.n_pages_host).sum();
+        let on_host = from.groups.iter().zip(&self.shared.info.page_bytes);
+        stats.host_kv_bytes = on_host.map(|(group, n)| group.n_pages_host as u64 * n).sum();
         stats.n_pages_out = from.counters.n_pages_out;
         stats.n_pages_in = from.counters.n_pages_in;
         stats.n_shared_tokens = from.counters.n_shared_tokens;

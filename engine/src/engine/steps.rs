@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parallel::{RankError, RankWorker};
-use scheduler::{Emit, Row, StepPlan, TokenId};
+use scheduler::{Emit, GroupIdx, PageMove, Row, StepPlan, TokenId};
 
 use super::EngineLoop;
 use crate::live::Live;
@@ -79,9 +79,26 @@ where
         let began = Instant::now();
         let plan = self.scheduler.plan()?;
         self.planned = began.elapsed();
+        self.count_moved(&plan.moves);
         let entering = self.entering(&plan, Instant::now());
         let allowed = self.allowed(&plan);
         Some(StepInput { plan, entering, allowed })
+    }
+
+    /// Adds up what a plan moves to the host and back.
+    fn count_moved(&self, moves: &[PageMove]) {
+        if moves.is_empty() {
+            return;
+        }
+        let n_bytes = |group: GroupIdx| self.shared.info.page_bytes[group.idx()];
+        let mut stats = self.shared.stats.lock();
+        for page in moves {
+            match *page {
+                PageMove::Out { group, .. } => stats.out_kv_bytes += n_bytes(group),
+                PageMove::In { group, .. } => stats.in_kv_bytes += n_bytes(group),
+                PageMove::Copy { .. } => {}
+            }
+        }
     }
 
     pub(super) fn start(&mut self, input: StepInput) -> Result<(), RankError> {

@@ -12,7 +12,7 @@ pub(super) struct Pools {
     pub(super) bytes_per_rank: u64,
     pub(super) n_context_tokens: usize,
     /// Of each group, on each rank.
-    page_bytes: Vec<u64>,
+    pub(super) page_bytes: Vec<u64>,
 }
 
 impl Pools {

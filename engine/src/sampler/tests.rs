@@ -13,6 +13,7 @@ fn request(sampling: SamplingParams) -> Request {
         sampling,
         n_logprobs: None,
         n_prompt_logprobs: None,
+        hashes_logits: false,
         cache_salt: None,
         terms: Terms::ordinary(),
     }
@@ -45,6 +46,43 @@ fn sample(sampler: &mut Sampler, logits: &[f32]) -> TokenId {
     let mut output = RowOutput::default();
     sampler.take(&point(), (logits, None), &mut output);
     output.token.expect("it samples")
+}
+
+/// The hash that comes with a score.
+fn hashed(logits: &[f32]) -> Option<u64> {
+    let mut sampler = Sampler::new(1, logits.len());
+    let mut asked = request(SamplingParams::greedy());
+    (asked.n_logprobs, asked.hashes_logits) = (Some(2), true);
+    let entering = Entering {
+        slot: SlotIdx(0),
+        request: Arc::new(asked),
+        generated: Vec::new(),
+        is_guided: false,
+    };
+    sampler.enter(&entering);
+    let mut output = RowOutput::default();
+    sampler.take(&point(), (logits, None), &mut output);
+    output.score.expect("asked for").logits_hash
+}
+
+#[test]
+fn a_hash_sees_every_bit_of_every_logit() {
+    let logits = pseudo_logits(50, 3);
+    let expected = hashed(&logits);
+    // The same in every build: hashes of two machines are compared.
+    assert_eq!(expected, Some(0xd582_0129_a990_9c1a));
+    for idx in 0..logits.len() {
+        let mut other = logits.clone();
+        other[idx] = f32::from_bits(other[idx].to_bits() ^ 1);
+        assert_ne!(hashed(&other), expected, "logit {idx}");
+    }
+    let mut swapped = logits.clone();
+    swapped.swap(7, 8);
+    assert_ne!(hashed(&swapped), expected);
+    let mut sampler = sampler(SamplingParams::greedy(), 50, &[]);
+    let mut output = RowOutput::default();
+    sampler.take(&point(), (&logits, None), &mut output);
+    assert_eq!(output.score, None, "nobody pays who does not ask");
 }
 
 fn pseudo_logits(n: usize, seed: u64) -> Vec<f32> {

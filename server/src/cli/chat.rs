@@ -206,6 +206,7 @@ impl Chat {
             sampling: sampling(&self.sampling, self.thinking),
             n_logprobs: None,
             n_prompt_logprobs: None,
+            hashes_logits: false,
             cache_salt: None,
             terms: Terms::ordinary(),
         };

@@ -73,6 +73,7 @@ impl Options {
                     sampling: SamplingParams { seed, ..self.sampling.clone() },
                     n_logprobs: self.n_logprobs,
                     n_prompt_logprobs: self.n_prompt_logprobs,
+                    hashes_logits: false,
                     cache_salt: self.cache_salt.clone(),
                     terms: self.terms,
                 };

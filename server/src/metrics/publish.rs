@@ -27,9 +27,7 @@ impl Metrics {
         engine.cached_tokens.set(stats.n_cached_tokens);
         engine.host_tokens.set(stats.n_host_tokens);
         engine.shared_tokens.set(stats.n_shared_tokens);
-        engine.host_pages.set(stats.n_pages_host as i64);
-        engine.out_pages.set(stats.n_pages_out);
-        engine.in_pages.set(stats.n_pages_in);
+        engine.host.publish(stats, info);
         engine.kv_share.set(stats.n_pages_used as f64 / stats.n_pages.max(1) as f64);
         engine.steps.set(stats.n_steps);
         engine.proposed_tokens.set(stats.n_proposed_tokens);

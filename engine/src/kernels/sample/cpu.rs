@@ -145,5 +145,11 @@ pub(crate) fn score(logits: &[f32], token: TokenId, n_top: usize) -> TokenScore 
         token,
         logprob: logprob(token.0),
         top: top.into_iter().map(|token| (TokenId(token), logprob(token))).collect(),
+        logits_hash: None,
     }
+}
+
+/// A number that depends on every bit of every logit, and on their order.
+pub(crate) fn hash(logits: &[f32]) -> u64 {
+    logits.iter().fold(logits.len() as u64, |hash, logit| mix(hash ^ u64::from(logit.to_bits())))
 }

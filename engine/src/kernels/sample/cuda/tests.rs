@@ -90,6 +90,7 @@ fn sequence(rng: &mut Rng, n_vocab: usize) -> Sequence {
         sampling: params(rng, n_vocab),
         n_logprobs: None,
         n_prompt_logprobs: None,
+        hashes_logits: false,
         cache_salt: None,
         terms: Terms::ordinary(),
     };
