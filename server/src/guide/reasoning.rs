@@ -120,7 +120,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300_000))]
+        #![proptest_config(ProptestConfig::with_cases(1_000_000))]
         #[test]
         fn the_splitter_sees_the_same_section(
             parts in proptest::collection::vec(

@@ -245,7 +245,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300_000))]
+        #![proptest_config(ProptestConfig::with_cases(1_000_000))]
         #[test]
         fn any_cut_gives_the_same(
             parts in proptest::collection::vec(

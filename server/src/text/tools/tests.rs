@@ -174,7 +174,7 @@ fn part() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300_000))]
+    #![proptest_config(ProptestConfig::with_cases(1_000_000))]
     #[test]
     fn any_cut_gives_the_same(
         opened in any::<bool>(),
