@@ -17,7 +17,7 @@ use crate::config::{EngineConfig, N_TENANTS};
 use crate::device::{CpuExec, DeviceError, Exec};
 use crate::engine::Engine;
 use crate::handle::EngineInfo;
-use crate::loading::Unsupported;
+use crate::loading::{LoadingError, Meeting, Unsupported};
 use crate::memory_plan::{MemoryError, MemoryPlan};
 use crate::model::Model;
 use crate::rank::{ModelWorker, StepError};
@@ -53,6 +53,9 @@ pub enum BuildError {
     /// Its device cannot do what the checkpoint asks for.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
+    /// Its weights did not get to its device.
+    #[error(transparent)]
+    Loading(#[from] LoadingError),
     /// It did not find its peers, or a step could not be prepared.
     #[error(transparent)]
     Step(#[from] StepError),
@@ -144,9 +147,14 @@ pub(crate) fn spawn_ranks(
     let sent = move |n_bytes| {
         progress(n_sent.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes, n_in_all);
     };
-    let build = move |seat| match rank_plan.step {
+    let meeting = Meeting::new(plan.n_ranks);
+    let build = move |seat: Seat| match rank_plan.step {
         None => build(&checkpoint, &rank_plan, seat),
-        Some(_) => device::build(&checkpoint, &rank_plan, seat, &sent),
+        Some(_) => {
+            let loading = meeting.seat(seat.rank.idx());
+            let source = device::Source { checkpoint: &checkpoint, loading, progress: &sent };
+            device::build(source, &rank_plan, seat)
+        }
     };
     let pool = RankPool::spawn(pool_config, build)?;
     Ok((pool, plan))

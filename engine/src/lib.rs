@@ -37,7 +37,7 @@ pub use engine::Engine;
 pub use error::{InvalidSampling, SubmitError};
 pub use guide::{Allowed, Guide, NextAllowed, TokenSet};
 pub use handle::{Deliver, EngineHandle, EngineInfo, N_LOGPROBS_MAX, ReaderGone, Ticket};
-pub use loading::Unsupported;
+pub use loading::{LoadingError, Unsupported};
 pub use memory_plan::{
     KV_BYTES_DEFAULT_MAX, MemoryError, MemoryPlan, RankMemory, Reserve, Term, TermKind,
     WeightParts, WorkspaceParts,

@@ -5,19 +5,23 @@
 //! there are, which the memory plan asks before anything is opened; placed from the arena's
 //! beginning it yields what is to be copied where. One walk serves both.
 
+mod meeting;
+mod ring;
+mod schedule;
 mod staging;
 
 use std::sync::Arc;
 
 use thiserror::Error;
-use weights::{Dtype, InputScale, LinearWeights, Matrix, WeightScale};
+use weights::{Dtype, InputScale, LinearWeights, LoadError, Matrix, WeightScale};
 
 use crate::device::cuda::{ALIGNMENT, DevicePtr, ProductShape, ProductTypes, bytes_of};
 use crate::device::{
-    DeviceArray, DevicePages, DeviceProjection, DeviceView, Element, KvRegion, KvShape,
-    N_PARTS_MAX, Projection, Table, Vector, WeightFactors,
+    DeviceArray, DeviceError, DevicePages, DeviceProjection, DeviceView, Element, KvRegion,
+    KvShape, N_PARTS_MAX, Projection, Table, Vector, WeightFactors,
 };
 
+pub(crate) use meeting::{LoadingSeat, Meeting};
 pub(crate) use staging::stage;
 
 /// What widths on a device are rounded up to, with zeroes: FP8 products ask for it, and every width
@@ -63,6 +67,20 @@ pub enum Unsupported {
     /// The head is quantized.
     #[error("lm_head is quantized: on a device it must be BF16, F16 or F32")]
     QuantizedHead,
+}
+
+/// Why weights did not get to a device.
+#[derive(Debug, Error)]
+pub enum LoadingError {
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A file.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Whoever gave up says why.
+    #[error("another rank gave up while weights were loaded")]
+    CalledOff,
 }
 
 /// Hands out addresses of one run of device memory, one after the other.

@@ -13,6 +13,7 @@ use crate::error::{ConfigError, LoadError};
 use crate::header::{HeaderEntry, parse_header};
 use crate::json::parse_strict;
 use crate::loaded::Dtype;
+use crate::sharded::Manifest;
 use crate::source::{Bytes, Source};
 
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -35,15 +36,25 @@ pub struct TensorInfo {
     pub(crate) bytes: Bytes,
     /// First byte in `bytes`.
     pub(crate) offset: usize,
+    /// SHA-256, where the checkpoint tells it of every tensor.
+    pub(crate) checksum: Option<Arc<str>>,
+    /// Ranks' slices, where each lies in a file of its own; then it has no bytes itself.
+    pub(crate) parts: Arc<[TensorInfo]>,
 }
 
 impl TensorInfo {
+    /// What lies in files: itself, or its ranks' slices.
+    pub(crate) fn pieces(&self) -> &[TensorInfo] {
+        if self.parts.is_empty() { std::slice::from_ref(self) } else { &self.parts }
+    }
+
     /// Its elements, widened; halves where there is no data, which pass for scales.
     pub(crate) fn to_f32(&self) -> Vec<f32> {
         if self.bytes.is_absent() {
             return vec![0.5; self.n_bytes as usize / self.dtype.n_bytes()];
         }
         let bytes = &self.bytes.as_slice()[self.offset..self.offset + self.n_bytes as usize];
+        self.bytes.count(bytes.len());
         let mut values = vec![0.0; bytes.len() / self.dtype.n_bytes()];
         decode(self.dtype, bytes, &mut values);
         values
@@ -84,6 +95,14 @@ impl Catalog {
         is_wanted: impl Fn(&str) -> bool,
         problems: &mut Vec<LoadError>,
     ) -> (Catalog, Vec<ShardInfo>) {
+        match Manifest::read(source) {
+            Ok(Some(manifest)) => return manifest.survey(source, problems),
+            Ok(None) => {}
+            Err(error) => {
+                problems.push(error);
+                return (Catalog::default(), Vec::new());
+            }
+        }
         let mut catalog = Catalog::default();
         let mut shards = Vec::new();
         let listed = read_index(source).and_then(|index| {
@@ -127,7 +146,7 @@ impl Catalog {
 }
 
 /// Maps a shard and reads its header, and notes its size.
-fn open_shard(
+pub(crate) fn open_shard(
     source: &Source,
     info: &mut ShardInfo,
 ) -> Result<(Bytes, Vec<HeaderEntry>), LoadError> {
@@ -147,7 +166,8 @@ fn open_shard(
     Ok((bytes, entries))
 }
 
-fn add(
+/// Adds an entry of a shard's header to the tensors.
+pub(crate) fn add(
     tensors: &mut BTreeMap<String, TensorInfo>,
     entry: HeaderEntry,
     shard: &Arc<str>,
@@ -176,7 +196,9 @@ fn add(
     };
     let HeaderEntry { name, shape, offset, n_bytes, .. } = entry;
     let (shard, bytes) = (shard.clone(), bytes.clone());
-    tensors.insert(name.clone(), TensorInfo { name, dtype, shape, shard, n_bytes, bytes, offset });
+    let (checksum, parts) = (None, Arc::default());
+    let tensor = TensorInfo { name, dtype, shape, shard, n_bytes, bytes, offset, checksum, parts };
+    tensors.insert(tensor.name.clone(), tensor);
     Ok(())
 }
 

@@ -94,6 +94,31 @@ impl Checkpoint {
         self.inner.source.read(name)
     }
 
+    /// Names of all files, sorted.
+    pub(crate) fn file_names(&self) -> Result<Vec<String>, LoadError> {
+        self.inner.source.file_names()
+    }
+
+    /// How many ranks it was cut for; `None` where it is whole, and any number will do.
+    pub fn n_ranks(&self) -> Option<usize> {
+        let n_parts = self.inner.model.embedding.tensor.parts.len();
+        (n_parts > 0).then_some(n_parts)
+    }
+
+    /// Checks that `n_ranks` ranks can share it.
+    ///
+    /// # Errors
+    /// The first parameter that they cannot share evenly, or it was cut for another number.
+    pub fn check_sharding(&self, n_ranks: usize) -> Result<(), LoadError> {
+        self.inner.spec.check_sharding(n_ranks)?;
+        match self.n_ranks() {
+            Some(cut) if cut != n_ranks => {
+                Err(LoadError::ShardedFor { n_ranks: cut, asked: n_ranks })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The tensors in use, by name.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
         self.inner.model.tensors.iter()
@@ -105,6 +130,13 @@ impl Checkpoint {
     /// The first file that lost bytes while it was mapped: zeroes were read in their place.
     pub fn check_intact(&self) -> Result<(), LoadError> {
         self.inner.shards.iter().try_for_each(Bytes::check)
+    }
+
+    /// Bytes of tensors that were taken out of mapped files since it was opened: read to be sent to
+    /// devices, or decoded because they are scales or norms. What kernels read where it is mapped
+    /// is nobody's to count.
+    pub fn n_bytes_read(&self) -> u64 {
+        self.inner.shards.iter().map(Bytes::n_bytes_read).sum()
     }
 
     pub(crate) fn model(&self) -> &StoredModel {
@@ -120,8 +152,9 @@ impl Checkpoint {
         let spec = ModelSpec::from_config_value(root).map_err(in_file(&source, "config.json"))?;
         let catalog = Catalog::open(&source, |name| is_wanted(&spec, name))?;
         let model = resolve(&spec, &quantization, catalog)?;
+        let pieces = model.tensors.iter().flat_map(TensorInfo::pieces);
         let shards: BTreeMap<&str, &Bytes> =
-            model.tensors.iter().map(|tensor| (&*tensor.shard, &tensor.bytes)).collect();
+            pieces.map(|tensor| (&*tensor.shard, &tensor.bytes)).collect();
         let shards = shards.into_values().cloned().collect();
         let inner = Inner { source, spec, quantization, model, shards };
         Ok(Checkpoint { inner: Arc::new(inner) })

@@ -230,6 +230,42 @@ pub enum LoadError {
     /// A parameter cannot be shared among that many ranks.
     #[error(transparent)]
     Uneven(#[from] Uneven),
+    /// A file of a rank holds a tensor that the manifest does not know.
+    #[error("`{tensor}` in {shard} has no checksum in {manifest}: do they belong together?")]
+    NotInManifest {
+        /// The manifest.
+        manifest: String,
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        shard: String,
+    },
+    /// It was cut for another number of ranks.
+    #[error(
+        "the checkpoint was cut for {n_ranks} ranks, not for {asked}: choose --tp {n_ranks}, or \
+         cut the original anew with `lnserve shard`"
+    )]
+    ShardedFor {
+        /// What it was cut for.
+        n_ranks: usize,
+        /// What was asked for.
+        asked: usize,
+    },
+    /// It is cut already.
+    #[error("the checkpoint is already cut, for {n_ranks} ranks: give the original")]
+    Sharded {
+        /// What it was cut for.
+        n_ranks: usize,
+    },
+    /// What is to be made is there.
+    #[error("{path} is already there: give a folder that is not, it is made")]
+    Exists {
+        /// The folder.
+        path: String,
+    },
+    /// Whoever was told of the progress ended it.
+    #[error("interrupted: nothing was left behind")]
+    Interrupted,
     /// The directory to write to already holds a checkpoint.
     #[error("{dir} already holds a config.json: give an empty directory")]
     NotEmpty {

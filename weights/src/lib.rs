@@ -4,6 +4,7 @@
 //! that interprets their strings. It knows no device, no scheduler, no thread.
 
 pub mod presets;
+pub mod sharded;
 pub mod synthetic;
 
 mod catalog;

@@ -1,5 +1,6 @@
 //! One rank's tensors, as the engine takes them: slices of mapped files, never copies of weights.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::source::Bytes;
@@ -55,10 +56,21 @@ impl Matrix {
         &self.bytes.as_slice()[begin..begin + self.n_cols * self.dtype.n_bytes()]
     }
 
+    /// From its first byte in `bytes` to its last, gaps between rows included.
+    pub fn span(&self) -> Range<usize> {
+        let Some(last_idx) = self.n_rows.checked_sub(1) else { return self.offset..self.offset };
+        let last_begin = self.offset + last_idx * self.row_stride;
+        self.offset..last_begin + self.n_cols * self.dtype.n_bytes()
+    }
+
     /// Whether the slice is all zeroes that no disk holds.
     pub fn is_hole(&self) -> bool {
-        let last_begin = self.offset + self.n_rows.saturating_sub(1) * self.row_stride;
-        self.bytes.is_hole(self.offset..last_begin + self.n_cols * self.dtype.n_bytes())
+        self.bytes.is_hole(self.span())
+    }
+
+    /// Whether its rows follow each other without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        self.row_stride == self.n_cols * self.dtype.n_bytes()
     }
 
     /// Bytes that the slice itself holds, gaps between rows not counted.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::AddAssign;
-use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{LoadError, Uneven};
@@ -101,6 +100,7 @@ impl Checkpoint {
     /// If `rank_idx` is not below `n_ranks`.
     pub fn load_rank(&self, rank_idx: usize, n_ranks: usize) -> Result<RankWeights, LoadError> {
         assert!(rank_idx < n_ranks, "rank {rank_idx} of {n_ranks}");
+        self.check_sharding(n_ranks)?;
         let seat = Seat { rank_idx, n_ranks };
         let model = self.model();
         let embedding = seat.linear(&model.embedding)?;
@@ -119,7 +119,7 @@ impl Checkpoint {
         Ok(RankWeights {
             embedding: embedding.matrix,
             blocks,
-            final_norm: norm(&model.final_norm),
+            final_norm: model.final_norm.gains(),
             head,
             vocab_begin: model.embedding.spec.slice(rank_idx, n_ranks)?.rows.start,
         })
@@ -160,9 +160,9 @@ impl Checkpoint {
 
 /// Which share is cut.
 #[derive(Clone, Copy)]
-struct Seat {
-    rank_idx: usize,
-    n_ranks: usize,
+pub(crate) struct Seat {
+    pub(crate) rank_idx: usize,
+    pub(crate) n_ranks: usize,
 }
 
 impl Seat {
@@ -184,7 +184,7 @@ impl Seat {
         let ffn = match &spec.ffn {
             None => None,
             Some(FfnSpec::SwiGlu { .. }) => Some(FfnWeights::SwiGlu(SwiGluWeights {
-                norm: norm(stored.get(Role::FfnNorm)),
+                norm: stored.get(Role::FfnNorm).gains(),
                 gate: self.linear(stored.get(Role::Gate))?,
                 up: self.linear(stored.get(Role::Up))?,
                 down: self.linear(stored.get(Role::Down))?,
@@ -214,7 +214,7 @@ impl Seat {
         Ok(AttentionWeights {
             spec: spec.clone(),
             share,
-            norm: norm(stored.get(Role::MixerNorm)),
+            norm: stored.get(Role::MixerNorm).gains(),
             q,
             k,
             v: self.linear(stored.get(Role::Value))?,
@@ -232,22 +232,26 @@ impl Seat {
     ) -> Result<ReplacementWeights, LoadError> {
         let stored = block.get(role);
         Ok(ReplacementWeights {
-            norm: norm(block.get(norm_role)),
+            norm: block.get(norm_role).gains(),
             projection: self.linear(stored)?,
             col_begin: stored.spec.slice(self.rank_idx, self.n_ranks)?.cols.start,
         })
     }
 
-    fn linear(self, stored: &Stored) -> Result<LinearWeights, LoadError> {
+    /// The rank's slice of a matrix.
+    pub(crate) fn linear(self, stored: &Stored) -> Result<LinearWeights, LoadError> {
         let slice = stored.spec.slice(self.rank_idx, self.n_ranks)?;
         let tensor = &stored.tensor;
         let n_element_bytes = tensor.dtype.n_bytes();
-        let row_stride = stored.spec.n_cols * n_element_bytes;
+        // Where each rank has a file, what it holds is the slice.
+        let (part, first, n_stored_cols) = match tensor.parts.get(self.rank_idx) {
+            Some(part) => (part, (0, 0), slice.cols.len()),
+            None => (tensor, (slice.rows.start, slice.cols.start), stored.spec.n_cols),
+        };
+        let row_stride = n_stored_cols * n_element_bytes;
         let matrix = Matrix {
-            bytes: tensor.bytes.clone(),
-            offset: tensor.offset
-                + slice.rows.start * row_stride
-                + slice.cols.start * n_element_bytes,
+            bytes: part.bytes.clone(),
+            offset: part.offset + first.0 * row_stride + first.1 * n_element_bytes,
             dtype: tensor.dtype,
             n_rows: slice.rows.len(),
             n_cols: slice.cols.len(),
@@ -266,8 +270,4 @@ impl StoredBlock {
         let found = self.parameters.iter().find(|stored| stored.spec.role == role);
         found.expect("every parameter of the block was resolved when it was opened")
     }
-}
-
-fn norm(stored: &Stored) -> Arc<[f32]> {
-    stored.tensor.to_f32().into()
 }

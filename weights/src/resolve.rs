@@ -5,6 +5,7 @@
 //! but for a number of ranks that does not fit.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use crate::catalog::{Catalog, TensorInfo};
 use crate::error::LoadError;
@@ -35,6 +36,15 @@ pub(crate) struct Stored {
     pub(crate) tensor: TensorInfo,
     pub(crate) scale: WeightScale,
     pub(crate) input: InputScale,
+    /// A norm's gains, once somebody wanted them: ranks share them.
+    gains: OnceLock<Arc<[f32]>>,
+}
+
+impl Stored {
+    /// Its values as f32, read once. For norms, of which every rank holds all.
+    pub(crate) fn gains(&self) -> Arc<[f32]> {
+        Arc::clone(self.gains.get_or_init(|| self.tensor.to_f32().into()))
+    }
 }
 
 /// Factors of keys and values in an FP8 cache.
@@ -146,6 +156,18 @@ impl Resolver<'_> {
             return Err(LoadError::MissingTensor { tensor: name, expected: spec.shape() });
         };
         check_shape(&tensor, &spec.shape())?;
+        for (rank_idx, part) in tensor.parts.iter().enumerate() {
+            let slice = spec.slice(rank_idx, tensor.parts.len())?;
+            check_shape(part, &[slice.rows.len(), slice.cols.len()])?;
+            if part.dtype != tensor.dtype {
+                return Err(LoadError::WrongDtype {
+                    tensor: name,
+                    shard: part.shard.to_string(),
+                    found: part.dtype.to_string(),
+                    expected: format!("{}, as the other ranks have it", tensor.dtype),
+                });
+            }
+        }
         let is_projection = spec.role.is_projection();
         let scheme = self.quantization.scheme_of(&spec.module).filter(|_| is_projection);
         self.check_dtype(&tensor, &spec, scheme)?;
@@ -155,7 +177,7 @@ impl Resolver<'_> {
                 (self.weight_scale(&spec, scheme.weights)?, self.input_scale(&spec, scheme.input)?)
             }
         };
-        Ok(Stored { spec, tensor, scale, input })
+        Ok(Stored { spec, tensor, scale, input, gains: OnceLock::new() })
     }
 
     fn check_dtype(

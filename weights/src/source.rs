@@ -1,5 +1,5 @@
 //! Where a checkpoint's bytes come from: a mapped file, or bytes that are part of the program.
-//!
+
 mod mapped;
 
 use std::borrow::Cow;
@@ -54,6 +54,54 @@ impl Bytes {
         match self {
             Bytes::Mapped(file) => file.is_hole(range.start as u64..range.end as u64),
             Bytes::Static(_) | Bytes::Absent { .. } => false,
+        }
+    }
+
+    /// Copies what lies at `offset` into `out`, straight from the file where there is one: nothing
+    /// of it stays resident.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is shorter than it was when it was opened.
+    ///
+    /// # Panics
+    /// If they are absent.
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), LoadError> {
+        match self {
+            Bytes::Mapped(file) => file.read_at(offset as u64, out),
+            Bytes::Static(_) | Bytes::Absent { .. } => {
+                out.copy_from_slice(&self.as_slice()[offset..offset + out.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the system fetch what will soon be read.
+    pub fn will_need(&self, range: Range<usize>) {
+        if let Bytes::Mapped(file) = self {
+            file.will_need(range);
+        }
+    }
+
+    /// A number by which clones of the same bytes know each other; `None` where there are none.
+    pub fn id(&self) -> Option<usize> {
+        match self {
+            Bytes::Mapped(_) | Bytes::Static(_) => Some(self.as_slice().as_ptr().addr()),
+            Bytes::Absent { .. } => None,
+        }
+    }
+
+    /// Bytes of values that were taken out of the file: read, or decoded where they are mapped.
+    pub(crate) fn n_bytes_read(&self) -> u64 {
+        match self {
+            Bytes::Mapped(file) => file.n_bytes_read(),
+            Bytes::Static(_) | Bytes::Absent { .. } => 0,
+        }
+    }
+
+    /// Counts values that were decoded where they are mapped.
+    pub(crate) fn count(&self, n_bytes: usize) {
+        if let Bytes::Mapped(file) = self {
+            file.count(n_bytes);
         }
     }
 
@@ -144,12 +192,12 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(LoadError::Read { path: self.path(file), source }),
         };
-        let map = MappedFile::open(&opened, self.path(file));
+        let map = MappedFile::open(opened, self.path(file));
         let map = map.map_err(|source| LoadError::Read { path: self.path(file), source })?;
         Ok(Some(Bytes::Mapped(Arc::new(map))))
     }
 
-    /// Names of all files, sorted.
+    /// Names of all files, sorted; folders are none.
     pub(crate) fn file_names(&self) -> Result<Vec<String>, LoadError> {
         let mut names = match self {
             Source::Embedded { files, .. } => {
@@ -160,7 +208,10 @@ impl Source {
                 let entries = fs::read_dir(dir).map_err(failed)?;
                 let mut names = Vec::new();
                 for entry in entries {
-                    names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+                    let entry = entry.map_err(failed)?;
+                    if !entry.path().is_dir() {
+                        names.push(entry.file_name().to_string_lossy().into_owned());
+                    }
                 }
                 names
             }

@@ -15,6 +15,7 @@ use crate::checkpoint::{read_json, read_quantization};
 use crate::dtype::first_not_finite;
 use crate::error::LoadError;
 use crate::resolve::{self, is_wanted};
+use crate::sharded::{MANIFEST_FILE, ZERO, hexadecimal};
 use crate::source::Source;
 use crate::spec::ModelSpec;
 
@@ -60,6 +61,16 @@ pub enum VerifyError {
     Checksum {
         /// The file.
         file: String,
+        /// Of what there is.
+        found: String,
+        /// Of what there should be.
+        expected: String,
+    },
+    /// A tensor is not the one that was written.
+    #[error("`{tensor}` has SHA-256 {found}, but {MANIFEST_FILE} says {expected}")]
+    TensorChecksum {
+        /// The tensor.
+        tensor: String,
         /// Of what there is.
         found: String,
         /// Of what there should be.
@@ -150,7 +161,8 @@ impl Survey {
             error: error.into(),
         };
         problems.extend(errors.into_iter().map(whole));
-        let tensors: Vec<TensorInfo> = catalog.tensors.values().cloned().collect();
+        let pieces = catalog.tensors.values().flat_map(TensorInfo::pieces);
+        let tensors: Vec<TensorInfo> = pieces.cloned().collect();
         match &config {
             Err(_) => {}
             Ok((spec, quantization)) => {
@@ -174,14 +186,23 @@ impl Survey {
         };
         let begin = tensor.offset;
         let end = begin + tensor.n_bytes as usize;
-        if tensor.bytes.is_hole(begin..end) {
+        let checksum = tensor.checksum.as_deref();
+        if tensor.bytes.is_hole(begin..end) && checksum.is_none_or(|sum| sum == ZERO) {
             return None;
         }
         let bytes = &tensor.bytes.as_slice()[begin..end];
+        let found = checksum.and_then(|expected| wrong_sum(bytes, expected));
         let not_finite = first_not_finite(tensor.dtype, bytes);
         let values = is_scale(&tensor.name).then(|| tensor.to_f32());
         if let Err(error) = tensor.bytes.check() {
             return problem(error.into());
+        }
+        if let Some(found) = found {
+            return problem(VerifyError::TensorChecksum {
+                tensor: tensor.name.clone(),
+                found,
+                expected: checksum.unwrap_or_default().to_owned(),
+            });
         }
         if let Some((element_idx, value)) = not_finite {
             let tensor = tensor.name.clone();
@@ -217,7 +238,7 @@ impl Survey {
         loop {
             let n_read = opened.read(&mut chunk).map_err(failed)?;
             if n_read == 0 {
-                return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+                return Ok(hexadecimal(hash.finalize()));
             }
             hash.update(&chunk[..n_read]);
             progress(n_read as u64);
@@ -268,6 +289,15 @@ fn read_checksums(source: &Source, problems: &mut Vec<Problem>) -> Vec<Checksum>
         }
     }
     checksums
+}
+
+/// The checksum of `bytes`, where it is not the one expected.
+fn wrong_sum(bytes: &[u8], expected: &str) -> Option<String> {
+    if expected == ZERO && bytes.iter().all(|&byte| byte == 0) {
+        return None;
+    }
+    let found = hexadecimal(Sha256::digest(bytes));
+    (found != expected).then_some(found)
 }
 
 fn is_scale(name: &str) -> bool {

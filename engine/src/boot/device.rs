@@ -9,7 +9,7 @@ use super::BuildError;
 use crate::device::cuda::{CudaExec, DevicePtr};
 use crate::device::{Exec, Gpu, Projection, RopeFrequencies, SharedMemory};
 use crate::kernels::linear::cuda::{Choice, Gemms};
-use crate::loading::{Carve, Placer, stage};
+use crate::loading::{Carve, Copying, LoadingError, LoadingSeat, Placer, stage};
 use crate::memory_plan::{MemoryPlan, StepMemory, StepSizes};
 use crate::model::{
     DeviceInputs, DeviceLogits, DeviceSampling, DeviceSteps, DeviceStepsConfig, Model, Network,
@@ -25,13 +25,22 @@ const MEETING_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a step may run on a device before its rank is given up.
 const STEP_DEADLINE: Duration = Duration::from_secs(300);
 
-/// On the rank's own thread. `progress` hears of bytes that are sent to the device.
+/// Where a rank's weights come from.
+pub(super) struct Source<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    /// Its place among the ranks that load.
+    pub(super) loading: LoadingSeat<'a>,
+    /// Hears of bytes that are sent to the device.
+    pub(super) progress: &'a dyn Fn(u64),
+}
+
+/// On the rank's own thread.
 pub(super) fn build(
-    checkpoint: &Checkpoint,
+    source: Source<'_>,
     plan: &MemoryPlan,
     seat: Seat,
-    progress: &dyn Fn(u64),
 ) -> Result<ModelWorker, BuildError> {
+    let Source { checkpoint, loading, progress } = source;
     let Seat { rank, communicator, .. } = seat;
     let spec = checkpoint.spec();
     let sizes = plan.step.as_ref().expect("the plan is a device's");
@@ -52,7 +61,7 @@ pub(super) fn build(
     let frequencies = placement.doubles(RopeFrequencies::of_model(spec).as_slice());
     let placed = [placement.weights.n_bytes(), placement.pages.n_bytes()].map(|n| n as u64);
     assert_eq!(placed, [planned.weights_bytes, planned.kv_bytes], "what was planned is taken");
-    stage(&exec, &placement.copies, progress)?;
+    load(&exec, (loading, progress), &placement.copies, &mut communicator)?;
     checkpoint.check_intact()?;
 
     let mut carve = Carve::new(region(planned.workspace_bytes)?);
@@ -93,6 +102,21 @@ pub(super) fn build(
     }
     let sampler = (rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     Ok(ModelWorker { communicator, model, exec, sampler, mapped: None })
+}
+
+/// Sends everything to the device.
+fn load(
+    exec: &CudaExec,
+    (seat, progress): (LoadingSeat<'_>, &dyn Fn(u64)),
+    copies: &[Copying],
+    communicator: &mut Communicator,
+) -> Result<(), BuildError> {
+    let staged = stage(exec, seat, copies, progress);
+    if let Err(LoadingError::CalledOff) = staged {
+        // The rank that gave up says why before it aborts this meeting, so its reason is the first.
+        communicator.all_gather_word(0).map_err(StepError::from)?;
+    }
+    Ok(staged?)
 }
 
 /// The memory that kernels of all ranks reach.

@@ -1,93 +1,102 @@
-//! From mapped files to the device, through a ring of pinned memory: while one piece travels, the
-//! next is read from the file, converted and padded.
+//! From files to the device: each rank goes through the schedule, reads its own, fills windows when
+//! it is its turn, and takes its columns of the others'.
+
+use std::ops::Range;
 
 use half::bf16;
-use weights::{Dtype, Matrix};
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use weights::{Bytes, Dtype, Matrix};
 
-use super::{Copying, MatrixCopy};
-use crate::device::cuda::{CudaExec, DevicePtr, Event, Pinned};
+use super::meeting::LoadingSeat;
+use super::ring::Ring;
+use super::schedule::{PIECE_BYTES, Piece, Region, Schedule, Source, Taker, Want};
+use super::{Copying, LoadingError, MatrixCopy};
+use crate::device::cuda::CudaExec;
 use crate::device::{DeviceError, DeviceView, Element};
 
-/// Bytes of a piece: long enough that the link is busy, short enough that the first is soon there.
-pub(super) const PIECE_BYTES: usize = 8 << 20;
+/// Threads of all ranks that read at once, where there are as many processor cores.
+const N_READERS_MAX: usize = 16;
 
-/// Bytes after which the filler repeats itself.
-const FILLER_BLOCK_BYTES: usize = 64 << 10;
+/// Bytes that one of a rank's threads reads at least.
+const READ_BYTES_MIN: usize = 1 << 20;
 
-/// Pieces under way: one is filled while the others travel.
-pub(super) const N_PIECES: usize = 3;
+/// Bytes that the system is asked for ahead of those that are read, over all ranks: what a fast
+/// array of disks has under way (16 GB/s for 8 ms), twice.
+const AHEAD_BYTES: usize = 256 << 20;
 
-/// Pinned memory that is filled and sent in turn.
-struct Ring<'a> {
-    exec: &'a CudaExec,
-    pieces: Vec<Piece>,
-    turn: usize,
-    /// A row on its way into pinned memory, where it must be converted or padded.
-    row: Vec<u8>,
-    /// The same as f32.
+/// What a rank does while it loads.
+struct Stager<'a> {
+    seat: &'a LoadingSeat<'a>,
+    copies: &'a [Copying],
+    ring: Ring<'a>,
+    readers: Option<ThreadPool>,
+    /// A row as f32.
     wide: Vec<f32>,
 }
 
-struct Piece {
-    memory: Pinned,
-    sent: Event,
+/// What a rank reads, and what the system has been asked for.
+struct Ahead<'a, I> {
+    schedule: &'a Schedule,
+    asked: I,
+    /// Bytes that were asked for and not read.
+    n_bytes: usize,
+    n_bytes_max: usize,
 }
 
 /// Copies everything, and waits until it is there. `progress` hears of bytes as they are sent.
 ///
 /// # Errors
-/// What the device says.
+/// What the device says, what cannot be read, or that another rank gave up.
 pub(crate) fn stage(
     exec: &CudaExec,
+    seat: LoadingSeat<'_>,
     copies: &[Copying],
     progress: &dyn Fn(u64),
-) -> Result<(), DeviceError> {
+) -> Result<(), LoadingError> {
+    let schedule = seat.agree(wants(copies))?;
     let n_bytes_max = copies.iter().map(Copying::n_bytes).max().unwrap_or(0);
-    if n_bytes_max == 0 {
-        return Ok(());
+    if n_bytes_max > 0 {
+        // Rows travel whole.
+        let row_bytes_max = copies.iter().map(Copying::row_bytes).max().unwrap_or(0);
+        let piece_bytes = n_bytes_max.min(PIECE_BYTES).max(row_bytes_max);
+        let ring = Ring::new(exec, piece_bytes, progress)?;
+        let readers = readers(seat.n_ranks())?;
+        let mut stager = Stager { seat: &seat, copies, ring, readers, wide: Vec::new() };
+        stager.run(&schedule)?;
+        stager.ring.flush()?;
+        exec.synchronize()?;
     }
-    let piece_bytes = copies.iter().map(Copying::least_piece).max().unwrap_or(0);
-    let piece_bytes = n_bytes_max.min(PIECE_BYTES).max(piece_bytes);
-    let piece = || Ok(Piece { memory: exec.alloc_pinned(piece_bytes)?, sent: exec.new_event()? });
-    let pieces = (0..N_PIECES).map(|_| piece()).collect::<Result<Vec<Piece>, DeviceError>>()?;
-    let mut ring = Ring { exec, pieces, turn: 0, row: Vec::new(), wide: Vec::new() };
-    if copies.iter().any(Copying::is_absent) {
-        let filler = filler(piece_bytes);
-        ring.pieces.iter().for_each(|piece| piece.memory.write(0, &filler));
-    }
-    for copying in copies {
-        match copying {
-            Copying::Matrix(copy) => ring.matrix(copy, progress)?,
-            Copying::Bytes { to, bytes } => ring.bytes(*to, bytes, progress)?,
-        }
-    }
-    exec.synchronize()
+    seat.finish();
+    Ok(())
 }
 
-/// What stands in for weights that are nowhere, so that steps of a model without data may be timed:
-/// numbers of both signs, none of which is broken in any type. As e4m3 they are from an eighth to
-/// two, as bf16 and f16 smaller than two.
-fn filler(n_bytes: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9u32;
-    let byte = |_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        0x20 | (state >> 24) as u8 & 0x9F
+/// Threads beside the rank's own that read, if there are processor cores for them.
+fn readers(n_ranks: usize) -> Result<Option<ThreadPool>, DeviceError> {
+    let n_cores = std::thread::available_parallelism().map_or(1, |n_cores| n_cores.get());
+    let n_threads = n_cores.min(N_READERS_MAX) / n_ranks;
+    if n_threads < 2 {
+        return Ok(None);
+    }
+    let pool = ThreadPoolBuilder::new().num_threads(n_threads).build();
+    pool.map(Some).map_err(|source| DeviceError::Threads { n_threads, source })
+}
+
+fn wants(copies: &[Copying]) -> Vec<Want> {
+    let of = |(copy_idx, copying): (usize, &Copying)| {
+        let Copying::Matrix(MatrixCopy { matrix, to, .. }) = copying else { return None };
+        (!matrix.bytes.is_absent()).then(|| Want {
+            copy_idx,
+            bytes: matrix.bytes.clone(),
+            span: matrix.span(),
+            row_stride: matrix.row_stride,
+            is_plain: is_plain(matrix, to),
+        })
     };
-    let block: Vec<u8> = (0..FILLER_BLOCK_BYTES).map(byte).collect();
-    let mut bytes = block.repeat(n_bytes.div_ceil(FILLER_BLOCK_BYTES));
-    bytes.truncate(n_bytes);
-    bytes
+    copies.iter().enumerate().filter_map(of).collect()
 }
 
 impl Copying {
-    /// Whether there is nothing to be read.
-    fn is_absent(&self) -> bool {
-        match self {
-            Copying::Matrix(MatrixCopy { matrix, .. }) => matrix.bytes.is_absent(),
-            Copying::Bytes { .. } => false,
-        }
-    }
-
     /// On the device.
     fn n_bytes(&self) -> usize {
         match self {
@@ -96,8 +105,7 @@ impl Copying {
         }
     }
 
-    /// Rows travel whole.
-    fn least_piece(&self) -> usize {
+    fn row_bytes(&self) -> usize {
         match self {
             Copying::Matrix(MatrixCopy { to, .. }) => row_bytes(to),
             Copying::Bytes { .. } => 0,
@@ -105,83 +113,195 @@ impl Copying {
     }
 }
 
-impl Ring<'_> {
-    fn bytes(
-        &mut self,
-        to: DevicePtr,
-        bytes: &[u8],
-        progress: &dyn Fn(u64),
-    ) -> Result<(), DeviceError> {
-        let piece_bytes = self.pieces[0].memory.n_bytes();
-        for (piece_idx, bytes) in bytes.chunks(piece_bytes).enumerate() {
-            self.next_piece()?.memory.write(0, bytes);
-            self.send(to.offset(piece_idx * piece_bytes), bytes.len())?;
-            progress(bytes.len() as u64);
+impl Stager<'_> {
+    fn run(&mut self, schedule: &Schedule) -> Result<(), LoadingError> {
+        self.without_files()?;
+        let rank_idx = self.seat.rank_idx();
+        for region in schedule.regions.iter().filter(|region| region.source == Source::Hole) {
+            for copy_idx in region.copies_of(rank_idx) {
+                let MatrixCopy { matrix, to, .. } = matrix_copy(&self.copies[copy_idx]);
+                self.ring.zero(to.first, matrix.n_rows * row_bytes(to))?;
+            }
+        }
+        let n_bytes_max = (AHEAD_BYTES / self.seat.n_ranks()).max(2 * PIECE_BYTES);
+        let asked = schedule.reads_of(rank_idx);
+        let mut ahead = Ahead { schedule, asked, n_bytes: 0, n_bytes_max };
+        let is_window = |piece: &&Piece| piece.window_idx.is_some();
+        let mut to_fill = schedule.reads_of(rank_idx).filter(is_window).peekable();
+        for piece in &schedule.pieces {
+            let region = &schedule.regions[piece.region_idx];
+            if !region.is_for(rank_idx) {
+                continue;
+            }
+            let Some(window_idx) = piece.window_idx else {
+                ahead.go(piece);
+                self.own(region, &piece.span)?;
+                continue;
+            };
+            let is_due = |next: &&Piece| {
+                next.window_idx <= Some(window_idx)
+                    || next.window_idx.is_some_and(|idx| self.seat.can_fill(idx))
+            };
+            while let Some(next) = to_fill.next_if(is_due) {
+                ahead.go(next);
+                self.fill(&schedule.regions[next.region_idx], next)?;
+            }
+            self.take(region, piece, window_idx)?;
         }
         Ok(())
     }
 
-    fn matrix(&mut self, copy: &MatrixCopy, progress: &dyn Fn(u64)) -> Result<(), DeviceError> {
-        let MatrixCopy { matrix, to, .. } = copy;
-        let row_bytes = row_bytes(to);
-        if matrix.is_hole() {
-            let n_bytes = to.n_rows * row_bytes;
-            self.exec.zero(to.first, n_bytes)?;
-            progress(n_bytes as u64);
-            return Ok(());
+    /// What is no file's: weights that are nowhere, and numbers that we made.
+    fn without_files(&mut self) -> Result<(), LoadingError> {
+        let is_absent = |copying: &&Copying| match copying {
+            Copying::Matrix(copy) => copy.matrix.bytes.is_absent(),
+            Copying::Bytes { .. } => false,
+        };
+        let copies = self.copies;
+        if copies.iter().any(|copying| is_absent(&copying)) {
+            self.ring.fill();
         }
-        let n_rows_max = self.pieces[0].memory.n_bytes() / row_bytes;
-        let is_plain = is_plain(matrix, to);
-        let mut begin = 0;
-        while begin < to.n_rows {
-            let end = (begin + n_rows_max).min(to.n_rows);
-            self.next_piece()?;
-            if matrix.bytes.is_absent() {
-                // Nothing is read: what is sent is the filler, or what went this way before.
-            } else if is_plain && end <= matrix.n_rows {
-                let first = matrix.offset + begin * row_bytes;
-                let bytes = &matrix.bytes.as_slice()[first..first + (end - begin) * row_bytes];
-                self.pieces[self.turn].memory.write(0, bytes);
-            } else {
-                for row_idx in begin..end {
-                    self.write_row(copy, row_idx, (row_idx - begin) * row_bytes);
+        for copying in copies {
+            match copying {
+                Copying::Matrix(copy) if is_absent(&copying) => {
+                    self.ring.put_anything(copy.to.first, copying.n_bytes())?;
+                }
+                Copying::Matrix(MatrixCopy { matrix, to, .. }) => {
+                    // Rows that were added.
+                    let n_rows = to.n_rows - matrix.n_rows;
+                    let first = to.first.offset(matrix.n_rows * row_bytes(to));
+                    self.ring.zero(first, n_rows * row_bytes(to))?;
+                }
+                Copying::Bytes { to, bytes } => {
+                    let n_bytes = self.ring.piece_bytes();
+                    for (idx, bytes) in bytes.chunks(n_bytes).enumerate() {
+                        self.ring.put(to.offset(idx * n_bytes), bytes.len(), |out| {
+                            out.copy_from_slice(bytes);
+                            Ok(())
+                        })?;
+                    }
                 }
             }
-            let n_bytes = (end - begin) * row_bytes;
-            self.send(to.first.offset(begin * row_bytes), n_bytes)?;
-            progress(n_bytes as u64);
-            begin = end;
         }
         Ok(())
     }
 
-    /// Writes one row, with its zeroes, `offset` bytes into the current piece.
-    fn write_row(&mut self, copy: &MatrixCopy, row_idx: usize, offset: usize) {
-        let MatrixCopy { matrix, to, col_begin } = copy;
-        self.row.clear();
-        self.row.resize(row_bytes(to), 0);
-        if row_idx < matrix.n_rows {
-            let n_bytes = to.element.n_bytes();
-            let columns = col_begin * n_bytes..(col_begin + matrix.n_cols) * n_bytes;
-            let out = &mut self.row[columns];
-            convert(matrix.dtype, matrix.row(row_idx), to.element, out, &mut self.wide);
+    /// Reads rows that are this rank's alone to where the device copies from.
+    fn own(&mut self, region: &Region, span: &Range<usize>) -> Result<(), LoadingError> {
+        let Taker { copy_idx, .. } = region.takers[0];
+        let to = matrix_copy(&self.copies[copy_idx]).to.first;
+        let to = to.offset(span.start - region.span.start);
+        let readers = self.readers.as_ref();
+        self.ring.put(to, span.len(), |out| read(readers, &region.bytes, span.start, out))
+    }
+
+    /// Reads a window.
+    fn fill(&self, region: &Region, piece: &Piece) -> Result<(), LoadingError> {
+        let window_idx = piece.window_idx.expect("it is a window");
+        let n_takers = region.ranks().len();
+        self.seat.fill(window_idx, piece.span.len(), n_takers, |out| {
+            Ok(region.bytes.read_at(piece.span.start, out)?)
+        })
+    }
+
+    /// Takes this rank's columns of a window.
+    fn take(
+        &mut self,
+        region: &Region,
+        piece: &Piece,
+        window_idx: usize,
+    ) -> Result<(), LoadingError> {
+        let Stager { seat, copies, ring, wide, .. } = self;
+        let rank_idx = seat.rank_idx();
+        seat.take(window_idx, |window| {
+            for copy_idx in region.copies_of(rank_idx) {
+                let copy = matrix_copy(&copies[copy_idx]);
+                take_rows(ring, wide, copy, &Window { bytes: window, begin: piece.span.start })?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl<'a, I: Iterator<Item = &'a Piece>> Ahead<'a, I> {
+    /// Before `piece` is read: asks for what follows it.
+    fn go(&mut self, piece: &Piece) {
+        while self.n_bytes < self.n_bytes_max {
+            let Some(next) = self.asked.next() else { break };
+            let bytes = &self.schedule.regions[next.region_idx].bytes;
+            bytes.will_need(next.span.clone());
+            self.n_bytes += next.span.len();
         }
-        self.pieces[self.turn].memory.write(offset, &self.row);
+        self.n_bytes = self.n_bytes.saturating_sub(piece.span.len());
     }
+}
 
-    /// Waits until the next piece has been sent, and makes it the current one.
-    fn next_piece(&mut self) -> Result<&Piece, DeviceError> {
-        self.turn = (self.turn + 1) % self.pieces.len();
-        let piece = &self.pieces[self.turn];
-        piece.sent.synchronize()?;
-        Ok(piece)
+/// Whole rows of a region.
+struct Window<'a> {
+    bytes: &'a [u8],
+    /// Where they begin in the file.
+    begin: usize,
+}
+
+/// Takes a copy's part of every row of a window.
+fn take_rows(
+    ring: &mut Ring<'_>,
+    wide: &mut Vec<f32>,
+    copy: &MatrixCopy,
+    window: &Window<'_>,
+) -> Result<(), LoadingError> {
+    let MatrixCopy { matrix, to, .. } = copy;
+    let stride = matrix.row_stride;
+    let row_at = |at: usize| at.saturating_sub(matrix.offset).div_ceil(stride).min(matrix.n_rows);
+    let rows = row_at(window.begin)..row_at(window.begin + window.bytes.len());
+    let row_bytes = row_bytes(to);
+    let n_rows_max = ring.piece_bytes() / row_bytes;
+    for begin in rows.clone().step_by(n_rows_max) {
+        let end = (begin + n_rows_max).min(rows.end);
+        let first = to.first.offset(begin * row_bytes);
+        ring.put(first, (end - begin) * row_bytes, |out| {
+            for (row_idx, out) in (begin..end).zip(out.chunks_exact_mut(row_bytes)) {
+                let at = matrix.offset + row_idx * stride - window.begin;
+                let row = &window.bytes[at..at + matrix.n_cols * matrix.dtype.n_bytes()];
+                write_row(copy, row, out, wide);
+            }
+            Ok(())
+        })?;
     }
+    Ok(())
+}
 
-    /// Sends the current piece's first `n_bytes`.
-    fn send(&mut self, to: DevicePtr, n_bytes: usize) -> Result<(), DeviceError> {
-        let Piece { memory, sent } = &self.pieces[self.turn];
-        self.exec.stream().copy_in(to, memory, 0, n_bytes)?;
-        self.exec.stream().record(sent)
+/// Writes one row, with its zeroes.
+fn write_row(copy: &MatrixCopy, row: &[u8], out: &mut [u8], wide: &mut Vec<f32>) {
+    let MatrixCopy { matrix, to, col_begin } = copy;
+    let n_bytes = to.element.n_bytes();
+    let (before, rest) = out.split_at_mut(col_begin * n_bytes);
+    let (columns, after) = rest.split_at_mut(matrix.n_cols * n_bytes);
+    before.fill(0);
+    after.fill(0);
+    convert(matrix.dtype, row, to.element, columns, wide);
+}
+
+/// Reads on as many threads as are worth it.
+fn read(
+    readers: Option<&ThreadPool>,
+    bytes: &Bytes,
+    offset: usize,
+    out: &mut [u8],
+) -> Result<(), LoadingError> {
+    let Some(readers) = readers else { return Ok(bytes.read_at(offset, out)?) };
+    let n_bytes = out.len().div_ceil(readers.current_num_threads()).max(READ_BYTES_MIN);
+    readers.install(|| {
+        let parts = out.par_chunks_mut(n_bytes).enumerate();
+        parts.try_for_each(|(idx, part)| bytes.read_at(offset + idx * n_bytes, part))
+    })?;
+    Ok(())
+}
+
+fn matrix_copy(copying: &Copying) -> &MatrixCopy {
+    match copying {
+        Copying::Matrix(copy) => copy,
+        Copying::Bytes { .. } => unreachable!("only matrices are in files"),
     }
 }
 
@@ -189,13 +309,13 @@ fn row_bytes(to: &DeviceView) -> usize {
     to.n_cols * to.element.n_bytes()
 }
 
-/// Whether the stored bytes are those of the device: then rows travel together.
+/// Whether the stored bytes are those of the device, one row after the other.
 fn is_plain(matrix: &Matrix, to: &DeviceView) -> bool {
     let is_same = matches!(
         (matrix.dtype, to.element),
         (Dtype::F8E4m3, Element::F8) | (Dtype::Bf16, Element::Bf16)
     );
-    is_same && matrix.n_cols == to.n_cols && matrix.row_stride == row_bytes(to)
+    is_same && matrix.n_cols == to.n_cols && matrix.is_contiguous()
 }
 
 /// Widens or rounds a row: widening is exact, bf16 rounds to nearest even.
@@ -211,25 +331,5 @@ fn convert(from: Dtype, row: &[u8], to: Element, out: &mut [u8], wide: &mut Vec<
             }
         }
         (from, to) => unreachable!("{from:?} is never placed as {to:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use weights::e4m3_to_f32;
-
-    use super::*;
-
-    #[test]
-    fn what_stands_in_for_weights_is_finite_in_every_type() {
-        let bytes = filler(3 * FILLER_BLOCK_BYTES / 2);
-        assert_eq!(bytes.len(), 3 * FILLER_BLOCK_BYTES / 2);
-        let is_between = |x: f32| (0.125..2.0).contains(&x.abs());
-        assert!(bytes.iter().all(|&code| is_between(e4m3_to_f32(code))));
-        let halves = || bytes.as_chunks().0.iter().map(|&half| u16::from_ne_bytes(half));
-        assert!(halves().all(|bits| bf16::from_bits(bits).to_f32().abs() < 2.0));
-        assert!(halves().all(|bits| half::f16::from_bits(bits).to_f32().abs() < 2.0));
-        let n_negative = bytes.iter().filter(|&&code| code & 0x80 != 0).count();
-        assert!((bytes.len() / 3..bytes.len() * 2 / 3).contains(&n_negative), "{n_negative}");
     }
 }

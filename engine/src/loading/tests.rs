@@ -6,7 +6,8 @@ use std::cell::Cell;
 use half::bf16;
 use weights::Bytes;
 
-use super::staging::{N_PIECES, PIECE_BYTES};
+use super::ring::N_PIECES;
+use super::schedule::{PIECE_BYTES, WINDOW_BYTES};
 use super::*;
 use crate::device::cuda::Plain;
 use crate::device::cuda::testing::TestDevice;
@@ -15,7 +16,8 @@ use crate::kernels::testing::{Rng, StoredMatrix, store};
 /// Stages `copies`; how many bytes were said to be sent.
 fn staged(device: &TestDevice, copies: &[Copying]) -> u64 {
     let n_sent = Cell::new(0);
-    stage(&device.exec, copies, &|n_bytes| n_sent.set(n_sent.get() + n_bytes)).expect("it is sent");
+    let progress = |n_bytes| n_sent.set(n_sent.get() + n_bytes);
+    stage(&device.exec, Meeting::new(1).seat(0), copies, &progress).expect("it is sent");
     n_sent.get()
 }
 
@@ -107,6 +109,47 @@ fn a_cut_matrix_of_any_type_lies_between_zeroes() {
         };
         assert_eq!(got, expected, "row {row}, column {}", i % 16);
     }
+}
+
+#[test]
+fn ranks_get_their_rows_and_columns_of_what_they_read_in_turn() {
+    const N_RANKS: usize = 3;
+    const N_COLS: usize = 3 * 1000;
+    // More windows than there are places for them, the last of which is shorter.
+    let n_rows = (N_RANKS * 2 + 1) * WINDOW_BYTES / N_COLS + 5;
+    let bytes: &'static [u8] = pattern(2 * n_rows * N_COLS).leak();
+    let meeting = Meeting::new(N_RANKS);
+    let share = N_COLS / N_RANKS;
+    let run = |rank_idx: usize| {
+        let device = TestDevice::open(rank_idx);
+        // The first tensor is cut by columns, the second, which follows it, by rows.
+        let columns = Matrix {
+            offset: rank_idx * share,
+            n_rows,
+            n_cols: share,
+            row_stride: N_COLS,
+            ..plain_matrix(bytes, N_COLS)
+        };
+        let n_own = n_rows / N_RANKS;
+        let offset = (n_rows + rank_idx * n_own) * N_COLS;
+        let rows = Matrix { offset, n_rows: n_own, ..plain_matrix(bytes, N_COLS) };
+        // Columns lie between zeroes, as those of a width that was rounded up.
+        let between = room(&device, Element::F8, n_rows, share + 24);
+        let own = room(&device, Element::F8, n_own, N_COLS);
+        let copies = [
+            Copying::Matrix(MatrixCopy { matrix: rows, to: own, col_begin: 0 }),
+            Copying::Matrix(MatrixCopy { matrix: columns, to: between, col_begin: 8 }),
+        ];
+        stage(&device.exec, meeting.seat(rank_idx), &copies, &|_| {}).expect("it is sent");
+        assert!(read::<u8>(&device, &own) == bytes[offset..offset + n_own * N_COLS]);
+        let got = read::<u8>(&device, &between);
+        for (row_idx, got) in got.chunks_exact(share + 24).enumerate() {
+            let begin = row_idx * N_COLS + rank_idx * share;
+            assert!(got[8..8 + share] == bytes[begin..begin + share], "rank {rank_idx}, {row_idx}");
+            assert!(got[..8].iter().chain(&got[8 + share..]).all(|&byte| byte == 0));
+        }
+    };
+    std::thread::scope(|scope| (0..N_RANKS).for_each(|idx| drop(scope.spawn(move || run(idx)))));
 }
 
 #[test]

@@ -10,8 +10,9 @@ use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
 use libc::{c_int, c_void, off_t, siginfo_t};
@@ -31,7 +32,11 @@ const N_END_BYTES_MAX: u64 = 128 << 10;
 /// A file in memory, read-only.
 pub struct MappedFile {
     map: memmap2::Mmap,
+    /// The same file, for those who take its bytes elsewhere.
+    file: File,
     path: String,
+    /// Of tensors' values, by whatever way.
+    n_bytes_read: AtomicU64,
     /// Ascending parts that are no holes; `None` where the system does not tell.
     extents: Option<Vec<Range<u64>>>,
     watched_idx: Option<usize>,
@@ -58,14 +63,46 @@ static WATCHED: [Watched; N_WATCHED_MAX] = [const {
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 impl MappedFile {
-    pub(super) fn open(file: &File, path: String) -> io::Result<MappedFile> {
+    pub(super) fn open(file: File, path: String) -> io::Result<MappedFile> {
         // SAFETY: the mapping is read-only and nothing in this program writes to the file. A file
         // that others truncate is noticed, see above; one that others rewrite in place is for the
         // operator to prevent, as with every program that maps its weights.
-        let map = unsafe { memmap2::Mmap::map(file) }?;
-        let extents = extents(file, map.len() as u64);
+        let map = unsafe { memmap2::Mmap::map(&file) }?;
+        let extents = extents(&file, map.len() as u64);
         let watched_idx = watch(map.as_ptr().addr(), map.len());
-        Ok(MappedFile { map, path, extents, watched_idx })
+        let n_bytes_read = AtomicU64::new(0);
+        Ok(MappedFile { map, file, path, n_bytes_read, extents, watched_idx })
+    }
+
+    /// Reads what lies at `offset` into `out`, not through the mapping: no page of it becomes
+    /// resident, and a page that is not in memory costs no fault.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is shorter than it was.
+    pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        self.count(out.len());
+        self.file.read_exact_at(out, offset).map_err(|source| {
+            let path = self.path.clone();
+            match source.kind() {
+                io::ErrorKind::UnexpectedEof => LoadError::Shrank { path },
+                _ => LoadError::Read { path, source },
+            }
+        })
+    }
+
+    /// Has the system fetch what will soon be read. It may not, which only costs time.
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+    }
+
+    /// Counts values that are read.
+    pub(super) fn count(&self, n_bytes: usize) {
+        self.n_bytes_read.fetch_add(n_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// How many were counted.
+    pub(super) fn n_bytes_read(&self) -> u64 {
+        self.n_bytes_read.load(Ordering::Relaxed)
     }
 
     /// Whether all bytes of `range` are zeroes that the disk does not hold, but for the ends, which

@@ -65,7 +65,8 @@ impl PlannedTensor {
         let n_bytes = self.n_bytes();
         let bytes = Bytes::Absent { n_bytes: n_bytes as usize };
         let PlannedTensor { name, dtype, shape, .. } = self;
-        TensorInfo { name, dtype, shape, shard: shard.clone(), n_bytes, bytes, offset: 0 }
+        let (shard, checksum, parts) = (shard.clone(), None, Arc::default());
+        TensorInfo { name, dtype, shape, shard, n_bytes, bytes, offset: 0, checksum, parts }
     }
 
     pub(super) fn n_bytes(&self) -> u64 {

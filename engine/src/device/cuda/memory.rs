@@ -189,6 +189,19 @@ impl Pinned {
         unsafe { to.copy_from_nonoverlapping(values.as_ptr().cast(), n_bytes) }
     }
 
+    /// Has `write` change the `n_bytes` from `offset_bytes` on, of which no copy may be under way.
+    pub fn with<T>(
+        &mut self,
+        offset_bytes: usize,
+        n_bytes: usize,
+        write: impl FnOnce(&mut [u8]) -> T,
+    ) -> T {
+        let range = self.range(offset_bytes, n_bytes);
+        // SAFETY: `range` has seen that it lies inside; the driver gave memory that holds bytes,
+        // and for as long as this borrow lasts nobody else can ask for them.
+        write(unsafe { std::slice::from_raw_parts_mut(range, n_bytes) })
+    }
+
     /// Copies from `offset_bytes` to `values`: what the last finished copy left there.
     pub fn read<T: Plain>(&self, offset_bytes: usize, values: &mut [T]) {
         let n_bytes = size_of_val(values);
