@@ -79,7 +79,8 @@ fn readers(n_ranks: usize) -> Result<Option<ThreadPool>, DeviceError> {
         return Ok(None);
     }
     let pool = ThreadPoolBuilder::new().num_threads(n_threads).build();
-    pool.map(Some).map_err(|source| DeviceError::Threads { n_threads, source })
+    let failed = |error| DeviceError::Threads { n_threads, source: std::io::Error::other(error) };
+    pool.map(Some).map_err(failed)
 }
 
 fn wants(copies: &[Copying]) -> Vec<Want> {
