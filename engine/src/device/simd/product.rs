@@ -145,34 +145,34 @@ fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
     t: usize,
     n: usize,
 ) {
-    let mut whole: [(&[E::Block], Option<E::Block>); N] = [(&[], None); N];
-    let mut ahead: [&[E::Block]; N] = [&[]; N];
-    for j in 0..N {
+    let mut rows = [WeightRow::NONE; N];
+    for (j, row) in rows.iter_mut().enumerate() {
         let row_idx = product.row_begin + n + j;
-        whole[j] = E::blocks(product.weights.row(row_idx));
+        let (blocks, last) = E::blocks(product.weights.row(row_idx));
         // A row is too short for the processor to see where the next ones begin.
         let next_idx = (row_idx + N).min(product.weights.n_rows - 1);
-        ahead[j] = E::blocks(product.weights.row(next_idx)).0;
+        let (ahead, _) = E::blocks(product.weights.row(next_idx));
+        *row = WeightRow { blocks, last, ahead };
     }
     let mut sums = [[s.splat(0.0); N]; M];
     for panel_idx in 0..product.x.n_panels() {
         let begin = panel_idx * PANEL_BLOCKS;
-        let n_whole = product.x.panel_width(panel_idx).min(whole[0].0.len() - begin);
+        let n_whole = product.x.panel_width(panel_idx).min(rows[0].blocks.len() - begin);
         let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-        for i in 0..M {
+        for (i, x) in x.iter_mut().enumerate() {
             let (blocks, last) = product.x.row(panel_idx, t + i).split_at(n_whole);
-            x[i] = (blocks, last.as_flattened());
+            *x = (blocks, last.as_flattened());
         }
-        let mut w = [WeightRow::NONE; N];
-        for j in 0..N {
-            w[j].blocks = &whole[j].0[begin..begin + n_whole];
-            w[j].ahead = &ahead[j][begin..begin + n_whole];
-            w[j].last = if x[0].1.is_empty() { None } else { whole[j].1 };
+        let mut w = rows;
+        for w in &mut w {
+            w.blocks = &w.blocks[begin..begin + n_whole];
+            w.ahead = &w.ahead[begin..begin + n_whole];
+            w.last = w.last.filter(|_| !x[0].1.is_empty());
         }
         sums = chains::<S, E, M, N>(s, x, w, sums);
     }
-    for i in 0..M {
-        write_sums::<S, N>(s, &sums[i], &mut product.out.row_mut(t + i)[n..n + N]);
+    for (i, sums) in sums.iter().enumerate() {
+        write_sums::<S, N>(s, sums, &mut product.out.row_mut(t + i)[n..n + N]);
     }
 }
 
@@ -183,9 +183,7 @@ fn write_sums<S: Lanes, const N: usize>(s: S, sums: &[S::V; N], out: &mut [f32])
         return;
     }
     let mut four = [s.splat(0.0); 4];
-    for j in 0..N {
-        four[j] = sums[j];
-    }
+    four[..N].copy_from_slice(sums);
     out.copy_from_slice(&s.sums_of_four(four)[..N]);
 }
 
@@ -334,26 +332,26 @@ impl Panel<'_> {
         let (n_rows, width) = (self.out.n_cols(), self.x.panel_width(self.panel_idx));
         let mut tile = [[s.splat(0.0); N]; M];
         if self.panel_idx > 0 {
-            for i in 0..M {
-                for j in 0..N {
-                    tile[i][j] = s.load(&self.sums[(t + i) * n_rows + n + j]);
+            for (i, tile) in tile.iter_mut().enumerate() {
+                for (j, sum) in tile.iter_mut().enumerate() {
+                    *sum = s.load(&self.sums[(t + i) * n_rows + n + j]);
                 }
             }
         }
         let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-        for i in 0..M {
-            x[i].0 = self.x.row(self.panel_idx, t + i);
+        for (i, x) in x.iter_mut().enumerate() {
+            x.0 = self.x.row(self.panel_idx, t + i);
         }
         let w = widened_rows::<N>(&self.weights[n * width..], width, width);
         let tile = chains::<S, Widened<F>, M, N>(s, x, w, tile);
         let is_last = self.panel_idx + 1 == self.x.n_panels();
-        for i in 0..M {
+        for (i, sums) in tile.iter().enumerate() {
             if is_last {
-                write_sums::<S, N>(s, &tile[i], &mut self.out.row_mut(t + i)[n..n + N]);
+                write_sums::<S, N>(s, sums, &mut self.out.row_mut(t + i)[n..n + N]);
                 continue;
             }
-            for j in 0..N {
-                s.store(tile[i][j], &mut self.sums[(t + i) * n_rows + n + j]);
+            for (j, sum) in sums.iter().enumerate() {
+                s.store(*sum, &mut self.sums[(t + i) * n_rows + n + j]);
             }
         }
     }
