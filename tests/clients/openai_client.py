@@ -201,6 +201,20 @@ def reasoning(checks, addresses):
     checks.true("effort none is off", not hasattr(off.choices[0].message, "reasoning"), off, CHAT)
     on = chat(client, reasoning_effort="high", extra_body={})
     checks.equal("effort high is on", on.choices[0].message.content, message.content, CHAT)
+    most = chat(client, reasoning_effort="max", extra_body={})
+    checks.equal("effort max is on", most.choices[0].message.content, message.content, CHAT)
+    untold = chat(client, extra_body={"include_reasoning": False})
+    shown = untold.choices[0].message
+    checks.true("include_reasoning off leaves it out", not hasattr(shown, "reasoning"), shown, VLLM)
+    checks.equal("and only that", shown.content, message.content, VLLM)
+    counted = untold.usage.completion_tokens_details.reasoning_tokens
+    checks.equal("and counts it", counted, n_tokens, VLLM)
+    chunks = list(chat(client, extra_body={"include_reasoning": False}, stream=True))
+    deltas = [one.choices[0].delta for one in chunks]
+    told = [one for one in deltas if getattr(one, "reasoning", None)]
+    checks.equal("in streams, too", told, [], VLLM)
+    text = "".join(one.content or "" for one in deltas)
+    checks.equal("whose answer is whole", text, message.content, VLLM)
     short = chat(client, extra_body={"max_thinking_tokens": 4})
     n_short = short.usage.completion_tokens_details.reasoning_tokens
     checks.true("a budget closes it", n_short < n_tokens, n_short, REASONING)
@@ -300,4 +314,4 @@ def tools(checks, addresses):
 
 if __name__ == "__main__":
     SECTIONS = [models, whole_chats, scores, streams, reasoning, formats, tools]
-    run("openai", 99, SECTIONS)
+    run("openai", 105, SECTIONS)

@@ -154,6 +154,14 @@ def responses(checks, addresses):
     checks.equal(
         "the last has it all", events[-1].response.output_text, answer.output_text, RESPONSES
     )
+    for what, members in (
+        ("top_logprobs", {"top_logprobs": 2}),
+        ("include", {"include": ["message.output_text.logprobs"]}),
+    ):
+        call = lambda members=members: create(**members)
+        checks.raises(f"scores by {what} are 400", openai.BadRequestError, [what], RESPONSES, call)
+    sealed = create(include=["reasoning.encrypted_content"])
+    checks.equal("what else is included", sealed.output_text, answer.output_text, RESPONSES)
     call = lambda: create(previous_response_id="resp_1")
     checks.raises(
         "nothing is kept", openai.BadRequestError, ["previous_response_id"], RESPONSES, call
@@ -178,6 +186,8 @@ def errors(checks, addresses):
             },
             "image_url",
         ),
+        ("a search", {"web_search_options": {}}, "web_search_options"),
+        ("a voice", {"modalities": ["text", "audio"]}, "modalities"),
         ("too long", {"max_tokens": 100_000}, "context"),
         ("tool_choice alone", {"tool_choice": "required"}, "tools"),
     ]
@@ -185,6 +195,17 @@ def errors(checks, addresses):
         call = lambda members=members: chat(client, **members)
         error = checks.raises(f"{what} is 400", openai.BadRequestError, [word], ERRORS, call)
         checks.equal(f"{what}: type", error.type, "invalid_request_error", ERRORS)
+    turns = [
+        {"role": "user", "content": "What is 27 + 58?"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]},
+        {"role": "user", "content": "What is 27 + 58?"},
+    ]
+    said = {**turns[1], "content": "I will not."}
+    answers = [
+        chat(client, messages=[turns[0], turn, turns[2]]).usage.prompt_tokens
+        for turn in (turns[1], said)
+    ]
+    checks.equal("a refusal is what was said", answers[0], answers[1], CHAT)
     call = lambda: chat(client, model="nope")
     checks.raises("an unknown model is 404", openai.NotFoundError, ["nope"], ERRORS, call)
     version = client.get(f"http://{addresses.http}/version", cast_to=object)
@@ -192,4 +213,4 @@ def errors(checks, addresses):
 
 
 if __name__ == "__main__":
-    run("openai, text", 55, [completions, responses, errors])
+    run("openai, text", 63, [completions, responses, errors])

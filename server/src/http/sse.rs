@@ -62,10 +62,24 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(100_000))]
+        #![proptest_config(ProptestConfig::with_cases(1_000_000))]
         #[test]
         fn what_is_written_is_read_back(
-            texts in proptest::collection::vec("(\\PC|[\n\r\u{2028}:\\\\\"]|data: ){0,12}", 0..5),
+            texts in proptest::collection::vec(
+                proptest::collection::vec(
+                    prop_oneof![
+                        any::<char>(),
+                        prop::sample::select(
+                            "\n\r\u{2028}\u{0}:\\\" d".chars().collect::<Vec<_>>()
+                        ),
+                    ]
+                    .prop_map(String::from)
+                    .boxed(),
+                    0..6,
+                )
+                .prop_map(|parts| parts.join("data: ")),
+                0..3,
+            ),
         ) {
             let mut stream = Vec::new();
             for (idx, text) in texts.iter().enumerate() {

@@ -10,7 +10,6 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Json, Response};
 use engine::{N_LOGPROBS_MAX, Terms, TokenId, TokenScore};
 
-use super::super::body;
 use super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::super::generation::{Delta, End, Generations, Job};
@@ -20,6 +19,7 @@ use super::super::sse;
 use super::super::state::{App, AppState};
 use super::conversation::{Conversation, Prepared};
 use super::error::Refusal;
+use super::intake::Intake;
 use super::logprobs::chat_logprob;
 use super::messages::{messages, template_options};
 use super::options::{self, Delivery};
@@ -55,12 +55,9 @@ pub(super) async fn handle(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    app.ready()?;
-    let body = body::read(&headers, body, &app.config.limits).await?;
-    let id = format!("chatcmpl-{}", record.id);
-    let (asked, jobs) = app.off_thread(move |app| parse(id, &body, app)).await?;
-    let generations = Generations::submit(&app, &record, jobs)?;
-    let view = View::new(asked, Arc::clone(&app));
+    let intake = Intake { app: Arc::clone(&app), record: Arc::clone(&record), headers, body };
+    let (asked, generations) = intake.submit("chatcmpl-", parse).await?;
+    let view = View::new(asked, app);
     match view.asked.delivery {
         Delivery::Whole => Ok(view.whole(generations).await?),
         Delivery::Stream { .. } => Ok(view.stream(generations, record)),
@@ -85,6 +82,8 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(Asked, Vec<Job>), A
         tools: tools::tools(&mut fields)?,
         format: format::wanted(&mut fields)?,
         n_reasoning_max: n_reasoning_max(&mut fields)?,
+        // As with vLLM.
+        tells_reasoning: fields.boolean("include_reasoning")?.unwrap_or(true),
     };
     let has_format = conversation.has_format();
     let rules = options::rules(&mut fields, app, (sampling.n_tokens_min, has_format))?;

@@ -9,7 +9,6 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Json, Response};
 use engine::{N_LOGPROBS_MAX, Terms, TokenId};
 
-use super::super::body;
 use super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::super::generation::{Answer, Delta, Generations, Job};
@@ -19,6 +18,7 @@ use super::super::sse;
 use super::super::state::{App, AppState};
 use super::error::Refusal;
 use super::format;
+use super::intake::Intake;
 use super::logprobs::CompletionScores;
 use super::options::{self, Delivery};
 use super::prompts::{Prompt, prompts};
@@ -51,12 +51,9 @@ pub(super) async fn handle(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    app.ready()?;
-    let body = body::read(&headers, body, &app.config.limits).await?;
-    let id = format!("cmpl-{}", record.id);
-    let (asked, jobs) = app.off_thread(move |app| parse(id, &body, app)).await?;
-    let generations = Generations::submit(&app, &record, jobs)?;
-    let view = View::new(asked, Arc::clone(&app));
+    let intake = Intake { app: Arc::clone(&app), record: Arc::clone(&record), headers, body };
+    let (asked, generations) = intake.submit("cmpl-", parse).await?;
+    let view = View::new(asked, app);
     match view.asked.delivery {
         Delivery::Whole => Ok(view.whole(generations.collect().await?)),
         Delivery::Stream { .. } => Ok(view.stream(generations, record)),

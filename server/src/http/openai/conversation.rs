@@ -23,6 +23,8 @@ pub(super) struct Conversation {
     pub(super) format: Option<Wanted>,
     /// Tokens of reasoning at most.
     pub(super) n_reasoning_max: Option<usize>,
+    /// The reasoning is told, or only counted.
+    pub(super) tells_reasoning: bool,
 }
 
 /// What becomes of it.
@@ -36,7 +38,7 @@ pub(super) struct Prepared {
 impl Conversation {
     /// Whether the answer must keep a format.
     pub(super) fn has_format(&self) -> bool {
-        self.format.is_some() || self.tools.as_ref().is_some_and(|tools| tools.format().is_some())
+        self.format.is_some() || self.tools.as_ref().is_some_and(Tools::must_be_called)
     }
 
     /// Renders and tokenizes it, and compiles what the answer must be.
@@ -44,7 +46,8 @@ impl Conversation {
     /// # Errors
     /// The template refuses it, it is too long, or its format cannot be compiled.
     pub(super) fn prepare(mut self, app: &AppState) -> Result<Prepared, ApiError> {
-        let calls = self.tools.as_ref().and_then(Tools::format);
+        let template = app.text.chat_template().unwrap_or_default();
+        let calls = self.tools.as_ref().and_then(|tools| tools.format(&template));
         let wanted = match (calls, self.format.take()) {
             (Some(_), Some(format)) => {
                 let remedy = "with a `tool_choice` that must be called, the answer is the call";
@@ -68,7 +71,8 @@ impl Conversation {
             false => ReasoningSplitter::new(),
         };
         let splitter = app.config.splits_reasoning.then_some(splitter);
-        let speech = Speech::new(splitter, self.tools.map(|tools| tools.is_parallel));
+        let mut speech = Speech::new(splitter, self.tools.map(|tools| tools.is_parallel));
+        speech.tells_reasoning(self.tells_reasoning);
         Ok(Prepared { prompt, answer, speech })
     }
 }

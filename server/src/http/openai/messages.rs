@@ -51,9 +51,9 @@ pub(super) fn effort(fields: &mut Fields, name: &str) -> Result<Option<Thinking>
     match fields.string(name)?.as_deref() {
         None => Ok(None),
         Some("none" | "minimal") => Ok(Some(Thinking::Off)),
-        Some("low" | "medium" | "high" | "xhigh") => Ok(Some(Thinking::On)),
+        Some("low" | "medium" | "high" | "xhigh" | "max") => Ok(Some(Thinking::On)),
         Some(other) => {
-            let range = "none, minimal, low, medium, high or xhigh";
+            let range = "none, minimal, low, medium, high, xhigh or max";
             Err(fields.out_of_range(name, format!("{other:?}"), range))
         }
     }
@@ -138,12 +138,14 @@ fn part(path: &str, item: Value) -> Result<String, ApiError> {
     };
     let mut fields = Fields::nested(path, members);
     let kind = fields.string("type")?.unwrap_or_else(|| "text".into());
-    if kind != "text" {
+    // What the model refused before, as OpenAI's own answers have it.
+    let name = if kind == "refusal" { "refusal" } else { "text" };
+    if kind != name {
         let remedy = "the model reads text only: send parts of type `text`";
         return Err(ApiError::Unsupported { field: format!("{path} of type {kind:?}"), remedy });
     }
     let remedy = "the part's text, as a string";
-    fields.string("text")?.ok_or_else(|| ApiError::Empty { field: fields.path("text"), remedy })
+    fields.string(name)?.ok_or_else(|| ApiError::Empty { field: fields.path(name), remedy })
 }
 
 fn template_values(members: Map<String, Value>) -> BTreeMap<String, TemplateValue> {

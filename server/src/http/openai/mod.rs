@@ -10,6 +10,9 @@ mod completions;
 mod conversation;
 mod error;
 mod format;
+#[cfg(test)]
+mod hostile;
+mod intake;
 mod logprobs;
 mod messages;
 mod models;

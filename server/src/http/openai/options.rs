@@ -29,12 +29,13 @@ pub(super) enum Delivery {
 }
 
 /// Fields that would change the answer if they were obeyed, and what to do without them.
-const UNSUPPORTED: [(&str, &str); 7] = [
+const UNSUPPORTED: [(&str, &str); 8] = [
     ("functions", "send them as `tools`"),
     ("use_beam_search", "leave it out"),
     ("prompt_logprobs", "use /v1/completions with `echo` and `logprobs`"),
     ("suffix", "leave it out"),
     ("audio", "leave it out"),
+    ("web_search_options", "leave it out: the model reads nothing but its prompt"),
     ("prompt_embeds", "send text or token ids"),
     ("truncate_prompt_tokens", "shorten the prompt before you send it"),
 ];
@@ -61,7 +62,14 @@ pub(super) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
             return Err(ApiError::Unsupported { field: name.into(), remedy });
         }
     }
-    Ok(())
+    let modalities = fields.list("modalities")?.unwrap_or_default();
+    match modalities.iter().all(|one| one == "text") {
+        true => Ok(()),
+        false => {
+            let remedy = "the model writes text only: send `[\"text\"]`, or leave it out";
+            Err(ApiError::Unsupported { field: "modalities".into(), remedy })
+        }
+    }
 }
 
 /// `stream` and `stream_options`.

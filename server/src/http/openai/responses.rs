@@ -1,7 +1,7 @@
 //! `POST /v1/responses`: OpenAI's newer way to ask, as far as a server goes that keeps nothing
 //! between requests.
 
-mod input;
+pub(super) mod input;
 mod output;
 
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use axum::response::{IntoResponse, Json, Response};
 use engine::Terms;
 use serde_json::Value;
 
-use super::super::body;
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::super::generation::{Generations, Job};
+use super::super::generation::Job;
 use super::super::observe::Record;
 use super::super::request::{AnswerLimit, Options};
 use super::super::state::{App, AppState};
 use super::conversation::{Conversation, Prepared};
 use super::error::Refusal;
+use super::intake::Intake;
 use super::messages::{effort, template_options};
 use super::options::Delivery;
 use super::{format, options, stream, tools};
@@ -36,6 +36,19 @@ const UNSUPPORTED: [(&str, &str); 4] = [
     ("background", "leave it out"),
 ];
 
+/// What is asked for in `include` may be left out, but for scores.
+fn refuse_logprobs(fields: &mut Fields) -> Result<(), ApiError> {
+    let remedy = "leave it out, or ask /v1/chat/completions with `logprobs`";
+    if fields.count("top_logprobs", 0)?.is_some_and(|n| n > 0) {
+        return Err(ApiError::Unsupported { field: "top_logprobs".into(), remedy });
+    }
+    let included = fields.list("include")?.unwrap_or_default();
+    match included.iter().any(|one| one == "message.output_text.logprobs") {
+        true => Err(ApiError::Unsupported { field: "include".into(), remedy }),
+        false => Ok(()),
+    }
+}
+
 /// Answers a request.
 pub(super) async fn handle(
     State(app): State<App>,
@@ -43,11 +56,8 @@ pub(super) async fn handle(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    app.ready()?;
-    let body = body::read(&headers, body, &app.config.limits).await?;
-    let id = format!("resp_{}", record.id);
-    let (mut view, delivery, jobs) = app.off_thread(move |app| parse(id, &body, app)).await?;
-    let mut generations = Generations::submit(&app, &record, jobs)?;
+    let intake = Intake { app: Arc::clone(&app), record: Arc::clone(&record), headers, body };
+    let ((mut view, delivery), mut generations) = intake.submit("resp_", parse).await?;
     if delivery != Delivery::Whole {
         let n_chunks_max = app.config.limits.n_chunks_max;
         return Ok(stream::respond_bare(generations, record, n_chunks_max, move |delta| {
@@ -60,7 +70,11 @@ pub(super) async fn handle(
     Ok(Json(view.response()).into_response())
 }
 
-fn parse(id: String, body: &[u8], app: &AppState) -> Result<(View, Delivery, Vec<Job>), ApiError> {
+fn parse(
+    id: String,
+    body: &[u8],
+    app: &AppState,
+) -> Result<((View, Delivery), Vec<Job>), ApiError> {
     let mut fields = Fields::parse(body)?;
     let model = options::model_name(&mut fields, app)?;
     for (name, remedy) in UNSUPPORTED {
@@ -69,6 +83,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(View, Delivery, Vec
         }
     }
     let mut echo = Echo::read(&fields);
+    refuse_logprobs(&mut fields)?;
     let is_stream = fields.flag("stream")?;
     let delivery = match is_stream {
         true => Delivery::Stream { include_usage: false, continuous_usage: false },
@@ -94,6 +109,7 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(View, Delivery, Vec
         tools: tools::tools(&mut fields)?,
         format: wanted,
         n_reasoning_max: fields.count("max_thinking_tokens", 0)?,
+        tells_reasoning: true,
     };
     let has_format = conversation.has_format();
     let rules = options::rules(&mut fields, app, (sampling.n_tokens_min, has_format))?;
@@ -112,5 +128,5 @@ fn parse(id: String, body: &[u8], app: &AppState) -> Result<(View, Delivery, Vec
     };
     let jobs = options.jobs(app, &[Arc::clone(&prompt)])?;
     let view = View::new(echo, (id, model, app.created_now()), prompt.len(), speech);
-    Ok((view, delivery, jobs))
+    Ok(((view, delivery), jobs))
 }

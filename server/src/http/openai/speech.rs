@@ -11,6 +11,7 @@ pub(super) struct Speech {
     splitter: Option<ReasoningSplitter>,
     tools: Option<ToolCallParser>,
     is_parallel: bool,
+    tells_reasoning: bool,
     n_calls: usize,
     n_reasoning_tokens: usize,
 }
@@ -43,9 +44,15 @@ impl Speech {
             splitter,
             tools: tools_are_parallel.map(|_| ToolCallParser::new()),
             is_parallel: tools_are_parallel.unwrap_or(true),
+            tells_reasoning: true,
             n_calls: 0,
             n_reasoning_tokens: 0,
         }
+    }
+
+    /// Whether what is told apart as reasoning is told at all; it is counted either way.
+    pub(super) fn tells_reasoning(&mut self, tells: bool) {
+        self.tells_reasoning = tells;
     }
 
     /// Takes the next piece of the answer.
@@ -66,6 +73,7 @@ impl Speech {
         }
         for piece in pieces {
             match piece {
+                Piece::Reasoning(_) if !self.tells_reasoning => {}
                 Piece::Reasoning(text) => append(&mut said.reasoning, &text),
                 Piece::Content(text) => self.content(&text, &mut said),
             }

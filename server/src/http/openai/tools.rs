@@ -1,5 +1,7 @@
 //! `tools` and `tool_choice`: what the model may call, and the format of an answer that must.
 
+mod python;
+
 use serde_json::{Map, Value, json};
 
 use super::super::error::ApiError;
@@ -57,9 +59,28 @@ pub(super) fn tools(fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
 }
 
 impl Tools {
-    /// The format of an answer that must be calls, if it must.
-    pub(super) fn format(&self) -> Option<Wanted> {
+    /// The format of an answer that must be calls, if it must: in the form that `template` asks
+    /// for, where the calls can be written so.
+    pub(super) fn format(&self, template: &str) -> Option<Wanted> {
         let required = self.required.as_ref()?;
+        let n_calls_max = if self.is_parallel { N_CALLS_MAX } else { 1 };
+        let written = python::is_form_of(template).then(|| {
+            let is_chosen = |tool: &&Value| required.iter().any(|one| one == name(tool));
+            let chosen = self.listed.iter().filter(is_chosen);
+            let tools: Vec<_> =
+                chosen.map(|tool| (name(tool), &tool["function"]["parameters"])).collect();
+            python::grammar(&tools, n_calls_max)
+        });
+        let grammar = written.flatten().unwrap_or_else(|| self.json_grammar(required, n_calls_max));
+        Some(Wanted { field: "tools".into(), format: Format::Grammar(grammar) })
+    }
+
+    /// Whether the answer must be calls.
+    pub(super) fn must_be_called(&self) -> bool {
+        self.required.is_some()
+    }
+
+    fn json_grammar(&self, required: &[String], n_calls_max: usize) -> String {
         let mut calls = Vec::new();
         let mut definitions = Map::new();
         for tool in self.listed.iter().filter(|tool| required.iter().any(|one| one == name(tool))) {
@@ -84,13 +105,11 @@ impl Tools {
             "x-guidance": {"whitespace_pattern": " ?", "coerce_one_of": true},
             "type": "array",
             "minItems": 1,
-            "maxItems": if self.is_parallel { N_CALLS_MAX } else { 1 },
+            "maxItems": n_calls_max,
             "items": {"anyOf": calls},
             "$defs": definitions,
         });
-        let grammar =
-            format!("start: \"<TOOLCALL>\" calls \"</TOOLCALL>\"\ncalls: %json {schema}\n");
-        Some(Wanted { field: "tools".into(), format: Format::Grammar(grammar) })
+        format!("start: \"<TOOLCALL>\" calls \"</TOOLCALL>\"\ncalls: %json {schema}\n")
     }
 }
 

@@ -11,7 +11,7 @@ use crate::text::ChatMessage;
 const KINDS: &str = "a text or a list of items";
 
 /// Reads the conversation.
-pub(super) fn messages(
+pub(in super::super) fn messages(
     fields: &mut Fields,
     limits: &HttpLimits,
 ) -> Result<Vec<ChatMessage>, ApiError> {
