@@ -147,6 +147,9 @@ impl Crowd {
     }
 }
 
+/// Crowds that come one after another until one is too large for the pool.
+const N_ROUNDS_MAX: usize = 10;
+
 /// Has every request answered alone, then all of them where somebody is always sent back. Which
 /// ones differ.
 fn differing_answers(
@@ -182,7 +185,12 @@ fn differing_answers(
     let engine = engine::boot(Arc::clone(checkpoint), &cramped).expect("it boots");
     // The second time, what prompts begin with may be there.
     let n_rounds = if roomy.caches_prefixes { 2 } else { 1 };
-    let rounds: Vec<Vec<Answer>> = (0..n_rounds).map(|_| answer(&engine, &requests)).collect();
+    let mut rounds: Vec<Vec<Answer>> = (0..n_rounds).map(|_| answer(&engine, &requests)).collect();
+    // Guides answer in their own time: while theirs are awaited, the others may get through with
+    // nobody sent back.
+    while engine.handle().stats().n_preemptions == 0 && rounds.len() < N_ROUNDS_MAX {
+        rounds.push(answer(&engine, &requests));
+    }
     // Whether a crowd's prompts are still there is chance; that of the one just answered is.
     let longest = (0..requests.len()).max_by_key(|&idx| requests[idx].prompt.len());
     let longest = longest.expect("a crowd");
