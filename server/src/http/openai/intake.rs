@@ -12,6 +12,9 @@ use super::super::generation::{Generations, Job};
 use super::super::observe::Record;
 use super::super::state::{App, AppState};
 
+/// Makes of an answer's id and a body what was asked, and the jobs of it.
+type Parse<Asked> = fn(String, &[u8], &AppState) -> Result<(Asked, Vec<Job>), ApiError>;
+
 /// A request of one of the endpoints, as it came.
 pub(super) struct Intake {
     pub(super) app: App,
@@ -29,7 +32,7 @@ impl Intake {
     pub(super) async fn submit<Asked: Send + 'static>(
         self,
         prefix: &str,
-        parse: fn(String, &[u8], &AppState) -> Result<(Asked, Vec<Job>), ApiError>,
+        parse: Parse<Asked>,
     ) -> Result<(Asked, Generations), ApiError> {
         let Intake { app, record, headers, body } = self;
         app.ready()?;
