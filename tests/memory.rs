@@ -1,5 +1,6 @@
 //! What the memory plan says is what devices give, to the byte.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +10,9 @@ use engine::{DeviceKind, EngineConfig, KvDtype, MemoryPlan, Probe, RankMemory, T
 use harness::plans::{Planner, Span};
 use harness::run_dry;
 use weights::presets::preset;
+use weights::sharded::write_sharded;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_sparse, write_synthetic};
-use weights::{Checkpoint, MixerSpec};
+use weights::{Checkpoint, MixerSpec, ModelSpec};
 
 /// Allocations beyond this are the driver's own; smaller ones share a chunk of twice as much.
 const OWN_BYTES: u64 = 32 << 20;
@@ -203,6 +205,71 @@ fn what_is_planned_is_what_devices_give() {
         // A context that makes pages no small allocation.
         let config = EngineConfig { n_context_tokens: Some(1 << 18), ..config(n_ranks) };
         assert!(check(checkpoint, &config) >= n_ranks, "pages");
+    }
+}
+
+/// Whether ranks cut a tensor by rows or columns, share its heads, or take it twice because the
+/// embedding is the head's, too.
+#[test]
+fn no_byte_of_a_file_is_read_twice() {
+    if !harness::is_dry() {
+        return run_dry("no_byte_of_a_file_is_read_twice");
+    }
+    let mut spec = preset("tiny").expect("a preset");
+    for block in &mut spec.blocks {
+        if let Some(MixerSpec::Attention(attention)) = &mut block.mixer {
+            attention.head_dim = 32;
+        }
+    }
+    for (format, ties_embeddings) in [
+        (SyntheticFormat::ModelOptFp8, false),
+        (SyntheticFormat::Fp8Dynamic, true),
+        (SyntheticFormat::F16, true),
+    ] {
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("once-{format:?}"));
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+        }
+        let spec = ModelSpec { ties_embeddings, ..spec.clone() };
+        let synthetic = SyntheticConfig { spec, format, n_shards: 3, seed: 1 };
+        write_synthetic(&dir, &synthetic, &mut |_, _| {}).expect("it can be written");
+        for n_ranks in [1, 2, 8] {
+            let checkpoint = Arc::new(Checkpoint::open(&dir).expect("what we write is valid"));
+            let probe = Probe::new(Arc::clone(&checkpoint), &config(n_ranks)).expect("it boots");
+            let n_bytes: u64 = checkpoint.tensors().map(|tensor| tensor.n_bytes).sum();
+            let n_read = checkpoint.n_bytes_read();
+            assert_eq!(n_read, n_bytes, "{format:?}, {n_ranks} ranks");
+            drop(probe);
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_cut_for_its_ranks_computes_the_same_bits() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cut");
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+    }
+    let (spec, format) = (preset("tiny").expect("a preset"), SyntheticFormat::Fp8Dynamic);
+    let synthetic = SyntheticConfig { spec, format, n_shards: 2, seed: 1 };
+    write_synthetic(&dir, &synthetic, &mut |_, _| {}).expect("it can be written");
+    let original = Checkpoint::open(&dir).expect("what we write is valid");
+    for n_ranks in [1, 2, 8] {
+        let out = dir.join(format!("for-{n_ranks}"));
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        write_sharded(&original, &out, n_ranks, go_on).expect("it is cut");
+        let cut = Checkpoint::open(&out).expect("what we cut is valid");
+        let bits = |checkpoint: Checkpoint| {
+            let device = DeviceKind::Cpu;
+            let config = EngineConfig { device, n_threads: Some(1), ..config(n_ranks) };
+            let mut probe = Probe::new(Arc::new(checkpoint), &config).expect("it boots");
+            let tokens: Vec<TokenId> = (0..40).map(|idx| TokenId(idx * 7 % 301)).collect();
+            let span = Span { slot: 0, start: 0, tokens: &tokens };
+            let plan = Planner::new(probe.memory()).last_only(&[span]);
+            let probed = probe.run(plan).expect("a step runs");
+            probed[0].logits.iter().map(|logit| logit.to_bits()).collect::<Vec<u32>>()
+        };
+        assert!(bits(original.clone()) == bits(cut), "{n_ranks} ranks");
     }
 }
 

@@ -92,6 +92,8 @@ pub fn boot(model: &ModelSource, config: &EngineConfig) -> Result<Booted, StartE
         .map_err(|cause| StartError::Text { model: model.name(), cause: Box::new(cause) })?;
     let shared = checkpoint.spec().check_sharding(config.n_ranks);
     shared.map_err(|cause| StartError::Uneven { model: model.name(), cause })?;
+    let cut = checkpoint.check_sharding(config.n_ranks);
+    cut.map_err(|cause| StartError::Load { model: model.name(), cause: Box::new(cause) })?;
     let bar = Arc::new(OnceLock::new());
     let engine = engine::boot_watched(Arc::new(checkpoint), config, loading(Arc::clone(&bar)));
     if let Some(bar) = bar.get() {

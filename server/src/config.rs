@@ -57,6 +57,8 @@ pub enum Command {
     Plan(PlanCommand),
     /// Look a checkpoint over for damage.
     Verify(VerifyCommand),
+    /// Cut a checkpoint for its ranks.
+    Shard(ShardCommand),
     /// Write a synthetic checkpoint.
     Synth(SynthCommand),
     /// Measure a server.
@@ -162,6 +164,17 @@ pub struct VerifyCommand {
     pub n_threads: usize,
 }
 
+/// `lnserve shard`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardCommand {
+    /// A checkpoint's directory.
+    pub dir: PathBuf,
+    /// Ranks to cut it for.
+    pub n_ranks: usize,
+    /// Where to write.
+    pub out: PathBuf,
+}
+
 /// `lnserve synth`.
 #[derive(Clone, Debug)]
 pub struct SynthCommand {
@@ -214,6 +227,7 @@ impl Settings {
             CommandArguments::Inspect(inspect) => Command::Inspect(inspect.into()),
             CommandArguments::Plan(plan) => Command::Plan(plan.into()),
             CommandArguments::Verify(verify) => Command::Verify(verify.into()),
+            CommandArguments::Shard(shard) => Command::Shard(shard.into()),
             CommandArguments::Synth(synth) => Command::Synth(synth.into()),
             CommandArguments::Bench(bench) => Command::Bench(bench.decide().map_err(|error| {
                 Arguments::command().error(clap::error::ErrorKind::ValueValidation, error)
@@ -235,6 +249,7 @@ impl Command {
             | Command::Inspect(_)
             | Command::Plan(_)
             | Command::Verify(_)
+            | Command::Shard(_)
             | Command::Synth(_)
             | Command::Bench(_) => "warn",
         }

@@ -6,6 +6,7 @@ pub mod chat;
 pub mod inspect;
 pub mod plan;
 pub mod serve;
+pub mod shard;
 pub mod synth;
 mod table;
 pub mod verify;
@@ -139,6 +140,7 @@ pub fn run(settings: Settings) -> Result<(), CliError> {
         Command::Inspect(command) => inspect::run(&command, settings.has_colour),
         Command::Plan(command) => plan::run(&command, settings.has_colour),
         Command::Verify(command) => verify::run(&command, settings.has_colour),
+        Command::Shard(command) => shard::run(&command),
         Command::Synth(command) => synth::run(&command),
         Command::Bench(command) => bench::run(&command, settings.has_colour),
     }

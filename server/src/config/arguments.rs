@@ -11,7 +11,7 @@ use super::size::ByteSize;
 use super::turns::TurnArguments;
 use super::*;
 
-use looking::{InspectArguments, PlanArguments, SynthArguments, VerifyArguments};
+use looking::{InspectArguments, PlanArguments, ShardArguments, SynthArguments, VerifyArguments};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,6 +77,9 @@ pub(super) enum CommandArguments {
     /// Look a checkpoint over: is everything there, and sound?
     #[command(after_help = looking::VERIFY_WORDS)]
     Verify(VerifyArguments),
+    /// Cut a checkpoint for so many ranks, a file each, for those who restart often
+    #[command(after_help = looking::SHARD_EXAMPLES)]
+    Shard(ShardArguments),
     /// Write a checkpoint of random weights, for tests and measurements
     Synth(SynthArguments),
     /// Put load on a server, this one or another, and measure it

@@ -1,6 +1,7 @@
 //! Arguments of the commands that look at models or write them, and run none.
 
 use clap::Args;
+use weights::sharded::N_RANKS_MAX;
 
 use super::*;
 
@@ -14,10 +15,20 @@ Examples:
 No GPU is needed, and none is asked. `serve --device cuda` boots from the same plan, made from what
 its GPUs say they have. Exit status 1: it does not fit, and the report says what would.";
 
+pub(super) const SHARD_EXAMPLES: &str = "\
+Example:
+  lnserve shard /models/ultra-fp8 --tp 8 --out /fast/ultra-fp8-tp8
+  lnserve serve /fast/ultra-fp8-tp8 --tp 8 --device cuda
+
+The files hold the same bytes, each rank's in one run, with a SHA-256 of every tensor that `lnserve
+verify` checks; what is a hole stays one. The folder gets its name when all of it is written: after
+Ctrl-C nothing is left.";
+
 pub(super) const VERIFY_WORDS: &str = "\
 Looks at config.json, the index, every shard's header, every tensor's name, shape and type, every
 scale, and every value for NaN and infinity. Where the directory has a file SHA256SUMS (as sha256sum
-writes it), its files are held against it. Nothing is written. Exit status 1: something is broken.";
+writes it), its files are held against it, and what `lnserve shard` wrote against the checksum of
+every tensor. Nothing is written. Exit status 1: something is broken.";
 
 #[derive(Args)]
 pub(in crate::config) struct InspectArguments {
@@ -94,6 +105,26 @@ pub(in crate::config) struct VerifyArguments {
 }
 
 #[derive(Args)]
+pub(in crate::config) struct ShardArguments {
+    /// A checkpoint's directory
+    dir: PathBuf,
+
+    /// Ranks to cut it for: what `serve --tp` will say
+    #[arg(long, value_name = "N", value_parser = ranks)]
+    tp: usize,
+
+    /// Directory to make and write to; it must not be there yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// As many ranks as a checkpoint can be cut for.
+fn ranks(text: &str) -> Result<usize, String> {
+    let n_ranks = text.parse().ok().filter(|n_ranks| (1..=N_RANKS_MAX).contains(n_ranks));
+    n_ranks.ok_or_else(|| format!("it must be a number from 1 to {N_RANKS_MAX}"))
+}
+
+#[derive(Args)]
 pub(in crate::config) struct SynthArguments {
     /// What model to write: a config.json, or a preset (tiny, bench-0.6b, nano-8b, super-49b,
     /// ultra-253b)
@@ -162,6 +193,13 @@ impl From<VerifyArguments> for VerifyCommand {
     fn from(arguments: VerifyArguments) -> VerifyCommand {
         let n_cores = || std::thread::available_parallelism().map_or(1, usize::from);
         VerifyCommand { dir: arguments.dir, n_threads: arguments.threads.unwrap_or_else(n_cores) }
+    }
+}
+
+impl From<ShardArguments> for ShardCommand {
+    fn from(arguments: ShardArguments) -> ShardCommand {
+        let ShardArguments { dir, tp, out } = arguments;
+        ShardCommand { dir, n_ranks: tp, out }
     }
 }
 
