@@ -122,7 +122,8 @@ fn write(dir: &Path, n_gib: f64) -> anyhow::Result<()> {
             && matches!(block.ffn, Some(FfnSpec::SwiGlu { .. }))
     });
     let block = whole.context("it has a whole block")?.clone();
-    spec.vocab_size = 16_384;
+    // Few, so that most bytes are blocks'; what ends an answer is one of them.
+    (spec.vocab_size, spec.bos_token, spec.eos_tokens) = (16_384, Some(0), vec![1]);
     let mut config =
         SyntheticConfig { spec, format: SyntheticFormat::ModelOptFp8, n_shards: 4, seed: 1 };
     let bytes_of = |config: &mut SyntheticConfig, n_blocks: usize| {

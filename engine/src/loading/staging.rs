@@ -215,9 +215,11 @@ impl Stager<'_> {
         let Stager { seat, copies, ring, wide, .. } = self;
         let rank_idx = seat.rank_idx();
         seat.take(window_idx, |window| {
+            // Where a longer one was before, its end is still there.
+            let window = Window { bytes: &window[..piece.span.len()], begin: piece.span.start };
             for copy_idx in region.copies_of(rank_idx) {
                 let copy = matrix_copy(&copies[copy_idx]);
-                take_rows(ring, wide, copy, &Window { bytes: window, begin: piece.span.start })?;
+                take_rows(ring, wide, copy, &window)?;
             }
             Ok(())
         })
