@@ -54,8 +54,8 @@ pub(crate) const PLANTS: [Plant; 51] = [
     Plant {
         what: "a page is let go while another holds it",
         file: "pool.rs",
-        right: "        *n_holders -= 1;\n",
-        wrong: "        *n_holders = 0;\n",
+        right: "        *n_holders -= 1;\n        match",
+        wrong: "        *n_holders = 0;\n        match",
     },
     Plant {
         what: "salts are not looked at",
