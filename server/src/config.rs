@@ -4,6 +4,7 @@
 mod arguments;
 pub mod bench;
 mod callers;
+mod connections;
 mod reuse;
 mod size;
 mod turns;
@@ -16,6 +17,7 @@ use clap::{CommandFactory, Parser};
 use engine::{DeviceKind, EngineConfig, KvDtype, Policy};
 use weights::synthetic::SyntheticFormat;
 
+use crate::http::HttpLimits;
 use crate::text::Thinking;
 use arguments::{Arguments, CommandArguments};
 
@@ -48,7 +50,7 @@ pub struct LogSettings {
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Serve a model over HTTP.
-    Serve(ServeCommand),
+    Serve(Box<ServeCommand>),
     /// Talk to a model in the terminal.
     Chat(ChatCommand),
     /// Show what a model is and what it would take.
@@ -91,6 +93,8 @@ pub struct ServeCommand {
     pub served_model_names: Vec<String>,
     /// Who may ask.
     pub callers: Callers,
+    /// Bounds of connections, bodies and requests.
+    pub limits: HttpLimits,
     /// Whether chat answers are told apart into reasoning and content.
     pub splits_reasoning: bool,
     /// Whether a browser gets a page at `/`.
@@ -222,7 +226,7 @@ impl Settings {
         }
         let Arguments { command, log, log_format } = arguments;
         let command = match command.expect("`serve` was put in") {
-            CommandArguments::Serve(serve) => Command::Serve(serve.into()),
+            CommandArguments::Serve(serve) => Command::Serve(Box::new(serve.into())),
             CommandArguments::Chat(chat) => Command::Chat(chat.into()),
             CommandArguments::Inspect(inspect) => Command::Inspect(inspect.into()),
             CommandArguments::Plan(plan) => Command::Plan(plan.into()),
@@ -237,6 +241,13 @@ impl Settings {
         let filter = log.or(rust_log).unwrap_or_else(|| command.default_log_filter().to_owned());
         let log = LogSettings { filter, is_json, has_colour: false };
         Ok(Settings { log, has_colour: false, command })
+    }
+}
+
+impl ServeCommand {
+    /// Ports that it listens on.
+    pub fn n_ports(&self) -> usize {
+        1 + usize::from(self.grpc_port.is_some())
     }
 }
 

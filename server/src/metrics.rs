@@ -5,12 +5,14 @@
 //! they share one value. The text is Prometheus' own format (0.0.4), in which a counter is called
 //! what it is called: OpenMetrics would append `_total` to Triton's names.
 
+mod connections;
 mod host;
 mod priority;
 mod publish;
 mod recent;
 mod steps;
 mod summary;
+mod triton;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,11 +27,14 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::total::{Total, TotalSeconds};
+use connections::ConnectionMetrics;
+pub use connections::{Cut, OpenConnection};
 use priority::PriorityMetrics;
 use recent::Recent;
 pub use recent::{Latencies, Quantiles};
 use steps::StepMetrics;
 pub use summary::{Ended, GenerationSummary};
+use triton::TritonMetrics;
 
 /// `Content-Type` of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -53,6 +58,7 @@ const REQUEST_BUCKETS: [f64; 19] = [
 ];
 
 // Help texts that several names share.
+const CUT: &str = "Connections closed though their clients had not left, by why";
 const RUNNING: &str = "Generations that hold a slot";
 const WAITING_BY_PRIORITY: &str = "Generations that wait, by the priority that they came with";
 const ENDED_BY_PRIORITY: &str = "Generations, by priority and by how they ended";
@@ -71,7 +77,11 @@ const FIRST_TOKEN: &str = "From submission to the first token";
 const TOKEN_GAP: &str = "Between a token and the next";
 const TOTAL: &str = "From submission to the last token";
 const QUEUED: &str = "From submission to a slot";
+const PREPARED: &str = "From a request's head to its submission";
 const COMPUTED: &str = "From a slot to the last token";
+const HANDED_OVER: &str = "From the last token to the answer's end";
+const ANSWERED: &str = "From a request's head to its answer's end, of those that ended well";
+const RESPONDED: &str = "From a request's head to its first token";
 
 /// A table of names, help texts and values.
 macro_rules! register {
@@ -89,6 +99,7 @@ pub struct Metrics {
     priority: PriorityMetrics,
     step: StepMetrics,
     triton: TritonMetrics,
+    connections: ConnectionMetrics,
     /// Engine counters are copied one reader at a time, so that they never seem to fall.
     publishing: Mutex<()>,
 }
@@ -139,19 +150,6 @@ struct EngineMetrics {
     step_seconds: TotalSeconds,
 }
 
-#[derive(Default)]
-struct TritonMetrics {
-    success: Total,
-    failure: Family<ReasonLabels, Total>,
-    exec: Total,
-    request_us: Total,
-    queue_us: Total,
-    infer_us: Total,
-    pending: Gauge,
-    requests: Family<RequestTypeLabels, Gauge>,
-    blocks: Family<KvBlockLabels, Gauge>,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabels {
     route: String,
@@ -168,21 +166,6 @@ struct FinishLabels {
     finished_reason: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestTypeLabels {
-    request_type: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KvBlockLabels {
-    kv_cache_block_type: &'static str,
-}
-
 impl Metrics {
     /// All at zero, labelled with the model's first name.
     pub fn new(model: &str) -> Metrics {
@@ -193,7 +176,8 @@ impl Metrics {
             engine: EngineMetrics::default(),
             priority: PriorityMetrics::new(),
             step: StepMetrics::default(),
-            triton: TritonMetrics::default(),
+            triton: TritonMetrics::new(),
+            connections: ConnectionMetrics::new(),
             publishing: Mutex::new(()),
         };
         metrics.register_ours();
@@ -212,7 +196,7 @@ impl Metrics {
     pub fn http_error(&self, error: &'static str) {
         self.http.errors.get_or_create(&ErrorLabels { error }).inc();
         if error == "queue_full" {
-            self.triton.failure.get_or_create(&ReasonLabels { reason: "REJECTED" }).inc();
+            self.triton.failed("REJECTED");
         }
     }
 
@@ -221,10 +205,12 @@ impl Metrics {
         self.http.in_flight.set(n as i64);
     }
 
-    /// A generation's first token came this long after its submission.
-    pub fn first_token(&self, after: Duration) {
+    /// A generation's first token came this long after its submission, which was so long after its
+    /// request had begun.
+    pub fn first_token(&self, after: Duration, prepared: Duration) {
         self.generation.first_token.observe(after.as_secs_f64());
         self.generation.recent.first_token.observe(after);
+        self.triton.first_token(prepared + after);
     }
 
     /// Two tokens of a generation were this far apart.
@@ -248,14 +234,20 @@ impl Metrics {
             generation.queued.observe(queued.as_secs_f64());
             generation.recent.queued.observe(queued);
         }
-        if let Some(reason) = failure {
-            self.triton.failure.get_or_create(&ReasonLabels { reason }).inc();
-            return;
+        match failure {
+            Some(reason) => self.triton.failed(reason),
+            None => self.triton.succeeded(&summary),
         }
-        self.triton.success.inc();
-        self.triton.request_us.add(summary.total.as_micros() as u64);
-        self.triton.queue_us.add(queued.as_micros() as u64);
-        self.triton.infer_us.add(summary.total.saturating_sub(queued).as_micros() as u64);
+    }
+
+    /// A connection is open until what this returns is dropped.
+    pub fn connection(&self) -> OpenConnection {
+        self.connections.open()
+    }
+
+    /// A connection was closed though its client had not left.
+    pub fn connection_cut(&self, cut: Cut) {
+        self.connections.cut(cut);
     }
 
     /// An answer is over, of which so many tokens were reasoning.
@@ -277,11 +269,14 @@ impl Metrics {
     fn register_ours(&mut self) {
         let (http, generation) = (&self.http, &self.generation);
         let (engine, priority, step) = (&self.engine, &self.priority, &self.step);
+        let connections = &self.connections;
         let to = &mut self.registry;
         register! { to,
             "lnserve_http_requests_total", "HTTP requests, by route and status", http.requests;
             "lnserve_http_errors_total", "HTTP requests refused, by what was wrong", http.errors;
             "lnserve_http_in_flight_requests", "HTTP requests not fully answered", http.in_flight;
+            "lnserve_open_connections", "Connections that are open", connections.open;
+            "lnserve_connections_cut_total", CUT, connections.cut;
             "lnserve_generations_total", "Generations, by how they ended", generation.finished;
             "lnserve_prompt_tokens_total", PROMPT_TOKENS, generation.prompt_tokens;
             "lnserve_generated_tokens_total", GENERATED_TOKENS, generation.generated_tokens;
@@ -347,10 +342,6 @@ impl Metrics {
 
     fn register_triton(&mut self, model: &str) {
         let triton = &self.triton;
-        // Triton shows every reason from the start.
-        for reason in ["CANCELED", "REJECTED", "BACKEND", "OTHER"] {
-            triton.failure.get_or_create(&ReasonLabels { reason }).set(0);
-        }
         let labels = [label("model", model), label("version", "1")];
         let to = self.registry.sub_registry_with_labels(labels.into_iter());
         register! { to,
@@ -358,9 +349,12 @@ impl Metrics {
             "nv_inference_request_failure", "Generations that did not, by reason", triton.failure;
             "nv_inference_count", "Generations that ended well", triton.success;
             "nv_inference_exec_count", "Steps run", triton.exec;
-            "nv_inference_request_duration_us", TOTAL, triton.request_us;
+            "nv_inference_request_duration_us", ANSWERED, triton.request_us;
             "nv_inference_queue_duration_us", QUEUED, triton.queue_us;
+            "nv_inference_compute_input_duration_us", PREPARED, triton.input_us;
             "nv_inference_compute_infer_duration_us", COMPUTED, triton.infer_us;
+            "nv_inference_compute_output_duration_us", HANDED_OVER, triton.output_us;
+            "nv_inference_first_response_histogram_ms", RESPONDED, triton.first_response;
             "nv_inference_pending_request_count", WAITING, triton.pending;
             "nv_trt_llm_request_metrics", "Generations in the engine, by state", triton.requests;
             "nv_trt_llm_kv_cache_block_metrics", "Pages of the KV cache, by state", triton.blocks;

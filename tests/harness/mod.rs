@@ -1,10 +1,12 @@
 //! What the cross-crate tests share.
 
 pub mod accuracy;
+pub mod grpc;
 pub mod http;
 pub mod mutation;
 pub mod plans;
 pub mod random;
+pub mod scripted;
 pub mod serving;
 
 use std::process::Command;
@@ -41,9 +43,34 @@ pub fn is_dry() -> bool {
 /// # Panics
 /// The test fails, or there is none of that name.
 pub fn run_dry(name: &str) {
+    run_with(DRY, name);
+}
+
+/// Says to a process that it runs one test, which has all its memory and files to itself.
+const ALONE: (&str, &str) = ("LNSERVE_TEST_ALONE", "yes");
+
+/// Runs `test`, which is the test `name`, in a process of its own.
+///
+/// # Panics
+/// The test fails, or there is none of that name.
+pub fn alone(name: &str, test: impl FnOnce()) {
+    match std::env::var(ALONE.0).is_ok_and(|value| value == ALONE.1) {
+        true => test(),
+        false => run_with(ALONE, name),
+    }
+}
+
+/// Bytes of this process's memory that are resident.
+pub fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("the kernel tells");
+    let pages = statm.split(' ').nth(1).and_then(|n_pages| n_pages.parse::<usize>().ok());
+    pages.expect("it is a number") * rustix::param::page_size()
+}
+
+fn run_with((name_of_variable, value): (&str, &str), name: &str) {
     let program = std::env::current_exe().expect("a test is a program");
     let mut child = Command::new(program);
-    child.args([name, "--exact", "--nocapture"]).env(DRY.0, DRY.1);
+    child.args([name, "--exact", "--nocapture"]).env(name_of_variable, value);
     let output = child.output().expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);

@@ -1,29 +1,34 @@
 //! A server in this process: the demo model behind a real socket, on a port of its own.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::{
-    DeviceKind, Engine, EngineConfig, EngineHandle, KvDtype, Output, ReaderGone, Request,
+    DeviceKind, Engine, EngineConfig, EngineHandle, KvDtype, Output, Policy, ReaderGone, Request,
     SamplingParams, Terms, Ticket, TokenId,
 };
+use rustix::thread::{CpuSet, sched_setaffinity};
 use server::boot::{self, Booted};
 use server::config::ModelSource;
 use server::http::{
     ApiKeys, App, AppState, HeaderValue, HttpLimits, Outcome, PageConfig, ServeConfig, Server,
     claim,
 };
+use server::text::{SpecialTokens, TextModel};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::http::Client;
+use crate::scripted::{self, Pace, Script, ScriptBounds};
 
 /// Nothing that a test waits for takes longer, on any machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a test wants of its server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerSettings {
     /// Where the model runs.
     pub device: DeviceKind,
@@ -47,14 +52,33 @@ pub struct ServerSettings {
     pub allowed_origins: Vec<&'static str>,
     /// Whether there is a page at `/`.
     pub has_page: bool,
+    /// Whose turn it is.
+    pub policy: Policy,
     /// Bounds.
     pub limits: HttpLimits,
+    /// Decides when a script's steps are done.
+    pub pace: Pace,
+    /// Listens for gRPC too.
+    pub has_grpc: bool,
+    /// Threads that serve sockets, and the processor that they and their helpers keep to.
+    pub workers: Workers,
+}
+
+/// Threads of the server's side.
+#[derive(Clone, Copy, Debug)]
+pub struct Workers {
+    /// How many serve sockets.
+    pub n: usize,
+    /// Their only processor; `None` lets them run anywhere.
+    pub cpu: Option<usize>,
 }
 
 /// A running server. Dropping it stops it.
 pub struct TestServer {
     /// Speaks to it.
     pub client: Client,
+    /// Where it listens for gRPC, if it does.
+    pub grpc: Option<SocketAddr>,
     /// What it shares among requests.
     pub app: App,
     engine: Option<Engine>,
@@ -125,9 +149,33 @@ impl ServerSettings {
             api_key: None,
             allowed_origins: Vec::new(),
             has_page: true,
+            policy: Policy::plain(),
             limits: HttpLimits::STANDARD,
+            pace: Arc::new(|_| {}),
+            has_grpc: false,
+            workers: Workers { n: 2, cpu: None },
         }
     }
+}
+
+impl Workers {
+    fn runtime(self) -> Runtime {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        if let Some(cpu) = self.cpu {
+            builder.on_thread_start(move || pin(cpu));
+        }
+        builder.worker_threads(self.n).enable_all().build().expect("a runtime starts")
+    }
+}
+
+/// Keeps the calling thread, and those that it starts, to one processor.
+///
+/// # Panics
+/// There is none of that number.
+pub fn pin(cpu: usize) {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).expect("the processor is there");
 }
 
 impl TestServer {
@@ -147,12 +195,40 @@ impl TestServer {
             // As the program does.
             overlaps_steps: settings.device == DeviceKind::Cuda,
             caches_prefixes: true,
-            policy: engine::Policy::plain(),
+            policy: settings.policy,
             host_kv: None,
             n_candidates_max: 0,
         };
-        let Booted { engine, text } =
-            boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");
+        let booted = boot::boot(&ModelSource::Demo, &config).expect("the demo model boots");
+        TestServer::over(booted, settings)
+    }
+
+    /// The same over a script: the demo's text, and no model. Answers go over `says` again and
+    /// again, a token a step, and there are no pages to run out of.
+    pub fn scripted(says: &str, settings: ServerSettings) -> TestServer {
+        let checkpoint = boot::open(&ModelSource::Demo).expect("it is in the program");
+        let text = TextModel::from_checkpoint(&checkpoint).expect("it has a tokenizer");
+        let mut tokens: Vec<TokenId> = Vec::new();
+        for token in text.encode(says, SpecialTokens::Literal).expect("it is text") {
+            if !tokens.contains(&token) {
+                tokens.push(token);
+            }
+        }
+        let bounds = ScriptBounds {
+            n_slots: settings.n_slots,
+            n_waiting_max: settings.n_waiting_max,
+            n_context_tokens: settings.n_context_tokens,
+            spec: Arc::new(checkpoint.spec().clone()),
+            policy: settings.policy,
+        };
+        let script = Script { tokens, pace: settings.pace.clone() };
+        let engine = scripted::engine(script, &bounds);
+        TestServer::over(Booted { engine, text: Arc::new(text) }, settings)
+    }
+
+    /// The same over an engine of the caller's, to which only what concerns HTTP in `settings`
+    /// applies.
+    pub fn over(Booted { engine, text }: Booted, settings: ServerSettings) -> TestServer {
         let from_static = HeaderValue::from_static;
         let serve_config = ServeConfig {
             names: vec!["demo".into(), "test/model".into()],
@@ -163,19 +239,23 @@ impl TestServer {
             limits: settings.limits,
         };
         let app = AppState::new(engine.handle(), text, serve_config);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .expect("a runtime starts");
+        let runtime = settings.workers.runtime();
         let listening = {
             let app = app.clone();
-            async { Server::listen(claim("127.0.0.1", 0).await?, None, app) }
+            async move {
+                let http = claim("127.0.0.1", 0).await?;
+                let grpc = match settings.has_grpc {
+                    true => Some(claim("127.0.0.1", 0).await?),
+                    false => None,
+                };
+                Server::listen(http, grpc, app)
+            }
         };
         let server = runtime.block_on(listening).expect("a port is free");
         let client = Client::new(server.address().expect("it listens"));
+        let grpc = server.grpc_address().expect("it says where");
         let serving = Some(runtime.spawn(server.run()));
-        TestServer { client, app, engine: Some(engine), runtime: Some(runtime), serving }
+        TestServer { client, grpc, app, engine: Some(engine), runtime: Some(runtime), serving }
     }
 
     /// Waits for serving to end, which something else must have begun.

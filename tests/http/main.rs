@@ -6,11 +6,13 @@ mod chat;
 mod completions;
 mod crowd;
 mod formats;
+mod grpc;
 mod kserve;
 mod lifecycle;
 mod malformed;
 mod page;
 mod probes;
+mod robust;
 mod triton;
 
 use std::sync::OnceLock;

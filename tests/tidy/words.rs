@@ -176,8 +176,17 @@ pub(crate) fn metric_names(source: &Source) -> Vec<Finding> {
 /// How our own metrics begin; the others' names are theirs to choose.
 const OURS: &str = "lnserve_";
 
-const UNITS: &[&str] =
-    &["_total", "_seconds", "_bytes", "_ratio", "_requests", "_tokens", "_pages", "_info"];
+const UNITS: &[&str] = &[
+    "_total",
+    "_seconds",
+    "_bytes",
+    "_ratio",
+    "_requests",
+    "_connections",
+    "_tokens",
+    "_pages",
+    "_info",
+];
 
 fn is_metric_name(text: &str) -> bool {
     let rest = [OURS, "vllm:", "nv_"].into_iter().find_map(|prefix| text.strip_prefix(prefix));

@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod chat;
+mod files;
 pub mod inspect;
 pub mod plan;
 pub mod serve;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use super::files;
 use crate::boot::{self, Booted};
 use crate::config::{ModelSource, ServeCommand};
 use crate::http::{
@@ -73,13 +74,14 @@ fn serve_config(command: &ServeCommand) -> anyhow::Result<ServeConfig> {
     if keys.len() > N_KEYS_MAX {
         bail!("{} API keys were given, but at most {N_KEYS_MAX} are taken", keys.len());
     }
+    let n_connections_max = files::allow(command.limits.n_connections_max, command.n_ports());
     Ok(ServeConfig {
         names,
         api_keys: ApiKeys::new(&keys),
         allowed_origins: command.callers.allowed_origins.clone(),
         splits_reasoning: command.splits_reasoning,
         page: command.has_page.then(|| PageConfig { examples: examples(&command.model) }),
-        limits: HttpLimits::STANDARD,
+        limits: HttpLimits { n_connections_max, ..command.limits.clone() },
     })
 }
 

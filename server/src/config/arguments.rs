@@ -6,6 +6,7 @@ mod looking;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::callers::CallerArguments;
+use super::connections::ConnectionArguments;
 use super::reuse::ReuseArguments;
 use super::size::ByteSize;
 use super::turns::TurnArguments;
@@ -118,6 +119,9 @@ pub(super) struct ServeArguments {
 
     #[command(flatten)]
     callers: CallerArguments,
+
+    #[command(flatten)]
+    connections: ConnectionArguments,
 
     /// How chat answers are told apart into reasoning and content: by the family's
     /// <think>...</think>, or not at all
@@ -337,6 +341,7 @@ impl From<ServeArguments> for ServeCommand {
             served_model_names: arguments.served_model_name,
             callers: arguments.callers.decide(),
             has_page: !arguments.no_page,
+            limits: arguments.connections.limits(),
             splits_reasoning: arguments.reasoning_parser == ReasoningParser::Think,
             engine: EngineConfig {
                 policy: arguments.turns.policy(),

@@ -19,7 +19,7 @@ fn refusal(line: &str) -> String {
 
 fn serve(line: &str) -> ServeCommand {
     match parse(line).expect(line) {
-        Command::Serve(command) => command,
+        Command::Serve(command) => *command,
         other => panic!("{line} is {other:?}"),
     }
 }

@@ -5,7 +5,7 @@
 //! cancels what still runs. It knows no JSON.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::{
     EndReason, Finish, Guide, Output, ReaderGone, Request, Ticket, Timing, TokenId, TokenScore,
@@ -43,8 +43,8 @@ pub struct Delta {
     pub score: Option<TokenScore>,
     /// The answer is over.
     pub end: Option<End>,
-    /// With the end: its counts and moments. Where a stop string ended the answer, the engine had
-    /// not said when it began, nor what it found in its cache.
+    /// With the end: its counts and moments. Where a stop string ended the answer, they are as this
+    /// side saw them.
     pub finish: Option<Finish>,
     /// Tokens of its prompt that were not computed anew.
     pub n_cached: usize,
@@ -110,7 +110,10 @@ struct Choice {
     stop_tokens: Arc<[TokenId]>,
     /// Its newest token ends it.
     is_at_its_end: bool,
+    /// From its request's head to its submission.
+    prepared: Duration,
     submitted: Instant,
+    admitted: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
 }
@@ -182,7 +185,9 @@ impl Generations {
                 n_new_max,
                 stop_tokens,
                 is_at_its_end: false,
+                prepared: record.age(),
                 submitted: Instant::now(),
+                admitted: None,
                 first_token: None,
                 last_token: None,
             });
@@ -202,7 +207,7 @@ impl Generations {
             };
             let choice = &mut self.choices[stamped.choice_idx];
             if let Output::Admitted { n_cached } = stamped.output {
-                choice.n_cached = n_cached;
+                (choice.n_cached, choice.admitted) = (n_cached, Some(stamped.at));
                 self.record.admitted(stamped.at);
             } else if choice.ticket.is_some() {
                 return self.take(stamped).map(Some);
@@ -237,7 +242,7 @@ impl Generations {
                 let end = piece.stop.map(End::StopString);
                 let finish = end.is_some().then(|| self.choices[choice_idx].stopped());
                 if end.is_some() {
-                    self.end(choice_idx, Ended::Stop, None);
+                    self.end(choice_idx, Ended::Stop);
                 }
                 Ok(Delta { text: piece.text, token: Some(token), score, end, finish, ..delta })
             }
@@ -261,7 +266,10 @@ impl Generations {
         choice.is_at_its_end =
             choice.n_generated == choice.n_new_max || choice.stop_tokens.contains(&token);
         match choice.last_token.replace(at) {
-            None => metrics.first_token(at.saturating_duration_since(choice.submitted)),
+            None => {
+                let after = at.saturating_duration_since(choice.submitted);
+                metrics.first_token(after, choice.prepared);
+            }
             Some(last) => metrics.token_gap(at.saturating_duration_since(last)),
         }
         self.record.add_token(at);
@@ -273,19 +281,19 @@ impl Generations {
             EndReason::Length => End::Length,
             EndReason::Cancelled => return Err(ApiError::ShuttingDown),
             EndReason::QueueTimeout => {
-                self.end(choice_idx, Ended::QueueTimeout, Some(finish));
+                self.end(choice_idx, Ended::QueueTimeout);
                 return Err(ApiError::QueueTimeout);
             }
             EndReason::DeadlinePassed => {
-                self.end(choice_idx, Ended::DeadlinePassed, Some(finish));
+                self.end(choice_idx, Ended::DeadlinePassed);
                 return Err(ApiError::DeadlinePassed);
             }
             EndReason::GuideFailed => {
-                self.end(choice_idx, Ended::Failed, Some(finish));
+                self.end(choice_idx, Ended::Failed);
                 return Err(ApiError::GuideFailed);
             }
             EndReason::EngineFailed => {
-                self.end(choice_idx, Ended::Failed, Some(finish));
+                self.end(choice_idx, Ended::Failed);
                 return Err(self.failed());
             }
         };
@@ -293,24 +301,25 @@ impl Generations {
         // The last characters may complete a stop string after all.
         let end = piece.stop.map_or(end, End::StopString);
         let ended = if end == End::Length { Ended::Length } else { Ended::Stop };
-        self.end(choice_idx, ended, Some(finish));
+        self.end(choice_idx, ended);
         Ok((piece.text, end))
     }
 
-    fn end(&mut self, choice_idx: usize, ended: Ended, finish: Option<&Finish>) {
+    fn end(&mut self, choice_idx: usize, ended: Ended) {
         let choice = &mut self.choices[choice_idx];
         let Some(ticket) = choice.ticket.take() else { return };
         self.n_open -= 1;
-        let timing = finish.map(|finish| &finish.timing);
+        let since = |from: Instant, to: Instant| to.saturating_duration_since(from);
+        let now = Instant::now();
         let summary = GenerationSummary {
             ended,
             level: choice.level,
             n_prompt: choice.n_prompt,
             n_generated: choice.n_generated,
-            total: choice.submitted.elapsed(),
-            queued: timing.and_then(|timing| {
-                Some(timing.admitted?.saturating_duration_since(timing.arrived))
-            }),
+            prepared: choice.prepared,
+            total: since(choice.submitted, now),
+            queued: choice.admitted.map(|admitted| since(choice.submitted, admitted)),
+            handed_over: since(choice.last_token.unwrap_or(now), now),
         };
         self.record.ended(&summary, choice.n_cached);
         self.app.metrics.generation(summary);
@@ -333,7 +342,7 @@ impl Choice {
     fn stopped(&self) -> Finish {
         let timing = Timing {
             arrived: self.submitted,
-            admitted: None,
+            admitted: self.admitted,
             first_token: self.first_token,
             finished: Instant::now(),
         };
@@ -350,7 +359,7 @@ impl Choice {
 impl Drop for Generations {
     fn drop(&mut self) {
         for choice_idx in 0..self.choices.len() {
-            self.end(choice_idx, Ended::Abandoned, None);
+            self.end(choice_idx, Ended::Abandoned);
         }
     }
 }

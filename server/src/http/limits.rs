@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Bounds of connections, bodies and what a request may ask for. All are at least one.
 #[derive(Clone, Debug)]
 pub struct HttpLimits {
-    /// Open connections; the next waits in the kernel's backlog. Below the usual limit of file
-    /// descriptors.
+    /// Open connections on a port; for the next the one that has been idle for longest is closed,
+    /// and while none is idle it waits in the kernel's backlog.
     pub n_connections_max: usize,
     /// Calls at once on one connection of gRPC's; more wait at the client.
     pub n_streams_max: u32,
@@ -14,12 +14,16 @@ pub struct HttpLimits {
     pub n_head_bytes_max: usize,
     /// Header lines; more is 431.
     pub n_headers_max: usize,
-    /// Time for a request's head to arrive, so that idle half-requests do not hold connections.
+    /// Time for a request's head to arrive, from the end of the answer before it on, so that idle
+    /// connections and half a request do not stay.
     pub head_timeout: Duration,
     /// Bytes of a body; Triton's own default.
     pub n_body_bytes_max: usize,
     /// Time for a body to arrive.
     pub body_timeout: Duration,
+    /// Time that a client may take nothing while there is something for it; then its connection is
+    /// closed and what it asked for is cancelled.
+    pub write_timeout: Duration,
     /// Bodies parsed and tokenised at once; the others wait for a thread.
     pub n_tokenizer_threads: usize,
     /// Prompts of one completions request.
@@ -45,13 +49,14 @@ pub struct HttpLimits {
 impl HttpLimits {
     /// What the program uses unless a flag says otherwise.
     pub const STANDARD: HttpLimits = HttpLimits {
-        n_connections_max: 4096,
+        n_connections_max: 16384,
         n_streams_max: 1024,
         n_head_bytes_max: 64 << 10,
         n_headers_max: 100,
         head_timeout: Duration::from_secs(30),
         n_body_bytes_max: 64 << 20,
         body_timeout: Duration::from_secs(60),
+        write_timeout: Duration::from_secs(120),
         n_tokenizer_threads: 4,
         n_prompts_max: 1024,
         n_choices_max: 128,

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod auth;
 pub mod body;
+mod connection;
 pub mod error;
 pub mod fields;
 pub mod generation;
@@ -17,6 +18,7 @@ pub mod openai;
 pub mod page;
 pub mod request;
 pub mod router;
+mod seats;
 pub mod server;
 pub mod shutdown;
 pub mod sse;

@@ -101,6 +101,11 @@ impl Record {
         }
     }
 
+    /// From its head until now.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// It showed this tenant's key.
     pub fn belongs_to(&self, tenant: TenantId) {
         let _ = self.tenant.set(tenant);

@@ -11,17 +11,18 @@ use axum::Router;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, sleep};
 
+use super::connection::{Attended, Patient};
 use super::error::ApiError;
 use super::limits::HttpLimits;
 use super::router::{metrics_router, router};
+use super::seats::{Held, Seats};
 use super::shutdown::Phase;
 use super::state::App;
 use super::triton::grpc;
+use crate::metrics::Cut;
 
 /// How often the engine is asked whether it still runs: its failure ends the program.
 const ENGINE_WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -183,11 +184,12 @@ impl Server {
         (protocol, listener, router): (Protocol, &TcpListener, Router),
         connections: &GracefulShutdown,
     ) -> Infallible {
-        let seats = Arc::new(Semaphore::new(self.app.config.limits.n_connections_max));
+        let seats = Seats::new(self.app.config.limits.n_connections_max);
         loop {
-            let seat = Arc::clone(&seats).acquire_owned().await.expect("never closed");
             match listener.accept().await {
                 Ok((stream, _)) => {
+                    // Who has come already: nobody gives way to a place that stays empty.
+                    let seat = seats.take().await;
                     self.serve((protocol, stream), router.clone(), connections, seat);
                 }
                 Err(error) => {
@@ -203,20 +205,22 @@ impl Server {
         (protocol, stream): (Protocol, TcpStream),
         router: Router,
         connections: &GracefulShutdown,
-        seat: OwnedSemaphorePermit,
+        seat: Held,
     ) {
-        let limits = &self.app.config.limits;
+        let app = Arc::clone(&self.app);
+        let limits = &app.config.limits;
         // A token is worth a packet of its own. Where this fails, the connection is gone already.
         let _ = stream.set_nodelay(true);
-        let (stream, service) = (TokioIo::new(stream), TowerToHyperService::new(router));
+        let stream = TokioIo::new(Patient::new(stream, seat.seat(), &app));
+        let service = Attended::new(router, seat.seat());
         match protocol {
             Protocol::Http1 => {
                 let connection = http1(limits).serve_connection(stream, service);
-                tokio::spawn(attend(connections.watch(connection), seat));
+                tokio::spawn(attend(app, connections.watch(connection), seat));
             }
             Protocol::Grpc => {
                 let connection = http2(limits).serve_connection(stream, service);
-                tokio::spawn(attend(connections.watch(connection), seat));
+                tokio::spawn(attend(app, connections.watch(connection), seat));
             }
         }
     }
@@ -273,13 +277,17 @@ fn http2(limits: &HttpLimits) -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves a connection to its end. Whatever ends it is the client's affair.
-async fn attend<E: std::fmt::Display>(
-    connection: impl Future<Output = Result<(), E>>,
-    seat: OwnedSemaphorePermit,
-) {
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "connection");
+/// Serves a connection to its end. Whatever ends it is the client's affair, but for what the server
+/// does not wait for any longer, which is counted.
+async fn attend(app: App, connection: impl Future<Output = Result<(), hyper::Error>>, seat: Held) {
+    let _open = app.metrics.connection();
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(%error, "connection");
+            if error.is_timeout() {
+                app.metrics.connection_cut(Cut::Silent);
+            }
+        },
+        () = seat.gives_way() => app.metrics.connection_cut(Cut::GaveWay),
     }
-    drop(seat);
 }

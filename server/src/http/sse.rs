@@ -8,9 +8,13 @@ use serde::Serialize;
 /// OpenAI's last word.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
 
+/// Bytes that most events fit into: a token, and what names its answer.
+const N_EVENT_BYTES: usize = 384;
+
 /// An event as it is written.
 pub fn event(value: &impl Serialize) -> Vec<u8> {
-    let mut event = b"data: ".to_vec();
+    let mut event = Vec::with_capacity(N_EVENT_BYTES);
+    event.extend_from_slice(b"data: ");
     serde_json::to_writer(&mut event, value).expect("values of ours can be written as JSON");
     event.extend_from_slice(b"\n\n");
     event

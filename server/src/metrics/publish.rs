@@ -4,7 +4,7 @@
 use engine::{EngineInfo, EngineStats};
 use prometheus_client::encoding::text;
 
-use super::{KvBlockLabels, Metrics, RequestTypeLabels};
+use super::Metrics;
 
 impl Metrics {
     /// The text of all metrics, with the engine's as they are now.
@@ -35,24 +35,6 @@ impl Metrics {
         engine.preemptions.set(stats.n_preemptions);
         engine.step_seconds.set(stats.step_time.as_secs_f64());
         self.step.publish(stats);
-        let triton = &self.triton;
-        triton.exec.set(stats.n_steps);
-        triton.pending.set(stats.n_waiting as i64);
-        for (request_type, n) in [
-            ("active", stats.n_running + stats.n_waiting),
-            ("scheduled", stats.n_running),
-            ("waiting", stats.n_waiting),
-            ("max", info.n_slots),
-        ] {
-            triton.requests.get_or_create(&RequestTypeLabels { request_type }).set(n as i64);
-        }
-        for (kv_cache_block_type, n) in [
-            ("used", stats.n_pages_used),
-            ("free", stats.n_pages.saturating_sub(stats.n_pages_used)),
-            ("max", stats.n_pages),
-            ("tokens_per", info.page_tokens),
-        ] {
-            triton.blocks.get_or_create(&KvBlockLabels { kv_cache_block_type }).set(n as i64);
-        }
+        self.triton.publish(stats, info);
     }
 }

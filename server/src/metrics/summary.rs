@@ -32,8 +32,12 @@ pub struct GenerationSummary {
     pub n_generated: usize,
     /// From its submission to its end.
     pub total: Duration,
-    /// From its submission to a slot, where the engine said so.
+    /// From its request's head to its submission.
+    pub prepared: Duration,
+    /// From its submission to a slot, where it had one.
     pub queued: Option<Duration>,
+    /// Part of the total, after the last token.
+    pub handed_over: Duration,
 }
 
 impl Ended {

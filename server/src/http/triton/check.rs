@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::access::array;
 use super::error::Refusal;
 use super::inputs::Caller;
 use super::interface::{self, InputSpec};
@@ -40,7 +41,7 @@ pub(super) struct Batch {
 /// The first thing that is wrong, by name.
 pub(super) fn batch(caller: &Caller, given: Vec<Given>, n_max: usize) -> Result<Batch, Refusal> {
     let mut tensors: Vec<Tensor> = Vec::with_capacity(given.len());
-    let mut n_rows = None;
+    let mut n_rows_each = Vec::with_capacity(given.len());
     for Given { name, data_type, shape, values } in given {
         let refuse = |problem| caller.refuse_input(&name, problem);
         if !is_data_type(&data_type) {
@@ -54,14 +55,17 @@ pub(super) fn batch(caller: &Caller, given: Vec<Given>, n_max: usize) -> Result<
             let expected = spec.data_type.name();
             return Err(refuse(Problem::WrongType { given: data_type, expected }));
         }
-        let n_batch = check_shape(spec, &shape, n_max).map_err(refuse)?;
-        if *n_rows.get_or_insert(n_batch) != n_batch {
-            return Err(refuse(Problem::BatchSize));
-        }
+        n_rows_each.push(check_shape(spec, &shape, n_max).map_err(refuse)?);
         let data = read(spec.data_type, &shape, values).map_err(refuse)?;
         tensors.push(Tensor { name, shape, data });
     }
-    Ok(Batch { tensors, n_rows: n_rows.unwrap_or(1) })
+    let n_rows = n_rows_each.last().copied().unwrap_or(1);
+    // From the last on, as Triton's map of inputs goes.
+    let differs = n_rows_each.iter().rposition(|&n| n != n_rows);
+    match differs {
+        Some(idx) => Err(caller.refuse_input(&tensors[idx].name, Problem::BatchSize)),
+        None => Ok(Batch { tensors, n_rows }),
+    }
 }
 
 /// The batch's size. vLLM's backend has no batches, so its clients leave that size away: then it
@@ -92,7 +96,10 @@ fn read(data_type: DataType, shape: &[u64], values: Values) -> Result<Data, Prob
     let expected = n_values(shape).ok_or(Problem::ValueCount)?;
     let data = match values {
         Values::Binary(bytes) => return data_type.read(&bytes, expected),
-        Values::Json(value) => data_type.read_json(&value)?,
+        Values::Json(value) => {
+            array(&value).map_err(|access| access.of("data"))?;
+            data_type.read_json(&value)?
+        }
         Values::Typed(data) => data,
     };
     let n = data.len() as u64;

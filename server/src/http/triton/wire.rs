@@ -152,7 +152,11 @@ pub(super) fn read(body: &[u8], headers: &HeaderMap, model: &str) -> Result<Aske
     }
     let (text, binary) = body.split_at(n_header.unwrap_or(body.len()));
     let value = json::value(text)?;
-    let Value::Object(members) = value else { return Err(Refusal::NotAnObject) };
+    // What is no object has no members.
+    let members = match value {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    };
     let plain = |access: Access, member: &str| Problem::Unparsed { member: member.into(), access };
     if let Some(id) = members.get("id") {
         let id = string(id).map_err(|access| caller.refuse(plain(access, "id")))?;
@@ -214,7 +218,7 @@ fn parameters(given: Option<&Value>) -> Result<(Parameters, bool), Problem> {
 
 /// One of `inputs`; takes its bytes from `left`.
 fn read_input(input: &Value, left: &mut &[u8], caller: &Caller) -> Result<Given, Refusal> {
-    let members = object(input).map_err(|access| caller.refuse(access.of("inputs")))?;
+    let members = object(input).map_err(|_| caller.refuse(Problem::NoData))?;
     let text = |name: &'static str| {
         let read = member(members, name).and_then(string);
         read.map(str::to_owned).map_err(|access| caller.refuse(access.of(name)))
@@ -342,3 +346,6 @@ pub(super) fn write(caller: &Caller, outputs: &Outputs, tensors: &[Tensor]) -> W
     bytes.append(&mut binary);
     Written { bytes, n_header }
 }
+
+#[cfg(test)]
+mod tests;

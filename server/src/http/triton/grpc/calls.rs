@@ -1,6 +1,5 @@
 //! Every call of the service, and where it is answered.
 
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::super::metadata::{EXTENSIONS, SERVER};
@@ -13,7 +12,7 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl GrpcInferenceService for Service {
-    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
+    type ModelStreamInferStream = stream::Responses;
 
     async fn server_live(&self, _: Request<ServerLiveRequest>) -> Answer<ServerLiveResponse> {
         Ok(Response::new(ServerLiveResponse { live: true }))
@@ -56,7 +55,7 @@ impl GrpcInferenceService for Service {
         &self,
         asked: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
-        Ok(Response::new(ReceiverStream::new(stream::serve(&self.app, asked))))
+        Ok(Response::new(stream::serve(&self.app, asked)))
     }
 
     async fn model_config(

@@ -26,7 +26,7 @@ use super::error::Refusal;
 
 /// Messages and service, made of `proto/kserve.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
-mod protocol {
+pub mod protocol {
     tonic::include_proto!("inference");
 }
 

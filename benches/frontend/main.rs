@@ -1,0 +1,192 @@
+//! What the HTTP side costs where the model costs nothing: the product's server and engine loop
+//! over a script, the server's threads on one processor, engine and clients on the other.
+//!
+//! Three questions, each for all protocols: how many tokens a second it streams when the next step
+//! comes as soon as the one before has been read by everybody; how many short requests it answers;
+//! and how late a token is at 256 clients when a step yields one for each of them every 20 ms. The
+//! last counts from the moment that the step is done, so the engine's own handing over is in it.
+
+mod load;
+mod stub;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use benches::Report;
+use harness::serving::pin;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use load::{Connection, request};
+use stub::{Beat, Stub};
+
+/// Readers at once.
+const N_STREAMS: usize = 256;
+
+/// Tokens of each of their answers.
+const N_TOKENS: usize = 1500;
+
+/// The same where steps take their time.
+const N_PACED_TOKENS: usize = 250;
+
+/// What a step takes then.
+const STEP: Duration = Duration::from_millis(20);
+
+/// Connections that ask one short question after the other.
+const N_ASKERS: usize = 64;
+
+/// Questions of each.
+const N_QUESTIONS: usize = 150;
+
+/// The processor of the server's threads, and that of all others.
+const SERVER_CPU: usize = 1;
+const CLIENT_CPU: usize = 0;
+
+/// A way to ask: its name, its path, and the members of its body but for the number of tokens.
+type Way = (&'static str, &'static str, &'static str);
+
+const STREAMS: [Way; 3] = [
+    ("completions", "/v1/completions", r#""prompt":"What is 27 + 58?","stream":true"#),
+    (
+        "chat",
+        "/v1/chat/completions",
+        r#""messages":[{"role":"user","content":"What is 27 + 58?"}],"stream":true"#,
+    ),
+    ("generate_stream", "/v2/models/demo/generate_stream", r#""text_input":"a","stream":true"#),
+];
+
+const QUESTIONS: [Way; 4] = [
+    ("completions", "/v1/completions", r#""prompt":"What is 27 + 58?""#),
+    (
+        "chat",
+        "/v1/chat/completions",
+        r#""messages":[{"role":"user","content":"What is 27 + 58?"}]"#,
+    ),
+    ("generate", "/v2/models/demo/generate", r#""text_input":"What is 27 + 58?""#),
+    ("infer", "/v2/models/demo/infer", ""),
+];
+
+fn main() -> anyhow::Result<()> {
+    if std::env::args().any(|argument| argument == "--list") {
+        return Ok(());
+    }
+    pin(CLIENT_CPU);
+    let report = Report::new("frontend");
+    let clients = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stub = Stub::start(N_STREAMS, SERVER_CPU);
+    for way in STREAMS {
+        throughput(&report, &clients, &stub, way)?;
+    }
+    for way in QUESTIONS {
+        requests(&report, &clients, &stub, way)?;
+    }
+    for way in STREAMS {
+        lateness(&report, &clients, &stub, way)?;
+    }
+    Ok(())
+}
+
+fn body((_, path, members): Way, n_tokens: usize, seed: usize) -> Vec<u8> {
+    if path.ends_with("/infer") {
+        let tensor = |name: &str, kind: &str, value: &str| {
+            format!(r#"{{"name":"{name}","datatype":"{kind}","shape":[1,1],"data":[{value}]}}"#)
+        };
+        let text = tensor("text_input", "BYTES", "\"What is 27 + 58?\"");
+        let length = tensor("max_tokens", "INT32", &n_tokens.to_string());
+        return request(path, &format!(r#"{{"inputs":[{text},{length}]}}"#));
+    }
+    let lasts = if path.starts_with("/v1") { r#","ignore_eos":true"# } else { "" };
+    let body = format!(r#"{{{members},"max_tokens":{n_tokens},"seed":{seed}{lasts}}}"#);
+    request(path, &body)
+}
+
+/// Runs one task for each of `n` connections, which are open before any begins.
+fn each<T: Send + 'static, F>(
+    clients: &Runtime,
+    (stub, n): (&Stub, usize),
+    task: impl Fn(usize, Connection) -> F,
+) -> anyhow::Result<Vec<(usize, T)>>
+where
+    F: Future<Output = anyhow::Result<(usize, T)>> + Send + 'static,
+{
+    clients.block_on(async {
+        let mut connections = Vec::new();
+        for _ in 0..n {
+            connections.push(Connection::open(stub.address()).await?);
+        }
+        let mut tasks = JoinSet::new();
+        for (idx, connection) in connections.into_iter().enumerate() {
+            tasks.spawn(task(idx, connection));
+        }
+        tasks.join_all().await.into_iter().collect()
+    })
+}
+
+/// When each event of each stream was here.
+fn stream_all(
+    clients: &Runtime,
+    stub: &Stub,
+    (way, n_tokens): (Way, usize),
+) -> anyhow::Result<Vec<(usize, Vec<Instant>)>> {
+    each(clients, (stub, N_STREAMS), |idx, mut connection| {
+        let beat = Arc::clone(stub.beat());
+        async move {
+            let body = body(way, n_tokens, idx);
+            let moments = connection.stream(&body, |n_events| beat.heard(n_events)).await?;
+            Ok((idx, moments))
+        }
+    })
+}
+
+fn throughput(report: &Report, clients: &Runtime, stub: &Stub, way: Way) -> anyhow::Result<()> {
+    stub.beat().follow(Beat::AsRead { n_readers: N_STREAMS });
+    let spent = stub.server_seconds();
+    let heard = stream_all(clients, stub, (way, N_TOKENS))?;
+    let spent = stub.server_seconds() - spent;
+    let firsts = heard.iter().map(|(_, moments)| moments[0]).max().expect("there are streams");
+    let n_late = |moments: &[Instant]| moments.iter().filter(|at| **at > firsts).count();
+    let lasts = heard.iter().filter_map(|(_, moments)| moments.last()).max();
+    let seconds = (*lasts.expect("there are streams") - firsts).as_secs_f64();
+    let n_tokens: usize = heard.iter().map(|(_, moments)| n_late(moments)).sum();
+    report.row(&format!("{} tokens, {N_STREAMS} streams", way.0), n_tokens as f64 / seconds, "/s");
+    let n_in_all = (N_STREAMS * N_TOKENS) as f64;
+    report.row(&format!("{} a token's time", way.0), 1e6 * spent / n_in_all, "us");
+    Ok(())
+}
+
+fn requests(report: &Report, clients: &Runtime, stub: &Stub, way: Way) -> anyhow::Result<()> {
+    stub.beat().follow(Beat::AtOnce);
+    let (began, spent) = (Instant::now(), stub.server_seconds());
+    each(clients, (stub, N_ASKERS), |idx, mut connection| async move {
+        for _ in 0..N_QUESTIONS {
+            connection.ask(&body(way, 1, idx)).await?;
+        }
+        Ok((idx, ()))
+    })?;
+    let n_asked = (N_ASKERS * N_QUESTIONS) as f64;
+    let per_second = n_asked / began.elapsed().as_secs_f64();
+    report.row(&format!("{} requests, {N_ASKERS} at once", way.0), per_second, "/s");
+    let spent = stub.server_seconds() - spent;
+    report.row(&format!("{} a request's time", way.0), 1e6 * spent / n_asked, "us");
+    Ok(())
+}
+
+fn lateness(report: &Report, clients: &Runtime, stub: &Stub, way: Way) -> anyhow::Result<()> {
+    stub.beat().follow(Beat::Every(STEP));
+    let heard = stream_all(clients, stub, (way, N_PACED_TOKENS))?;
+    let said = stub.beat().said(N_STREAMS);
+    // Who came first had its first tokens while others' prompts were still being read.
+    let all_here = said.iter().map(|moments| moments[0]).max().expect("there are streams");
+    let mut late_us: Vec<f64> = Vec::new();
+    for (idx, heard) in &heard {
+        let pairs = said[*idx].iter().zip(heard).filter(|(said, _)| **said > all_here);
+        late_us.extend(pairs.map(|(said, heard)| (*heard - *said).as_secs_f64() * 1e6));
+    }
+    late_us.sort_by(f64::total_cmp);
+    for (name, share) in [("median", 0.5), ("p99", 0.99)] {
+        let value = late_us[((late_us.len() - 1) as f64 * share) as usize];
+        report.row(&format!("{} a token is late, {name}", way.0), value, "us");
+    }
+    Ok(())
+}

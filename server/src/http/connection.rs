@@ -1,0 +1,163 @@
+//! One connection: what is read from it and written to it, and when it is given up.
+//!
+//! Its bytes go through [`Patient`], which gives up a client that takes nothing for too long while
+//! there is something for it; its requests through [`Attended`], which keeps the connection's seat
+//! busy until their answers are handed over. It knows no routes.
+
+use std::convert::Infallible;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{Request, Response};
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use super::seats::{Busy, Seat};
+use super::state::App;
+use crate::metrics::Cut;
+
+/// A connection's bytes.
+pub(super) struct Patient {
+    stream: TcpStream,
+    seat: Arc<Seat>,
+    app: App,
+    /// Since the client takes no more. The connection is busy meanwhile: bytes are under way.
+    stalled: Option<Stalled>,
+}
+
+struct Stalled {
+    deadline: Pin<Box<Sleep>>,
+    is_given_up: bool,
+    _busy: Busy,
+}
+
+impl Patient {
+    /// Waits for the client to take something as long as the limits say.
+    pub(super) fn new(stream: TcpStream, seat: &Arc<Seat>, app: &App) -> Patient {
+        Patient { stream, seat: Arc::clone(seat), app: Arc::clone(app), stalled: None }
+    }
+
+    fn progress<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let Patient { seat, app, stalled, .. } = self;
+        let stalled = stalled.get_or_insert_with(|| Stalled {
+            deadline: Box::pin(sleep(app.config.limits.write_timeout)),
+            is_given_up: false,
+            _busy: seat.busy(),
+        });
+        if !stalled.is_given_up && stalled.deadline.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if !std::mem::replace(&mut stalled.is_given_up, true) {
+            app.metrics.connection_cut(Cut::WriteTimeout);
+        }
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.progress(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.progress(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A connection's requests.
+pub(super) struct Attended {
+    router: TowerToHyperService<Router>,
+    seat: Arc<Seat>,
+}
+
+impl Attended {
+    /// Answered by `router`.
+    pub(super) fn new(router: Router, seat: &Arc<Seat>) -> Attended {
+        Attended { router: TowerToHyperService::new(router), seat: Arc::clone(seat) }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Attended {
+    type Response = Response<Held>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Held>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let busy = self.seat.busy();
+        let answering = self.router.call(request);
+        Box::pin(async move { Ok(answering.await?.map(|body| Held { body, _busy: busy })) })
+    }
+}
+
+/// An answer's body, which keeps its connection busy.
+pub(super) struct Held {
+    body: Body,
+    _busy: Busy,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,275 @@
+//! Clients that are slow, stop, or only stay: the memory that they take is bounded, and others are
+//! served as if they were not there. Tests that measure have a process to themselves.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use harness::http::Connection;
+use harness::serving::{ServerSettings, TestServer};
+use harness::{alone, resident_bytes};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+use server::http::HttpLimits;
+
+use super::COMPLETIONS;
+
+/// What the script says.
+const SAYS: &str = "The sum is 85.";
+
+/// What the process may take beside what a test's clients do: buffers that grow once.
+const N_OTHER_BYTES: usize = 24 << 20;
+
+/// A time that a test waits out.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// A head that goes on.
+const HALF_A_HEAD: &[u8] = b"POST /v1/completions HTTP/1.1\r\nHost: slow\r\nX-Slow: ";
+
+fn server(settings: ServerSettings) -> TestServer {
+    TestServer::scripted(SAYS, settings)
+}
+
+fn limited(limits: HttpLimits) -> TestServer {
+    server(ServerSettings { limits, ..ServerSettings::roomy() })
+}
+
+/// Somebody else is served.
+fn expect_served(server: &TestServer) {
+    let answer = server.client.post(COMPLETIONS, &json!({ "prompt": "a", "max_tokens": 5 })).ok();
+    assert_eq!(answer["usage"]["completion_tokens"], 5);
+}
+
+/// Bytes that the process has more than before, and how many each of `n` may take.
+fn expect_growth(before: usize, (n, n_bytes_each): (usize, usize)) {
+    let grown = resident_bytes().saturating_sub(before);
+    println!("{grown} bytes more for {n}: {} each", grown / n);
+    let n_bytes_max = n * n_bytes_each + N_OTHER_BYTES;
+    assert!(grown <= n_bytes_max, "{grown} bytes more for {n}, at most {n_bytes_max}");
+}
+
+/// A value of the server's metrics, seen without a request.
+fn metric(server: &TestServer, name: &str) -> f64 {
+    let engine = &server.app.engine;
+    let text = server.app.metrics.render(&engine.stats(), engine.info());
+    let line = text.lines().find(|line| line.starts_with(name)).expect("it is there");
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
+}
+
+fn n_cut(server: &TestServer, reason: &str) -> f64 {
+    metric(server, &format!("lnserve_connections_cut_total{{reason=\"{reason}\"}}"))
+}
+
+/// Waits for the other side to close.
+fn expect_closed(mut stream: TcpStream) {
+    let mut rest = Vec::new();
+    // Reset is closed too: there were bytes that nobody read.
+    let read = stream.read_to_end(&mut rest);
+    assert!(read.is_err() || rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+fn begun(server: &TestServer, bytes: &[u8]) -> Connection {
+    let mut connection = server.client.connect();
+    connection.write_raw(bytes).expect("the server reads, or will");
+    connection
+}
+
+/// An answer of so many tokens, eight times.
+fn eight_of(n_tokens: usize) -> String {
+    json!({ "prompt": "a", "max_tokens": n_tokens, "n": 8, "stream": true }).to_string()
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_it_and_costs_no_more_than_its_tokens() {
+    const N_TOKENS: usize = 10_000;
+    /// A token that waits, with what is known of it.
+    const N_TOKEN_BYTES: usize = 512;
+    alone("robust::a_slow_reader_gets_all_of_it_and_costs_no_more_than_its_tokens", || {
+        let settings = ServerSettings { n_context_tokens: 1 << 16, ..ServerSettings::roomy() };
+        let server = server(settings);
+        expect_served(&server);
+        let before = resident_bytes();
+        let mut slow = server.client.connect();
+        let body = eight_of(N_TOKENS);
+        slow.write("POST", COMPLETIONS, &[], body.as_bytes()).expect("the server reads");
+        // All is said, and hardly anything was read: the rest waits, and holds up nobody.
+        server.wait_until("the engine is through", |app| {
+            app.engine.n_live() == 0 && app.engine.stats().n_steps >= N_TOKENS as u64
+        });
+        expect_growth(before, (8 * N_TOKENS, N_TOKEN_BYTES));
+        assert_eq!(slow.read_head().expect("it is answered").status, 200);
+        let (mut n_chunks, mut n_events, mut last) = (0, 0, Vec::new());
+        while let Some(chunk) = slow.read_chunk().expect("it ends with a last chunk") {
+            n_chunks += 1;
+            if n_chunks % 4096 == 0 {
+                expect_served(&server);
+            }
+            n_events += chunk.windows(6).filter(|six| six == b"data: ").count();
+            last = chunk;
+        }
+        assert!(last.ends_with(b"data: [DONE]\n\n"));
+        assert!(n_events > 8 * N_TOKENS, "{n_events}");
+        expect_growth(before, (8 * N_TOKENS, N_TOKEN_BYTES));
+        server.expect_idle();
+    });
+}
+
+#[test]
+fn a_reader_that_stops_is_given_up() {
+    let limits = HttpLimits { write_timeout: SHORT, ..HttpLimits::STANDARD };
+    let settings = ServerSettings { n_context_tokens: 1 << 20, ..ServerSettings::roomy() };
+    let server = server(ServerSettings { limits, ..settings });
+    let mut idle = server.client.connect();
+    // More than the sockets' buffers and the test's patience hold.
+    let body = eight_of(1 << 19);
+    idle.write("POST", COMPLETIONS, &[], body.as_bytes()).expect("the server reads");
+    server.wait_until("it is given up", |_| n_cut(&server, "write_timeout") == 1.0);
+    server.expect_idle();
+    expect_served(&server);
+    let aborted = metric(&server, "lnserve_generations_total{finished_reason=\"abort\"}");
+    assert_eq!(aborted, 8.0);
+}
+
+#[test]
+fn half_a_body_holds_nobody_up_and_takes_what_has_come() {
+    const N: usize = 64;
+    /// Of the 64 MiB that each announces.
+    const N_BYTES_EACH: usize = 256 << 10;
+    alone("robust::half_a_body_holds_nobody_up_and_takes_what_has_come", || {
+        let server = server(ServerSettings::roomy());
+        expect_served(&server);
+        let before = resident_bytes();
+        let head =
+            "POST /v1/completions HTTP/1.1\r\nHost: slow\r\nContent-Length: 67108864\r\n\r\n";
+        let half = [head.as_bytes(), &[b' '; 1024]].concat();
+        let connections: Vec<_> = (0..N).map(|_| begun(&server, &half)).collect();
+        server.wait_until("all are being read", |app| app.in_flight.n() == N);
+        expect_served(&server);
+        expect_growth(before, (N, N_BYTES_EACH));
+        drop(connections);
+        server.expect_idle();
+    });
+}
+
+#[test]
+fn half_a_body_is_answered_in_time() {
+    let server = limited(HttpLimits { body_timeout: SHORT, ..HttpLimits::STANDARD });
+    for path in [COMPLETIONS, "/v2/models/demo/generate"] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: slow\r\nContent-Length: 100\r\n\r\n{{");
+        let reply = begun(&server, head.as_bytes()).read_reply("POST").expect("it is answered");
+        assert_eq!(reply.status(), 408, "{}", reply.text());
+        assert!(reply.text().contains("did not arrive in full"), "{}", reply.text());
+    }
+    let late = metric(&server, "lnserve_http_errors_total{error=\"body_incomplete\"}");
+    assert_eq!(late, 2.0);
+    server.expect_idle();
+}
+
+#[test]
+fn heads_that_never_end_hold_nobody_up() {
+    const N: usize = 500;
+    const N_BYTES_EACH: usize = 48 << 10;
+    alone("robust::heads_that_never_end_hold_nobody_up", || {
+        let server = server(ServerSettings::roomy());
+        expect_served(&server);
+        let before = resident_bytes();
+        let connections: Vec<_> = (0..N).map(|_| begun(&server, HALF_A_HEAD)).collect();
+        let open = || metric(&server, "lnserve_open_connections");
+        server.wait_until("all are open", |_| open() >= N as f64);
+        expect_served(&server);
+        expect_growth(before, (N, N_BYTES_EACH));
+        drop(connections);
+        server.wait_until("all are closed", |_| open() == 0.0);
+    });
+}
+
+#[test]
+fn heads_that_never_end_are_given_up() {
+    let server = limited(HttpLimits { head_timeout: SHORT, ..HttpLimits::STANDARD });
+    let address = server.client.address();
+    let half: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = TcpStream::connect(address).expect("the server accepts");
+            // Those that are given up before may say so.
+            let _ = std::io::Write::write_all(&mut stream, HALF_A_HEAD);
+            stream
+        })
+        .collect();
+    let silent = TcpStream::connect(address).expect("the server accepts");
+    half.into_iter().for_each(expect_closed);
+    expect_closed(silent);
+    server.wait_until("all are counted", |_| n_cut(&server, "silent") == 21.0);
+    assert_eq!(server.app.in_flight.n(), 0);
+}
+
+/// Idle connections that the limit of open files has room for, two files each, at most `n_max`.
+fn n_possible(n_max: usize) -> usize {
+    const N_OTHER_FILES: usize = 512;
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: maximum, maximum };
+    setrlimit(Resource::Nofile, raised).expect("the soft limit may be the hard one");
+    let n_files = maximum.map_or(usize::MAX, |maximum| maximum as usize);
+    let n = n_max.min(n_files.saturating_sub(N_OTHER_FILES) / 2);
+    println!("{n} connections, of {n_max} that the test wants; {n_files} files may be open");
+    n
+}
+
+#[test]
+fn ten_thousand_idle_connections_cost_little() {
+    const N_WANTED: usize = 10_000;
+    /// Both ends: the client's is in this process too.
+    const N_BYTES_EACH: usize = 24 << 10;
+    alone("robust::ten_thousand_idle_connections_cost_little", || {
+        let n = n_possible(N_WANTED);
+        // None is given up while the test goes on.
+        let head_timeout = Duration::from_secs(3600);
+        let server = limited(HttpLimits { head_timeout, ..HttpLimits::STANDARD });
+        expect_served(&server);
+        let before = resident_bytes();
+        let address = server.client.address();
+        let idle: Vec<_> =
+            (0..n).map(|_| TcpStream::connect(address).expect("the server accepts")).collect();
+        let open = || metric(&server, "lnserve_open_connections");
+        server.wait_until("all are open", |_| open() >= n as f64);
+        for _ in 0..20 {
+            expect_served(&server);
+        }
+        expect_growth(before, (n, N_BYTES_EACH));
+        drop(idle);
+        server.wait_until("all are closed", |_| open() == 0.0);
+        assert_eq!(n_cut(&server, "gave_way"), 0.0);
+    });
+}
+
+#[test]
+fn a_newcomer_gets_the_place_of_who_only_stays() {
+    const N_MAX: usize = 8;
+    let head_timeout = Duration::from_secs(3600);
+    let limits = HttpLimits { n_connections_max: N_MAX, head_timeout, ..HttpLimits::STANDARD };
+    let server = limited(limits);
+    // Two that work, whose answers come when the engine goes on; the others only stay.
+    let held = server.hold_engine();
+    let asked = json!({ "prompt": "a", "max_tokens": 5 }).to_string();
+    let mut working: Vec<_> = (0..2).map(|_| server.client.connect()).collect();
+    for connection in &mut working {
+        connection.write("POST", COMPLETIONS, &[], asked.as_bytes()).expect("the server reads");
+    }
+    server.wait_until("both are in the engine", |app| app.engine.n_live() == 3);
+    let half: Vec<_> = (0..3).map(|_| begun(&server, HALF_A_HEAD)).collect();
+    let silent: Vec<_> = (0..3).map(|_| server.client.connect()).collect();
+    let open = || metric(&server, "lnserve_open_connections");
+    server.wait_until("all places are taken", |_| open() == N_MAX as f64);
+    for n_gave_way in 1..=20 {
+        assert_eq!(server.client.get("/v2/health/live").status(), 200);
+        // Its own connection is closed behind it, which may make room for the next.
+        assert!(n_cut(&server, "gave_way") <= f64::from(n_gave_way));
+    }
+    assert!(n_cut(&server, "gave_way") >= 1.0);
+    drop(held);
+    for connection in &mut working {
+        let reply = connection.read_reply("POST").expect("who works stays");
+        assert_eq!(reply.ok()["usage"]["completion_tokens"], 5);
+    }
+    drop((half, silent));
+    server.expect_idle();
+}
