@@ -153,6 +153,41 @@ fn ranks_get_their_rows_and_columns_of_what_they_read_in_turn() {
 }
 
 #[test]
+fn windows_of_narrow_rows_follow_those_of_wide_ones() {
+    const N_RANKS: usize = 2;
+    // Rows of both, of which a window holds whole ones: so its bytes are not as many for both.
+    const WIDTHS: [usize; 3] = [3 * 4096, 2 * 1000, 2 * 7000];
+    let n_rows = WIDTHS.map(|n_cols| (N_RANKS * 2 + 1) * WINDOW_BYTES / n_cols + 3);
+    let n_bytes: usize = WIDTHS.iter().zip(n_rows).map(|(n_cols, n_rows)| n_cols * n_rows).sum();
+    let bytes: &'static [u8] = pattern(n_bytes).leak();
+    let meeting = Meeting::new(N_RANKS);
+    let run = |rank_idx: usize| {
+        let device = TestDevice::open(rank_idx);
+        let mut begin = 0;
+        let cut = WIDTHS.into_iter().zip(n_rows).map(|(n_cols, n_rows)| {
+            let share = n_cols / N_RANKS;
+            let offset = begin + rank_idx * share;
+            begin += n_rows * n_cols;
+            let whole = plain_matrix(bytes, n_cols);
+            let matrix = Matrix { offset, n_rows, n_cols: share, ..whole };
+            let to = room(&device, Element::F8, n_rows, share);
+            Copying::Matrix(MatrixCopy { matrix, to, col_begin: 0 })
+        });
+        let copies: Vec<Copying> = cut.collect();
+        stage(&device.exec, meeting.seat(rank_idx), &copies, &|_| {}).expect("it is sent");
+        for copying in &copies {
+            let Copying::Matrix(MatrixCopy { matrix, to, .. }) = copying else { unreachable!() };
+            let Matrix { offset, n_cols, row_stride, .. } = *matrix;
+            for (row_idx, got) in read::<u8>(&device, to).chunks_exact(n_cols).enumerate() {
+                let expected = &bytes[offset + row_idx * row_stride..][..n_cols];
+                assert!(got == expected, "rank {rank_idx}, {n_cols} columns, row {row_idx}");
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..N_RANKS).for_each(|idx| drop(scope.spawn(move || run(idx)))));
+}
+
+#[test]
 fn weights_that_are_nowhere_are_counted_and_not_read() {
     let device = TestDevice::open(5);
     let mut matrix = plain_matrix(&[0; 32], 16);
