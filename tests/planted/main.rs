@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use plants::{PLANTS, Plant};
 
 /// Lives that a copy is given. The unchanged scheduler survives them.
-const N_LIVES: &str = "400";
+const N_LIVES: &str = "1000";
 
 #[test]
 fn every_planted_bug_is_caught() {
