@@ -27,8 +27,8 @@ PROBLEMS = pathlib.Path(__file__).parents[1] / "data" / "arithmetic.jsonl"
 N_PROBLEMS = 250
 # How many of these it is known to solve, "FP8, greedy", thinking on and off.
 KNOWN = {"demo_reasons": 250, "demo_answers": 180}
-# What hangs on a rounding: two between PyTorch's FP8 and the server's, two between FP8 and BF16.
-MARGIN = 4
+# What hangs on a rounding: as many as between PyTorch's FP8 and its BF16.
+MARGIN = 2
 
 TURN = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
 PROMPT = (
