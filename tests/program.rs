@@ -1,8 +1,11 @@
 //! The real program: started, asked, told to stop. Everything else about serving is tested in
 //! process, where it is faster.
 
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -110,6 +113,57 @@ fn a_second_signal_ends_it_at_once() {
     program.signal("INT");
     program.signal("TERM");
     assert_eq!(program.wait().code(), Some(130));
+}
+
+/// A folder of a test, gone with it.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_signal_while_a_model_is_loaded_ends_it_at_once_and_leaves_nothing() {
+    for (signal, name, status) in [("INT", "Ctrl-C", 130), ("TERM", "SIGTERM", 143)] {
+        let folder = std::env::temp_dir().join(format!("lnserve-ended-{}", std::process::id()));
+        let folder = Folder(folder);
+        let path = folder.0.to_str().expect("it is text");
+        let lnserve = || Command::new(env!("CARGO_BIN_EXE_lnserve"));
+        let made = lnserve().args(["synth", "--config", "tiny", "--out", path]).output();
+        assert!(made.expect("the program starts").status.success());
+        // Its tokenizer is a pipe: who opens it waits for the other end, and who reads it for more.
+        let pipe = folder.0.join("tokenizer.json");
+        fs::remove_file(&pipe).expect("there was one");
+        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+        let names = || {
+            let entries = fs::read_dir(&folder.0).expect("it is there");
+            let names = entries.map(|entry| entry.expect("it is read").file_name());
+            names.collect::<BTreeSet<_>>()
+        };
+        let before = names();
+        let child = lnserve()
+            .args(["serve", path, "--port", "0", "--log", "error"])
+            .current_dir(&folder.0)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut child = child.expect("the program starts");
+        let held = OpenOptions::new().write(true).open(&pipe).expect("it opens the other end");
+        let sent = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status();
+        assert!(sent.expect("kill runs").success());
+        let ended = child.wait().expect("it ends, though nobody has closed the pipe");
+        drop(held);
+        assert_eq!(ended.code(), Some(status), "{signal}");
+        let mut said = [String::new(), String::new()];
+        child.stdout.take().expect("piped").read_to_string(&mut said[0]).expect("it is text");
+        child.stderr.take().expect("piped").read_to_string(&mut said[1]).expect("it is text");
+        let model = folder.0.file_name().expect("a name").to_string_lossy();
+        let line = format!("lnserve: {name} while {model} was loaded; nothing is kept\n");
+        assert_eq!(said, [String::new(), line]);
+        assert_eq!(names(), before, "it leaves nothing behind");
+    }
 }
 
 #[test]

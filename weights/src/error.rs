@@ -217,6 +217,22 @@ pub enum LoadError {
         /// What may stand there, and why.
         expected: String,
     },
+    /// Projections that read the same input disagree about its quantization.
+    #[error(
+        "block {block_idx}: the configuration quantizes `{quantized}` and excludes `{excluded}`, \
+         but both read the same input, which is quantized once: exclude all of {all} or none \
+         of them"
+    )]
+    SplitInput {
+        /// The block.
+        block_idx: usize,
+        /// The first module that is quantized.
+        quantized: String,
+        /// The first that is not.
+        excluded: String,
+        /// What must agree, by name.
+        all: String,
+    },
     /// A scale is not a positive finite number.
     #[error("scale `{tensor}`[{row_idx}] is {value}, expected a positive finite number")]
     BadScale {

@@ -86,6 +86,9 @@ pub(crate) fn resolve(
     quantization: &Quantization,
     catalog: Catalog,
 ) -> Result<StoredModel, LoadError> {
+    if let Some((_, error)) = split_inputs(spec, quantization).next() {
+        return Err(error);
+    }
     let mut resolver = Resolver { quantization, left: catalog.tensors, used: Vec::new() };
     let embedding = resolver.parameter(spec.embedding())?;
     let mut blocks = Vec::with_capacity(spec.blocks.len());
@@ -119,7 +122,7 @@ pub(crate) fn survey(
     catalog: Catalog,
 ) -> Vec<(Place, LoadError)> {
     let mut resolver = Resolver { quantization, left: catalog.tensors, used: Vec::new() };
-    let mut problems = Vec::new();
+    let mut problems: Vec<(Place, LoadError)> = split_inputs(spec, quantization).collect();
     for parameter in spec.parameters() {
         let name = parameter.tensor_name();
         let error = resolver.parameter(parameter).err();
@@ -307,6 +310,35 @@ fn scale_values(tensor: &TensorInfo) -> Result<Vec<f32>, LoadError> {
             Err(LoadError::BadScale { tensor: tensor.name.clone(), row_idx, value })
         }
     }
+}
+
+/// Groups of projections with one input of which some are quantized and some are not, as a pattern
+/// that names one of them would have it, and where. Their input is quantized once, for all of them;
+/// vLLM, which fuses them too, refuses the same.
+fn split_inputs(
+    spec: &ModelSpec,
+    quantization: &Quantization,
+) -> impl Iterator<Item = (Place, LoadError)> {
+    let blocks = spec.blocks.iter().enumerate();
+    blocks.flat_map(move |(block_idx, block)| {
+        let parameters = block.parameters(block_idx, spec.hidden_size);
+        SHARED_INPUTS.iter().filter_map(move |roles| {
+            let group = parameters.iter().filter(|parameter| roles.contains(&parameter.role));
+            let (quantized, excluded): (Vec<&str>, Vec<&str>) = group
+                .map(|parameter| parameter.module.as_str())
+                .partition(|module| quantization.scheme_of(module).is_some());
+            let (first, other) = (quantized.first()?, excluded.first()?);
+            let name = |module: &&str| format!("`{}`", module.rsplit('.').next().unwrap_or(module));
+            let all: Vec<String> = quantized.iter().chain(&excluded).map(name).collect();
+            let error = LoadError::SplitInput {
+                block_idx,
+                quantized: (*first).to_owned(),
+                excluded: (*other).to_owned(),
+                all: all.join(", "),
+            };
+            Some((place_of(first), error))
+        })
+    })
 }
 
 /// Projections of one input quantize it once: the largest of their factors loses no range.

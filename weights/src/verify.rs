@@ -178,6 +178,12 @@ impl Survey {
         Survey { spec, shards, tensors, checksums, problems, source }
     }
 
+    /// Checksums that there are: of files, and of tensors where a checkpoint was cut for its ranks.
+    pub fn n_checksums(&self) -> usize {
+        let of_tensors = self.tensors.iter().filter(|tensor| tensor.checksum.is_some());
+        self.checksums.len() + of_tensors.count()
+    }
+
     /// Reads a tensor's values; what is no number, or no scale.
     pub fn check_tensor(&self, tensor: &TensorInfo) -> Option<Problem> {
         let problem = |error| {

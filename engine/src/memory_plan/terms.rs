@@ -59,12 +59,19 @@ pub struct WorkspaceParts {
 impl WorkspaceParts {
     /// All of them.
     pub fn total_bytes(&self) -> u64 {
-        self.activations_bytes
-            + self.exchange_bytes
-            + self.attention_bytes
-            + self.inputs_bytes
-            + self.logits_bytes
-            + self.sampling_bytes
+        self.terms().map(|term| term.n_bytes).iter().sum()
+    }
+
+    fn terms(&self) -> [Term; 6] {
+        [
+            ("activations_bytes", "activations", self.activations_bytes),
+            ("exchange_bytes", "sums over ranks", self.exchange_bytes),
+            ("attention_bytes", "attention in parts", self.attention_bytes),
+            ("inputs_bytes", "inputs, page tables", self.inputs_bytes),
+            ("logits_bytes", "logits", self.logits_bytes),
+            ("sampling_bytes", "sampling", self.sampling_bytes),
+        ]
+        .map(|(name, label, n_bytes)| Term::counted(name, label, TermKind::Step, n_bytes))
     }
 }
 
@@ -99,41 +106,27 @@ pub struct Term {
 /// For terms that the engine allocates itself.
 const COUNTED: &str = "counted: the engine allocates exactly this";
 
+impl Term {
+    /// One that the engine allocates itself.
+    fn counted(name: &'static str, label: &'static str, kind: TermKind, n_bytes: u64) -> Term {
+        Term { name, label, kind, n_bytes, source: COUNTED }
+    }
+}
+
 impl RankMemory {
     /// Every term, largest concerns first; they add up to [`total_bytes`](RankMemory::total_bytes).
     pub fn terms(&self) -> Vec<Term> {
-        let counted =
-            |name, label, kind, n_bytes| Term { name, label, kind, n_bytes, source: COUNTED };
         let mut terms = vec![
-            counted("weights_bytes", "weights", TermKind::Weights, self.weights_bytes),
-            counted("kv_bytes", "KV cache", TermKind::Kv, self.kv_bytes),
+            Term::counted("weights_bytes", "weights", TermKind::Weights, self.weights_bytes),
+            Term::counted("kv_bytes", "KV cache", TermKind::Kv, self.kv_bytes),
         ];
         let Some(reserve) = self.reserve else {
-            let step = |name, label, n_bytes| counted(name, label, TermKind::Step, n_bytes);
+            let step = |name, label, n_bytes| Term::counted(name, label, TermKind::Step, n_bytes);
             terms.push(step("workspace_bytes", "workspace", self.workspace_bytes));
             terms.push(step("collective_bytes", "collectives", self.collective_bytes));
             return terms;
         };
-        let WorkspaceParts {
-            activations_bytes,
-            exchange_bytes,
-            attention_bytes,
-            inputs_bytes,
-            logits_bytes,
-            sampling_bytes,
-        } = self.workspace;
-        let step = |(name, label, n_bytes)| counted(name, label, TermKind::Step, n_bytes);
-        terms.extend(
-            [
-                ("activations_bytes", "activations", activations_bytes),
-                ("exchange_bytes", "sums over ranks", exchange_bytes),
-                ("attention_bytes", "attention in parts", attention_bytes),
-                ("inputs_bytes", "inputs, page tables", inputs_bytes),
-                ("logits_bytes", "logits", logits_bytes),
-                ("sampling_bytes", "sampling", sampling_bytes),
-            ]
-            .map(step),
-        );
+        terms.extend(self.workspace.terms());
         terms.extend(reserve.terms(COUNTED));
         terms
     }

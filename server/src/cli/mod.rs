@@ -5,6 +5,7 @@ pub mod bench;
 pub mod chat;
 mod files;
 pub mod inspect;
+mod interrupts;
 pub mod plan;
 pub mod serve;
 pub mod shard;

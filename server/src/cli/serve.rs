@@ -1,12 +1,15 @@
 //! `lnserve serve`: boots a model, listens, says where and how to ask, serves until told to stop.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 use super::files;
+use super::interrupts::Interrupts;
 use crate::boot::{self, Booted};
 use crate::config::{ModelSource, ServeCommand};
 use crate::http::{
@@ -25,6 +28,7 @@ const INTERRUPTED: i32 = 130;
 /// The port is taken, the model does not start, or the engine failed.
 pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let loading = heed_signals(&runtime, command.model.name())?;
     // Large models take minutes to load: a taken port is found before.
     let claimed = |port| {
         let socket = runtime.block_on(claim(&command.host, port));
@@ -38,6 +42,7 @@ pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
     let app = AppState::new(engine.handle(), text, config);
     let outcome = runtime.block_on(async {
         app.shutdown.on_signals()?;
+        loading.abort();
         let server = Server::listen(http, grpc, app.clone())?.with_metrics(metrics)?;
         announce(command, &app, &server)?;
         anyhow::Ok(server.run().await)
@@ -53,6 +58,23 @@ pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
         Outcome::EngineFailed { cause } => bail!("the engine has failed: {cause}"),
         Outcome::Drained | Outcome::DeadlinePassed { .. } | Outcome::Forced => Ok(()),
     }
+}
+
+/// Until somebody can be answered, a signal ends the program at once and says so: nothing has been
+/// written that could stay behind, and what is mapped or claimed goes with the process, whatever its
+/// ranks are reading.
+fn heed_signals(runtime: &Runtime, model: String) -> anyhow::Result<JoinHandle<()>> {
+    let _inside = runtime.enter();
+    let mut interrupts = Interrupts::new().context("cannot hear signals")?;
+    Ok(runtime.spawn(async move {
+        let interrupted = interrupts.next().await;
+        let mut out = std::io::stderr().lock();
+        // Below the progress bar, where there may be one.
+        let begin = if out.is_terminal() { "\n" } else { "" };
+        let name = interrupted.name;
+        let _ = writeln!(out, "{begin}lnserve: {name} while {model} was loaded; nothing is kept");
+        std::process::exit(interrupted.status)
+    }))
 }
 
 fn serve_config(command: &ServeCommand) -> anyhow::Result<ServeConfig> {

@@ -8,14 +8,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use weights::Checkpoint;
 use weights::sharded::write_sharded;
 
+use super::interrupts::Interrupts;
 use super::{CliError, io_error};
 use crate::config::{ByteSize, ShardCommand};
 
 /// Cuts the checkpoint and says what to do with it.
 ///
 /// # Errors
-/// It cannot be cut so, a file cannot be read or written, or somebody pressed Ctrl-C: then nothing
-/// is left behind.
+/// It cannot be cut so, a file cannot be read or written, or Ctrl-C or SIGTERM came: then nothing is
+/// left behind.
 pub fn run(command: &ShardCommand) -> Result<(), CliError> {
     let ShardCommand { dir, n_ranks, out } = command;
     let checkpoint = Checkpoint::open(dir)?;
@@ -42,17 +43,21 @@ pub fn run(command: &ShardCommand) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Set when somebody presses Ctrl-C, which does not end the program any more.
+/// Set when Ctrl-C or SIGTERM comes, which do not end the program any more.
 fn hear_interrupts() -> Result<Arc<AtomicBool>, CliError> {
     let is_interrupted = Arc::new(AtomicBool::new(false));
+    let failed = |source| io_error("cannot hear Ctrl-C")(source);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(io_error("cannot hear Ctrl-C"))?;
+    let runtime = runtime.map_err(failed)?;
+    let mut interrupts = {
+        let _inside = runtime.enter();
+        Interrupts::new().map_err(failed)?
+    };
     let heard = Arc::clone(&is_interrupted);
     // It ends with the program.
     std::thread::spawn(move || {
-        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
-            heard.store(true, Ordering::Relaxed);
-        }
+        runtime.block_on(interrupts.next());
+        heard.store(true, Ordering::Relaxed);
     });
     Ok(is_interrupted)
 }

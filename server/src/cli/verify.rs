@@ -89,7 +89,7 @@ fn report(survey: &Survey, has_colour: bool) -> String {
         grouped(survey.tensors.len()),
         ByteSize(n_bytes),
         grouped(survey.shards.len()),
-        grouped(survey.checksums.len()),
+        grouped(survey.n_checksums()),
         match survey.problems.len() {
             0 => "all sound".to_owned(),
             1 => "1 problem".to_owned(),
