@@ -180,3 +180,30 @@ fn a_taken_port_is_said_in_one_line() {
     assert_eq!(error.lines().count(), 1, "{error}");
     drop(program);
 }
+
+#[test]
+fn a_tokenizer_that_its_library_panics_over_is_said_in_one_line() {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokenizer-that-panics");
+    let _ = std::fs::remove_dir_all(&dir);
+    let run = |arguments: &[&str]| {
+        let command = &mut Command::new(env!("CARGO_BIN_EXE_lnserve"));
+        command.args(arguments).arg(&dir).output().expect("the program starts")
+    };
+    assert!(run(&["synth", "--config", "tiny", "--out"]).status.success());
+    let file = dir.join("tokenizer.json");
+    let text = std::fs::read_to_string(&file).expect("it was written");
+    let broken = text.replacen(
+        "\"continuing_subword_prefix\":null",
+        "\"continuing_subword_prefix\":\"long\"",
+        1,
+    );
+    let broken = broken.replacen("\"merges\":[]", "\"merges\":[\"a b\"]", 1);
+    assert_eq!(broken.len(), text.len() + 2 + 5, "both are there");
+    std::fs::write(&file, broken).expect("it can be written");
+    let refused = run(&["serve", "--port", "0", "--log", "error"]);
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    assert!(error.contains("the tokenizers library gave it up: start byte index 4"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    let _ = std::fs::remove_dir_all(&dir);
+}

@@ -4,6 +4,7 @@
 //! A conversation goes [`TextModel::render_chat`] → [`TextModel::encode_chat`]; an answer comes
 //! back token by token through [`Detokenizer`] → [`StopMatcher`] → [`ReasoningSplitter`].
 
+mod caught;
 mod detokenizer;
 mod error;
 #[cfg(test)]

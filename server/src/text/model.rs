@@ -1,13 +1,13 @@
 //! One checkpoint's tokenizer, special tokens and chat template, checked against the model at
 //! load. Shared by all requests.
 
-use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use engine::TokenId;
 use tokenizers::Tokenizer;
 use weights::Checkpoint;
 
+use super::caught::caught;
 use super::error::{TextError, TextLoadError};
 use super::sources::{self, TextSettings, TextSources};
 use super::special::{Segment, SpecialMarkup};
@@ -57,8 +57,8 @@ impl TextModel {
     pub fn new(sources: &TextSources) -> Result<TextModel, TextLoadError> {
         // The crate panics where a file says something impossible of a part that it knows, which
         // is no reason to end the program.
-        catch_unwind(|| TextModel::read(sources)).unwrap_or_else(|_| {
-            let cause = "the tokenizers library gave it up".to_owned();
+        caught(|| TextModel::read(sources)).unwrap_or_else(|words| {
+            let cause = format!("the tokenizers library gave it up: {words}");
             Err(TextLoadError::Malformed { file: sources::TOKENIZER, cause })
         })
     }
