@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 const N_BUFFER_BYTES: usize = 16 << 10;
 
 /// What ends a body that came in chunks.
-const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
+pub(crate) const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 
 /// A connection that stays.
 pub(crate) struct Connection {
@@ -27,6 +27,16 @@ impl Connection {
     pub(crate) async fn open(address: SocketAddr) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        Ok(Connection { stream, buffer: vec![0; N_BUFFER_BYTES] })
+    }
+
+    /// Over one that is open.
+    ///
+    /// # Errors
+    /// It is none that can be waited for.
+    pub(crate) fn over(stream: std::net::TcpStream) -> anyhow::Result<Connection> {
+        stream.set_nonblocking(true)?;
+        let stream = TcpStream::from_std(stream)?;
         Ok(Connection { stream, buffer: vec![0; N_BUFFER_BYTES] })
     }
 

@@ -47,7 +47,7 @@ struct State {
     next: Instant,
     /// Seeds of those in slots: a reader is known by its.
     seeds: HashMap<SlotIdx, usize>,
-    said: HashMap<usize, Vec<Instant>>,
+    said: HashMap<usize, Vec<Said>>,
 }
 
 impl Steps {
@@ -87,7 +87,7 @@ impl Steps {
     }
 
     /// When each token was said to each of `n` readers.
-    pub(crate) fn said(&self, n: usize) -> Vec<Vec<Instant>> {
+    pub(crate) fn said(&self, n: usize) -> Vec<Vec<Said>> {
         let mut state = self.beat.lock();
         (0..n).map(|idx| state.said.remove(&idx).unwrap_or_default()).collect()
     }
@@ -118,15 +118,25 @@ impl Steps {
                 true
             }
         };
-        let now = Instant::now();
+        let rows = || input.plan.rows.iter().filter(|row| row.emit.samples());
+        let (at, n_tokens) = (Instant::now(), rows().count());
         let State { n_said, seeds, said, .. } = &mut *state;
-        for row in input.plan.rows.iter().filter(|row| row.emit.samples()) {
-            *n_said += 1;
-            if is_late {
-                said.entry(seeds[&row.slot]).or_default().push(now);
+        *n_said += n_tokens as u64;
+        if is_late {
+            for row in rows() {
+                said.entry(seeds[&row.slot]).or_default().push(Said { at, n_tokens });
             }
         }
     }
+}
+
+/// A token's moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Said {
+    /// When its step was done.
+    pub(crate) at: Instant,
+    /// Tokens of that step.
+    pub(crate) n_tokens: usize,
 }
 
 /// The server, without a model.

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderMap, header};
@@ -103,6 +103,41 @@ impl Chunks {
     /// Comes back when the client is gone.
     pub async fn gone(&self) {
         self.sender.closed().await;
+    }
+}
+
+/// A body whose every chunk is made when the connection has room for it, by `next`, on the
+/// connection's own task: nothing stands between the two that would have to be woken. There is no
+/// chunk after `None`. It is dropped with the connection.
+pub fn made<Next>(next: Next) -> Body
+where
+    Next: FnMut(&mut Context<'_>) -> Poll<Option<Bytes>> + Send + Unpin + 'static,
+{
+    Body::new(MadeBody { next: Some(next) })
+}
+
+struct MadeBody<Next> {
+    /// Gone after the last chunk.
+    next: Option<Next>,
+}
+
+impl<Next> HttpBody for MadeBody<Next>
+where
+    Next: FnMut(&mut Context<'_>) -> Poll<Option<Bytes>> + Unpin,
+{
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(next) = &mut self.next else { return Poll::Ready(None) };
+        let chunk = ready!(next(cx));
+        if chunk.is_none() {
+            self.next = None;
+        }
+        Poll::Ready(chunk.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 

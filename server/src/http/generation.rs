@@ -4,7 +4,9 @@
 //! engine may yet say, so that a slow reader never holds up a step. Dropping [`Generations`]
 //! cancels what still runs. It knows no JSON.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use engine::{
@@ -201,20 +203,25 @@ impl Generations {
     /// # Errors
     /// The engine failed or stopped, or an answer's time has passed. Then all answers are void.
     pub async fn next(&mut self) -> Result<Option<Delta>, ApiError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`Generations::next`] for who is polled itself.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Delta>, ApiError>> {
         while self.n_open > 0 {
-            let Some(stamped) = self.outputs.recv().await else {
-                return Err(self.failed());
+            let Some(stamped) = ready!(self.outputs.poll_recv(cx)) else {
+                return Poll::Ready(Err(self.failed()));
             };
             let choice = &mut self.choices[stamped.choice_idx];
             if let Output::Admitted { n_cached } = stamped.output {
                 (choice.n_cached, choice.admitted) = (n_cached, Some(stamped.at));
                 self.record.admitted(stamped.at);
             } else if choice.ticket.is_some() {
-                return self.take(stamped).map(Some);
+                return Poll::Ready(self.take(stamped).map(Some));
             }
             // What the engine said before it heard that a stop string had ended the answer.
         }
-        Ok(None)
+        Poll::Ready(Ok(None))
     }
 
     /// Waits for all answers, in the order of the jobs.

@@ -40,7 +40,7 @@ pub struct HttpLimits {
     pub n_stop_tokens_max: usize,
     /// Entries of a logit bias; clients of OpenAI's send up to 300.
     pub n_logit_bias_max: usize,
-    /// Chunks of a stream that wait for a slow reader; the rest waits as tokens.
+    /// Responses of a gRPC stream that wait for a slow reader; the rest waits as tokens.
     pub n_chunks_max: usize,
     /// Time that running requests get to finish once a shutdown has begun.
     pub drain_timeout: Duration,

@@ -210,8 +210,7 @@ impl View {
     }
 
     fn stream(mut self, generations: Generations, record: Arc<Record>) -> Response {
-        let n_chunks_max = self.app.config.limits.n_chunks_max;
-        stream::respond(generations, record, n_chunks_max, move |delta| match delta {
+        stream::respond(generations, record, move |delta| match delta {
             Some(delta) => self.piece(delta),
             None => self.last(),
         })

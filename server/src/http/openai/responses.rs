@@ -59,10 +59,7 @@ pub(super) async fn handle(
     let intake = Intake { app: Arc::clone(&app), record: Arc::clone(&record), headers, body };
     let ((mut view, delivery), mut generations) = intake.submit("resp_", parse).await?;
     if delivery != Delivery::Whole {
-        let n_chunks_max = app.config.limits.n_chunks_max;
-        return Ok(stream::respond_bare(generations, record, n_chunks_max, move |delta| {
-            view.events(delta)
-        }));
+        return Ok(stream::respond_bare(generations, record, move |delta| view.events(delta)));
     }
     while let Some(delta) = generations.next().await? {
         view.take(&delta);

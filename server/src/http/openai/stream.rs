@@ -1,88 +1,85 @@
-//! What all endpoints' streams have in common: the task that turns pieces into events.
+//! What all endpoints' streams have in common: pieces of answers become events as the connection
+//! takes them. When the client is gone the connection drops its answer, which cancels the
+//! generations.
 
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
+use axum::body::Bytes;
 use axum::response::Response;
-use tracing::Instrument;
+use tracing::Span;
 
-use super::super::body::{Chunks, ClientGone, chunked};
+use super::super::body::made;
 use super::super::generation::{Delta, Generations};
 use super::super::observe::Record;
 use super::super::sse;
 use super::error::Refusal;
 
-/// Starts the task and returns the response that it writes. `write` makes an event of a piece, or
-/// none; at the end, of `None`, it makes the last one. The task ends early when the client is
-/// gone, which cancels the generations.
+/// The response whose events `write` makes of pieces, or none of a piece; at the end, of `None`, it
+/// makes the last one.
 pub(super) fn respond(
     generations: Generations,
     record: Arc<Record>,
-    n_chunks_max: usize,
-    write: impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + 'static,
+    write: impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + Unpin + 'static,
 ) -> Response {
-    start(generations, record, n_chunks_max, (write, sse::DONE))
+    start(generations, record, (write, sse::DONE))
 }
 
 /// The same without a last word, for streams whose last event says that it is.
 pub(super) fn respond_bare(
     generations: Generations,
     record: Arc<Record>,
-    n_chunks_max: usize,
-    write: impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + 'static,
+    write: impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + Unpin + 'static,
 ) -> Response {
-    start(generations, record, n_chunks_max, (write, b""))
+    start(generations, record, (write, b""))
 }
 
 fn start(
     generations: Generations,
     record: Arc<Record>,
-    n_chunks_max: usize,
-    (write, last): (impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + 'static, &'static [u8]),
+    (write, last): (
+        impl FnMut(Option<Delta>) -> Option<Vec<u8>> + Send + Unpin + 'static,
+        &'static [u8],
+    ),
 ) -> Response {
-    let (chunks, body) = chunked(n_chunks_max);
-    let task = async move {
-        if relay(&chunks, generations, write, last).await.is_err() {
-            tracing::debug!("the client left in the middle of its stream");
-        }
-        drop(record);
-    };
-    tokio::spawn(task.in_current_span());
-    sse::response(body)
+    let last = (!last.is_empty()).then_some(last);
+    let span = Span::current();
+    let mut events = Events { generations, write, last, is_over: false, span, _record: record };
+    sse::response(made(move |cx| events.poll_next(cx)))
 }
 
-async fn relay(
-    chunks: &Chunks,
-    mut generations: Generations,
-    mut write: impl FnMut(Option<Delta>) -> Option<Vec<u8>>,
-    last: &'static [u8],
-) -> Result<(), ClientGone> {
-    loop {
-        let delta = tokio::select! {
-            delta = generations.next() => delta,
-            () = chunks.gone() => return Err(ClientGone),
-        };
-        let is_over = matches!(delta, Ok(None));
-        match delta {
-            Ok(delta) => {
-                if let Some(event) = write(delta) {
-                    chunks.write(event).await?;
+/// What is still to be said.
+struct Events<Write> {
+    generations: Generations,
+    write: Write,
+    /// The last word, until it is said.
+    last: Option<&'static [u8]>,
+    /// All but the last word was said.
+    is_over: bool,
+    span: Span,
+    /// The request lasts as long as its answer.
+    _record: Arc<Record>,
+}
+
+impl<Write: FnMut(Option<Delta>) -> Option<Vec<u8>>> Events<Write> {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        while !self.is_over {
+            let event = match ready!(self.generations.poll_next(cx)) {
+                Ok(delta) => {
+                    self.is_over = delta.is_none();
+                    (self.write)(delta)
                 }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a stream broke off");
-                chunks.write(sse::event(&Refusal(error).body())).await?;
-                return say_last(chunks, last).await;
+                Err(error) => {
+                    let _in_span = self.span.enter();
+                    tracing::warn!(%error, "a stream broke off");
+                    self.is_over = true;
+                    Some(sse::event(&Refusal(error).body()))
+                }
+            };
+            if event.is_some() {
+                return Poll::Ready(event.map(Bytes::from));
             }
         }
-        if is_over {
-            return say_last(chunks, last).await;
-        }
-    }
-}
-
-async fn say_last(chunks: &Chunks, last: &'static [u8]) -> Result<(), ClientGone> {
-    match last.is_empty() {
-        true => Ok(()),
-        false => chunks.write(last).await,
+        Poll::Ready(self.last.take().map(Bytes::from_static))
     }
 }

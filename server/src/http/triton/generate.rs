@@ -5,18 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::Extension;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use tracing::Instrument;
+use tracing::Span;
 
-use super::super::body::{self, Chunks, ClientGone, chunked, one_chunk};
+use super::super::body::{self, made, one_chunk};
 use super::super::error::ApiError;
 use super::super::generation::{Answer, Generations, Job};
 use super::super::observe::Record;
@@ -79,15 +80,9 @@ pub(super) async fn stream(
     watch.submitted();
     let mut pieces = Pieces::new(generations, call);
     let first = pieces.next().await.map_err(from_model)?;
-    let (chunks, body) = chunked(app.config.limits.n_chunks_max);
-    let task = async move {
-        if relay(&chunks, pieces, first, watch).await.is_err() {
-            tracing::debug!("the client left in the middle of its stream");
-        }
-        drop(record);
-    };
-    tokio::spawn(task.in_current_span());
-    Ok(sse::response(body))
+    let (first, watch, span) = (Some(first), Some(watch), Span::current());
+    let mut events = Events { pieces, first, watch, span, _record: record };
+    Ok(sse::response(made(move |cx| events.poll_next(cx))))
 }
 
 /// A refusal before or within the model: they differ in their headers.
@@ -212,33 +207,43 @@ fn render(caller: &Caller, tensors: &[Tensor]) -> Value {
     json!(members)
 }
 
-async fn relay(
-    chunks: &Chunks,
-    mut pieces: Pieces,
-    first: Option<Answer>,
-    mut watch: Watch,
-) -> Result<(), ClientGone> {
-    let mut next = Ok(first);
-    loop {
-        match next {
-            Ok(None) => {
-                watch.succeeded(1);
-                return Ok(());
-            }
-            Ok(Some(piece)) => {
-                watch.answered(&piece);
-                if let Some(tensors) = pieces.render(&piece) {
-                    chunks.write(sse::event(&render(pieces.caller(), &tensors))).await?;
+/// What is still to be said of a stream whose first piece is there. When the client is gone the
+/// connection drops it, which cancels the generation.
+struct Events {
+    pieces: Pieces,
+    first: Option<Option<Answer>>,
+    /// Gone once all is said.
+    watch: Option<Watch>,
+    span: Span,
+    /// The request lasts as long as its answer.
+    _record: Arc<Record>,
+}
+
+impl Events {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        while self.watch.is_some() {
+            let piece = match self.first.take() {
+                Some(first) => Ok(first),
+                None => ready!(self.pieces.poll_next(cx)),
+            };
+            match piece {
+                Ok(Some(piece)) => {
+                    self.watch.iter_mut().for_each(|watch| watch.answered(&piece));
+                    if let Some(tensors) = self.pieces.render(&piece) {
+                        let event = sse::event(&render(self.pieces.caller(), &tensors));
+                        return Poll::Ready(Some(event.into()));
+                    }
+                }
+                Ok(None) => self.watch.take().into_iter().for_each(|watch| watch.succeeded(1)),
+                Err(error) => {
+                    let _in_span = self.span.enter();
+                    tracing::warn!(%error, "a stream broke off");
+                    self.watch = None;
+                    let event = sse::event(&Refusal::from(error).body());
+                    return Poll::Ready(Some(event.into()));
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "a stream broke off");
-                return chunks.write(sse::event(&Refusal::from(error).body())).await;
-            }
         }
-        next = tokio::select! {
-            piece = pieces.next() => piece,
-            () = chunks.gone() => return Err(ClientGone),
-        };
+        Poll::Ready(None)
     }
 }

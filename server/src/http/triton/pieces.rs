@@ -1,6 +1,9 @@
 //! An answer in pieces, as both wires stream it: one response a token, the last of which says that
 //! it is the last.
 
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+
 use super::super::error::ApiError;
 use super::super::generation::{Answer, Generations};
 use super::call::Call;
@@ -11,12 +14,14 @@ use super::tensor::Tensor;
 pub(super) struct Pieces {
     generations: Generations,
     call: Call,
+    /// A piece whose end is still to come.
+    begun: Answer,
 }
 
 impl Pieces {
     /// Of a call that streams.
     pub(super) fn new(generations: Generations, call: Call) -> Pieces {
-        Pieces { generations, call }
+        Pieces { generations, call, begun: Answer::default() }
     }
 
     /// Who asked.
@@ -25,21 +30,27 @@ impl Pieces {
     }
 
     /// The next piece; `None` after the last. The end belongs to the piece of the last token: the
-    /// engine says both in one breath. Who drops this half-way may lose a piece, so let it be
-    /// because the client is gone.
+    /// engine says both in one breath. May be dropped half-way without losing anything.
     ///
     /// # Errors
     /// As for [`Generations::next`].
     pub(super) async fn next(&mut self) -> Result<Option<Answer>, ApiError> {
-        let mut piece = Answer::default();
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`Pieces::next`] for who is polled itself.
+    pub(super) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Answer>, ApiError>> {
         loop {
-            let Some(delta) = self.generations.next().await? else {
-                return Ok(None);
+            let Some(delta) = ready!(self.generations.poll_next(cx))? else {
+                return Poll::Ready(Ok(None));
             };
             let choice_idx = delta.choice_idx;
-            piece.absorb(delta);
-            if piece.end.is_some() || !self.generations.is_at_its_end(choice_idx) {
-                return Ok(Some(piece));
+            self.begun.absorb(delta);
+            if self.begun.end.is_some() || !self.generations.is_at_its_end(choice_idx) {
+                return Poll::Ready(Ok(Some(std::mem::take(&mut self.begun))));
             }
         }
     }
