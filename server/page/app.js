@@ -25,6 +25,7 @@ function askForKey() {
 
 const PHASES = {
   serving: ["live", "live"],
+  leaving: ["waiting", "shutting down soon"],
   draining: ["waiting", "shutting down"],
   unready: ["waiting", "not ready"],
 };

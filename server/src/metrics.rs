@@ -5,6 +5,7 @@
 //! they share one value. The text is Prometheus' own format (0.0.4), in which a counter is called
 //! what it is called: OpenMetrics would append `_total` to Triton's names.
 
+mod cache;
 mod connections;
 mod host;
 mod priority;
@@ -27,6 +28,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::total::{Total, TotalSeconds};
+use cache::CacheSize;
+pub use cache::{kv_share, n_pages_of_any};
 use connections::ConnectionMetrics;
 pub use connections::{Cut, OpenConnection};
 use priority::PriorityMetrics;
@@ -143,6 +146,7 @@ struct EngineMetrics {
     shared_tokens: Total,
     host: host::HostMetrics,
     kv_share: Gauge<f64, AtomicU64>,
+    cache_size: CacheSize,
     steps: Total,
     proposed_tokens: Total,
     accepted_tokens: Total,
@@ -325,6 +329,7 @@ impl Metrics {
             "vllm:num_requests_running", RUNNING, engine.running;
             "vllm:num_requests_waiting", WAITING, engine.waiting;
             "vllm:kv_cache_usage_perc", "Share of the KV cache in use, at most 1", engine.kv_share;
+            "vllm:cache_config_info", "1; its labels say what is cached", engine.cache_size;
             "vllm:num_preemptions_total", PREEMPTIONS, engine.preemptions;
             "vllm:spec_decode_num_draft_tokens_total", PROPOSED, engine.proposed_tokens;
             "vllm:spec_decode_num_accepted_tokens_total", ACCEPTED, engine.accepted_tokens;

@@ -152,6 +152,28 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
 }
 
 #[test]
+fn whoever_sends_requests_is_told_before_they_are_refused() {
+    // Nothing here waits for the notice to run out: the test ends it itself.
+    let limits = HttpLimits { drain_notice: Duration::from_secs(3600), ..HttpLimits::STANDARD };
+    let mut server = TestServer::start(ServerSettings { limits, ..spacious() });
+    let short = json!({ "prompt": "a", "max_tokens": 2 });
+    let kept = server.client.post(COMPLETIONS, &short);
+    assert_eq!(kept.head.header("connection"), None);
+    server.app.shutdown.begin();
+    for (path, status) in [("/v2/health/ready", 400), ("/health", 503), ("/v2/health/live", 200)] {
+        assert_eq!(server.client.get(path).status(), status, "{path}");
+    }
+    assert_eq!(server.client.get("/v1/node").json()["now"]["phase"], "leaving");
+    let taken = server.client.post(COMPLETIONS, &short);
+    assert_eq!(taken.status(), 200, "{}", taken.text());
+    assert_eq!(taken.head.header("connection"), Some("close"), "the next one goes elsewhere");
+    let generate = json!({ "text_input": "a", "max_tokens": 1 });
+    assert_eq!(server.client.post(GENERATE, &generate).status(), 200);
+    server.app.shutdown.drain();
+    assert_eq!(server.outcome(), Outcome::Drained);
+}
+
+#[test]
 fn a_drain_gives_up_at_its_deadline_or_when_told_twice() {
     let drain_timeout = Duration::from_millis(20);
     let limits = HttpLimits { drain_timeout, ..HttpLimits::STANDARD };

@@ -140,3 +140,46 @@ fn metrics_count_what_was_done() {
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
     }
 }
+
+#[test]
+fn who_balances_load_is_told_of_it() {
+    let text = shared().get("/metrics").text();
+    let size = text.lines().find(|line| line.starts_with("vllm:cache_config_info"));
+    let size = size.expect("what the cache holds");
+    let pages = shared().get("/v1/node").json()["now"]["groups"][0]["n_pages"].clone();
+    assert!(size.contains("block_size=\"16\"") && size.ends_with(" 1"), "{size}");
+    assert!(size.contains(&format!("num_gpu_blocks=\"{pages}\"")), "{size}, of {pages} pages");
+
+    let body = json!({ "prompt": "a", "max_tokens": 1 });
+    let asking = |format| {
+        let client = shared().with_header("endpoint-load-metrics-format", format);
+        let reply = client.post(COMPLETIONS, &body);
+        reply.head.header("endpoint-load-metrics").map(str::to_owned)
+    };
+    let told = asking("JSON").expect("it was asked for");
+    let told = told.strip_prefix("JSON ").expect("its format comes first");
+    let told: serde_json::Value = serde_json::from_str(told).expect("JSON");
+    let named = told["named_metrics"].as_object().expect("by name");
+    let names: Vec<&str> = named.keys().map(String::as_str).collect();
+    let wanted = [
+        "kv_cache_usage_perc",
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_utilization",
+        "max_token_capacity",
+    ];
+    assert_eq!(names, wanted);
+    let capacity = pages.as_f64().expect("a number") * 16.0;
+    assert_eq!(named["max_token_capacity"].as_f64(), Some(capacity));
+    let share = named["kv_cache_usage_perc"].as_f64().expect("a number");
+    assert!((0.0..=1.0).contains(&share), "{share}");
+    let told = asking("text").expect("it was asked for");
+    let told = told.strip_prefix("TEXT ").expect("its format comes first");
+    let pairs: Vec<_> = told.split(", ").filter_map(|pair| pair.split_once('=')).collect();
+    assert_eq!(pairs.len(), wanted.len(), "{told}");
+    let capacity = format!("{capacity:?}");
+    assert_eq!(pairs[4], ("named_metrics.max_token_capacity", capacity.as_str()));
+    assert_eq!(asking("BIN"), None);
+    let plain = shared().post(COMPLETIONS, &body);
+    assert_eq!(plain.head.header("endpoint-load-metrics"), None, "nobody asked");
+}

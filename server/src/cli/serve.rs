@@ -61,8 +61,8 @@ pub fn run(command: &ServeCommand) -> anyhow::Result<()> {
 }
 
 /// Until somebody can be answered, a signal ends the program at once and says so: nothing has been
-/// written that could stay behind, and what is mapped or claimed goes with the process, whatever its
-/// ranks are reading.
+/// written that could stay behind, and what is mapped or claimed goes with the process, whatever
+/// its ranks are reading.
 fn heed_signals(runtime: &Runtime, model: String) -> anyhow::Result<JoinHandle<()>> {
     let _inside = runtime.enter();
     let mut interrupts = Interrupts::new().context("cannot hear signals")?;

@@ -15,8 +15,8 @@ use crate::config::{ByteSize, ShardCommand};
 /// Cuts the checkpoint and says what to do with it.
 ///
 /// # Errors
-/// It cannot be cut so, a file cannot be read or written, or Ctrl-C or SIGTERM came: then nothing is
-/// left behind.
+/// It cannot be cut so, a file cannot be read or written, or Ctrl-C or SIGTERM came: then nothing
+/// is left behind.
 pub fn run(command: &ShardCommand) -> Result<(), CliError> {
     let ShardCommand { dir, n_ranks, out } = command;
     let checkpoint = Checkpoint::open(dir)?;

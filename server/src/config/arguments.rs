@@ -36,7 +36,8 @@ Examples:
 Endpoints: /v1/chat/completions, /v1/completions, /v1/models (OpenAI); /v2/... (Triton, and
 over gRPC with --grpc-port);
 /health and /v2/health/ready (200 once it can answer), /metrics (Prometheus).
-SIGTERM or Ctrl-C: takes no more requests, finishes those that run, exits.";
+SIGTERM or Ctrl-C: takes no more requests, finishes those that run, exits; a second one exits at
+once. Behind a load balancer see --drain-notice.";
 
 const CHAT_EXAMPLES: &str = "\
 Without --prompt, questions are read from the terminal. Ctrl-C stops an answer; Ctrl-D or /quit

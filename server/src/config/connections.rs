@@ -1,4 +1,5 @@
-//! What connections may take: how many there are, and how long anybody is waited for.
+//! What connections may take: how many there are, and how long anybody is waited for, at the end
+//! too.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -31,6 +32,16 @@ pub(super) struct ConnectionArguments {
     /// closed and what it asked for is cancelled
     #[arg(long, value_name = "SECONDS", default_value = "120", help_heading = "Connections")]
     write_timeout: NonZeroU32,
+
+    /// After SIGTERM: seconds in which /health and /v2/health/ready say 503 and 400 but requests
+    /// are taken, so that a load balancer sees it and sends them elsewhere. Two of its health
+    /// checks are a good time
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, help_heading = "Shutdown")]
+    drain_notice: u32,
+
+    /// Seconds that running requests get to finish after that; what then still runs is cut
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Shutdown")]
+    drain_timeout: u32,
 }
 
 impl ConnectionArguments {
@@ -42,6 +53,8 @@ impl ConnectionArguments {
             head_timeout: seconds(self.head_timeout),
             body_timeout: seconds(self.body_timeout),
             write_timeout: seconds(self.write_timeout),
+            drain_notice: Duration::from_secs(self.drain_notice.into()),
+            drain_timeout: Duration::from_secs(self.drain_timeout.into()),
             ..HttpLimits::STANDARD
         }
     }

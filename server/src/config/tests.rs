@@ -311,3 +311,11 @@ fn flags_of_a_measurement_that_contradict_each_other_are_refused() {
         assert!(message.contains(expected), "{words}: {message}");
     }
 }
+
+#[test]
+fn a_shutdown_gives_notice_if_it_is_told_to() {
+    let limits = serve("serve").limits;
+    assert_eq!((limits.drain_notice, limits.drain_timeout.as_secs()), (Duration::ZERO, 30));
+    let limits = serve("serve --drain-notice 10 --drain-timeout 600").limits;
+    assert_eq!((limits.drain_notice.as_secs(), limits.drain_timeout.as_secs()), (10, 600));
+}

@@ -42,7 +42,9 @@ pub struct HttpLimits {
     pub n_logit_bias_max: usize,
     /// Responses of a gRPC stream that wait for a slow reader; the rest waits as tokens.
     pub n_chunks_max: usize,
-    /// Time that running requests get to finish once a shutdown has begun.
+    /// Time, once a shutdown has begun, in which health checks fail but requests are taken.
+    pub drain_notice: Duration,
+    /// Time that running requests get to finish after that.
     pub drain_timeout: Duration,
 }
 
@@ -66,6 +68,7 @@ impl HttpLimits {
         n_stop_tokens_max: 128,
         n_logit_bias_max: 1024,
         n_chunks_max: 32,
+        drain_notice: Duration::ZERO,
         drain_timeout: Duration::from_secs(30),
     };
 

@@ -13,6 +13,7 @@ pub mod error;
 pub mod fields;
 pub mod generation;
 pub mod limits;
+mod load_report;
 pub mod observe;
 pub mod openai;
 pub mod page;

@@ -8,13 +8,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
 use axum::middleware::Next;
 use axum::response::Response;
 use engine::TenantId;
 use tracing::{Instrument, Span};
 
-use super::shutdown::Passage;
+use super::load_report;
+use super::shutdown::{Passage, Phase};
 use super::state::App;
 use super::timing::{self, Moments};
 use crate::metrics::GenerationSummary;
@@ -64,13 +66,22 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     };
     let id = given_id(request.headers()).unwrap_or_else(|| format!("{:016x}", random()));
     let header = HeaderValue::from_str(&id).expect("an id of ours, or one that came in a header");
-    let record = Arc::new(Record::new(app, id, route));
+    let record = Arc::new(Record::new(Arc::clone(&app), id, route));
     let span = record.span.clone();
+    let load_format = load_report::wanted(request.headers());
+    let is_http1 = request.version() <= Version::HTTP_11;
     let wants_timing = request.headers().contains_key(SERVER_TIMING_WANTED);
     request.extensions_mut().insert(Arc::clone(&record));
     let mut response = next.run(request).instrument(span).await;
     record.answered(&response);
     response.headers_mut().insert(REQUEST_ID, header);
+    if let Some(format) = load_format {
+        load_report::add(&app, format, response.headers_mut());
+    }
+    // Who keeps connections open would send the next request where there is nobody any more.
+    if is_http1 && app.shutdown.phase() > Phase::Serving {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if wants_timing { timing::add(&record, response) } else { response }
 }
 

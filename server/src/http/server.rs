@@ -142,8 +142,9 @@ impl Server {
         self.metrics.as_ref().map(TcpListener::local_addr).transpose()
     }
 
-    /// Serves until the shutdown is complete or the engine fails. While it drains, the port stays
-    /// open: health checks learn that it is not ready any more, new work is refused.
+    /// Serves until the shutdown is complete or the engine fails. After notice was given it drains.
+    /// Meanwhile the port stays open: health checks learn that it is not ready any more, new work
+    /// is refused.
     pub async fn run(self) -> Outcome {
         let connections = GracefulShutdown::new();
         let outcome = tokio::select! {
@@ -228,8 +229,17 @@ impl Server {
     async fn ended(&self) -> Outcome {
         let app = &self.app;
         tokio::select! {
-            () = app.shutdown.reached(Phase::Draining) => {}
+            () = app.shutdown.reached(Phase::Leaving) => {}
             cause = self.engine_failed() => return Outcome::EngineFailed { cause },
+        }
+        if app.shutdown.phase() == Phase::Leaving {
+            let notice = app.shutdown.notice();
+            tracing::info!(notice_s = notice.as_secs(), "leaving: not ready, requests are taken");
+            tokio::select! {
+                () = sleep(notice) => app.shutdown.drain(),
+                () = app.shutdown.reached(Phase::Draining) => {}
+                cause = self.engine_failed() => return Outcome::EngineFailed { cause },
+            }
         }
         app.engine.drain();
         tracing::info!(n_requests = app.in_flight.n(), "draining");
@@ -246,7 +256,7 @@ impl Server {
         let mut ticks = interval(ENGINE_WATCH_INTERVAL);
         loop {
             ticks.tick().await;
-            if let Err(ApiError::EngineFailed { cause }) = self.app.ready() {
+            if let Err(ApiError::EngineFailed { cause }) = self.app.takes_requests() {
                 return cause;
             }
         }

@@ -4,6 +4,7 @@
 //! SIGTERM and SIGINT; tests call [`Shutdown::begin`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -12,6 +13,8 @@ use tokio::sync::watch;
 pub enum Phase {
     /// Requests are taken.
     Serving,
+    /// So they are, but health checks learn that it is not ready any more.
+    Leaving,
     /// What runs may finish; nothing new is taken.
     Draining,
     /// Stop at once.
@@ -22,12 +25,19 @@ pub enum Phase {
 #[derive(Clone)]
 pub struct Shutdown {
     phase: Arc<watch::Sender<Phase>>,
+    notice: Duration,
 }
 
 impl Shutdown {
-    /// Not shutting down.
-    pub fn new() -> Shutdown {
-        Shutdown { phase: Arc::new(watch::Sender::new(Phase::Serving)) }
+    /// Not shutting down. For `notice`, once that begins, whoever sends requests is told, and those
+    /// that come nevertheless are taken.
+    pub fn new(notice: Duration) -> Shutdown {
+        Shutdown { phase: Arc::new(watch::Sender::new(Phase::Serving)), notice }
+    }
+
+    /// How long it is told before it is done.
+    pub fn notice(&self) -> Duration {
+        self.notice
     }
 
     /// How far it has come.
@@ -35,14 +45,20 @@ impl Shutdown {
         *self.phase.borrow()
     }
 
-    /// The next phase: the first call drains, the second stops at once.
+    /// The first call gives notice, if there is any to give, and drains; the second stops at once.
     pub fn begin(&self) {
         self.phase.send_modify(|phase| {
             *phase = match phase {
-                Phase::Serving => Phase::Draining,
-                Phase::Draining | Phase::Forced => Phase::Forced,
+                Phase::Serving if self.notice.is_zero() => Phase::Draining,
+                Phase::Serving => Phase::Leaving,
+                Phase::Leaving | Phase::Draining | Phase::Forced => Phase::Forced,
             };
         });
+    }
+
+    /// Notice was given: from now on nothing new is taken.
+    pub fn drain(&self) {
+        self.phase.send_modify(|phase| *phase = Phase::Draining.max(*phase));
     }
 
     /// Comes back once the shutdown is at `phase` or beyond.
@@ -72,12 +88,6 @@ impl Shutdown {
             }
         });
         Ok(())
-    }
-}
-
-impl Default for Shutdown {
-    fn default() -> Shutdown {
-        Shutdown::new()
     }
 }
 
@@ -136,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_call_drains_and_the_second_forces() {
-        let shutdown = Shutdown::new();
+        let shutdown = Shutdown::new(Duration::ZERO);
         assert_eq!(shutdown.phase(), Phase::Serving);
         let waiting = tokio::spawn({
             let shutdown = shutdown.clone();
@@ -148,6 +158,22 @@ mod tests {
         assert!(!waiting.is_finished());
         shutdown.begin();
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn with_notice_the_first_call_gives_it() {
+        let shutdown = Shutdown::new(Duration::from_secs(1));
+        shutdown.begin();
+        assert_eq!(shutdown.phase(), Phase::Leaving);
+        shutdown.drain();
+        assert_eq!(shutdown.phase(), Phase::Draining);
+        shutdown.begin();
+        shutdown.drain();
+        assert_eq!(shutdown.phase(), Phase::Forced, "nothing leads back");
+        let hasty = Shutdown::new(Duration::from_secs(1));
+        hasty.begin();
+        hasty.begin();
+        assert_eq!(hasty.phase(), Phase::Forced);
     }
 
     #[tokio::test]

@@ -82,7 +82,7 @@ impl AppState {
         let n_token_bytes = vocabulary.map(|token| text.token_bytes(token).len()).max();
         Arc::new(AppState {
             metrics: Metrics::new(name),
-            shutdown: Shutdown::new(),
+            shutdown: Shutdown::new(config.limits.drain_notice),
             in_flight: InFlight::new(),
             created: now_unix_s(),
             began: Instant::now(),
@@ -108,9 +108,18 @@ impl AppState {
         self.config.names.iter().any(|served| served == name)
     }
 
-    /// `Ok` while requests are taken, else why they are not.
+    /// `Ok` while requests are wanted, else why they are not: what health checks are told.
     pub fn ready(&self) -> Result<(), ApiError> {
-        if self.shutdown.phase() > Phase::Serving {
+        match self.shutdown.phase() {
+            Phase::Serving => self.takes_requests(),
+            Phase::Leaving | Phase::Draining | Phase::Forced => Err(ApiError::ShuttingDown),
+        }
+    }
+
+    /// `Ok` while requests are taken, else why they are not. Those that come before whoever sends
+    /// them has seen that they are not wanted any more are taken.
+    pub fn takes_requests(&self) -> Result<(), ApiError> {
+        if self.shutdown.phase() > Phase::Leaving {
             return Err(ApiError::ShuttingDown);
         }
         self.engine.ready()?;

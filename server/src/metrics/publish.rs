@@ -4,7 +4,7 @@
 use engine::{EngineInfo, EngineStats};
 use prometheus_client::encoding::text;
 
-use super::Metrics;
+use super::{Metrics, cache};
 
 impl Metrics {
     /// The text of all metrics, with the engine's as they are now.
@@ -28,7 +28,8 @@ impl Metrics {
         engine.host_tokens.set(stats.n_host_tokens);
         engine.shared_tokens.set(stats.n_shared_tokens);
         engine.host.publish(stats, info);
-        engine.kv_share.set(stats.n_pages_used as f64 / stats.n_pages.max(1) as f64);
+        engine.kv_share.set(cache::kv_share(stats));
+        cache::publish(&engine.cache_size, stats, info);
         engine.steps.set(stats.n_steps);
         engine.proposed_tokens.set(stats.n_proposed_tokens);
         engine.accepted_tokens.set(stats.n_accepted_tokens);

@@ -35,7 +35,7 @@ impl Intake {
         parse: Parse<Asked>,
     ) -> Result<(Asked, Generations), ApiError> {
         let Intake { app, record, headers, body } = self;
-        app.ready()?;
+        app.takes_requests()?;
         let body = body::read(&headers, body, &app.config.limits).await?;
         let id = format!("{prefix}{}", record.id);
         let (asked, jobs) = app.off_thread(move |app| parse(id, &body, app)).await?;

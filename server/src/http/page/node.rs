@@ -196,6 +196,7 @@ impl State {
             phase: match (app.shutdown.phase(), app.ready()) {
                 (Phase::Serving, Ok(())) => "serving",
                 (Phase::Serving, Err(_)) => "unready",
+                (Phase::Leaving, _) => "leaving",
                 (Phase::Draining | Phase::Forced, _) => "draining",
             },
             n_steps: stats.n_steps,

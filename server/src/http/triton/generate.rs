@@ -111,7 +111,7 @@ async fn prepare(
         Err(refusal) => return (None, Err(refusal.into())),
     };
     let read = async {
-        app.ready().map_err(Refusal::from)?;
+        app.takes_requests().map_err(Refusal::from)?;
         let body = body::read(&headers, body, &app.config.limits).await.map_err(Refusal::from)?;
         // The protocol's errors are not `ApiError`s; they travel as values.
         let parsing = app.off_thread(move |app| Ok(parse(&body, target.model, app)));

@@ -52,7 +52,7 @@ async fn prepare(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(Call, Outputs, Vec<Job>), Refusal> {
-    app.ready()?;
+    app.takes_requests()?;
     let caller = Caller { id: None, model };
     let encoding = Encoding::of_body(&headers).map_err(|problem| caller.refuse(problem))?;
     let body = body::read_encoded(body, &app.config.limits).await?;

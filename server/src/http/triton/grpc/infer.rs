@@ -59,7 +59,7 @@ pub(super) fn version(request: &ModelInferRequest) -> Option<&str> {
 /// # Errors
 /// What is wrong with the message.
 pub(super) async fn prepare(app: &App, request: ModelInferRequest) -> Result<Prepared, Refusal> {
-    app.ready()?;
+    app.takes_requests()?;
     // The protocol's errors are not `ApiError`s; they travel as values.
     app.off_thread(move |app| Ok(parse(request, app))).await?
 }
