@@ -269,7 +269,8 @@ where
         live.first_token.get_or_insert_with(Instant::now);
         live.n_generated += 1;
         self.guided.remember(live, (request, token));
-        (live.deliver)(Output::Token { token, score: row.score.take() })
+        let step_idx = self.recorder.last_idx();
+        (live.deliver)(Output::Token { token, score: row.score.take(), step_idx })
     }
 
     fn finish(&mut self, request: RequestId, reason: EndReason) {

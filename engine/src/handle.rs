@@ -1,8 +1,8 @@
 //! The engine as its users hold it: submit, watch, drain. Cheap to clone, safe from any thread.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
@@ -15,7 +15,7 @@ use crate::error::SubmitError;
 use crate::guide::{Answer, Guide};
 use crate::request::{Output, Request};
 use crate::stats::EngineStats;
-use crate::watch::{StepLog, StepRecord};
+use crate::watch::{DeliverStep, StepLog, StepRecord, StepTracing};
 
 /// Log-probabilities reported with a token at most.
 pub const N_LOGPROBS_MAX: usize = 20;
@@ -86,6 +86,7 @@ pub(crate) struct Shared {
     pub(crate) wake: Condvar,
     pub(crate) stats: Mutex<EngineStats>,
     pub(crate) steps: StepLog,
+    pub(crate) step_tracing: OnceLock<StepTracing>,
 }
 
 /// What the engine's thread has not seen yet. Bounded: arrivals and answers by `n_live`, cancels by
@@ -123,6 +124,7 @@ impl Shared {
     pub(crate) fn new(info: EngineInfo) -> Arc<Shared> {
         Arc::new(Shared {
             steps: StepLog::new(info.n_ranks),
+            step_tracing: OnceLock::new(),
             info,
             n_live: AtomicUsize::new(0),
             inbox: Mutex::new(Inbox {
@@ -166,6 +168,14 @@ impl EngineHandle {
     /// oldest first. The engine waits for no reader.
     pub fn steps_since(&self, first: u64) -> Vec<StepRecord> {
         self.shared.steps.since(first)
+    }
+
+    /// From now on tells `deliver` of a share of the steps, in [0, 1]: those that served a request
+    /// [with a span](crate::Terms::span). It is called on the engine's thread and must not wait.
+    /// Only who comes first is told.
+    pub fn trace_steps(&self, share: f64, deliver: DeliverStep) {
+        // Whoever comes second is not told.
+        let _ = self.shared.step_tracing.set(StepTracing::new(share, deliver));
     }
 
     /// Requests submitted and not yet ended.

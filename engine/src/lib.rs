@@ -44,7 +44,9 @@ pub use memory_plan::{
 };
 pub use parallel::RankTime;
 pub use probe::Probe;
-pub use request::{EndReason, Finish, Output, Request, SamplingParams, Terms, Timing, TokenScore};
+pub use request::{
+    EndReason, Finish, Output, Request, SamplingParams, SpanName, Terms, Timing, TokenScore,
+};
 pub use scheduler::{GroupStats, Priorities, TenantId, TokenId};
 pub use stats::{EngineStats, STEP_BOUNDS, StepKind, StepTimes};
-pub use watch::{N_STEPS_KEPT, StepRecord};
+pub use watch::{DeliverStep, N_STEPS_KEPT, StepRecord, StepTrace};

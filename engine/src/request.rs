@@ -48,12 +48,24 @@ pub struct Terms {
     pub queue_timeout: Option<Duration>,
     /// From its submission to its end at most.
     pub timeout: Option<Duration>,
+    /// The span that [step traces](crate::StepTrace) are to name, if it has one.
+    pub span: Option<SpanName>,
+}
+
+/// What a span of the caller's is called, as W3C's Trace Context has it. The engine only hands it
+/// on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanName {
+    /// The trace that it is part of; not 0.
+    pub trace: u128,
+    /// The span; not 0.
+    pub span: u64,
 }
 
 impl Terms {
     /// The default priority, the first tenant, all the time in the world.
     pub fn ordinary() -> Terms {
-        Terms { priority: 0, tenant: TenantId(0), queue_timeout: None, timeout: None }
+        Terms { priority: 0, tenant: TenantId(0), queue_timeout: None, timeout: None, span: None }
     }
 }
 
@@ -139,6 +151,8 @@ pub enum Output {
         token: TokenId,
         /// Its log-probability and alternatives, if asked for.
         score: Option<TokenScore>,
+        /// The step that it came of, as in [`StepRecord::idx`](crate::StepRecord::idx).
+        step_idx: u64,
     },
     /// The end. Nothing follows.
     Finish(Finish),

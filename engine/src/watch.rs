@@ -5,9 +5,11 @@
 //! with programming language memory models?", MSPC 2012).
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parallel::RankTime;
+
+use crate::request::SpanName;
 
 /// Steps that are kept.
 pub const N_STEPS_KEPT: usize = 512;
@@ -39,6 +41,41 @@ pub struct StepRecord {
     pub n_pages_used: usize,
     /// What each rank's time went into.
     pub ranks: Vec<RankTime>,
+}
+
+/// A step, and the spans of those that it served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepTrace {
+    /// When the ranks began.
+    pub began: Instant,
+    /// The step; it ended [`StepRecord::took`] later.
+    pub record: StepRecord,
+    /// One of each request with a row in it that [has one](crate::Terms::span), in no order that
+    /// means anything; at least one.
+    pub spans: Vec<SpanName>,
+}
+
+/// Who is told of steps, and of which.
+pub(crate) struct StepTracing {
+    share: f64,
+    pub(crate) deliver: DeliverStep,
+}
+
+/// Takes what is known of a step, on the engine's thread: it must not wait.
+pub type DeliverStep = Box<dyn Fn(StepTrace) + Send + Sync>;
+
+impl StepTracing {
+    /// For a share of all steps, in [0, 1], evenly spread.
+    pub(crate) fn new(share: f64, deliver: DeliverStep) -> StepTracing {
+        assert!((0.0..=1.0).contains(&share), "a share of {share}");
+        StepTracing { share, deliver }
+    }
+
+    /// Whether a step is one of them.
+    pub(crate) fn takes(&self, step_idx: u64) -> bool {
+        let n_until = |idx: u64| (idx as f64 * self.share).floor();
+        n_until(step_idx + 1) > n_until(step_idx)
+    }
 }
 
 /// Words of a record besides its ranks'.
@@ -226,6 +263,19 @@ mod tests {
                 first = first.max(log.n_recorded().saturating_sub(N_STEPS_KEPT as u64));
             }
         });
+    }
+
+    #[test]
+    fn a_share_of_the_steps_is_traced_evenly() {
+        let taken = |share| {
+            let tracing = StepTracing::new(share, Box::new(|_| {}));
+            (0..1000).filter(|&idx| tracing.takes(idx)).collect::<Vec<u64>>()
+        };
+        assert!(taken(0.0).is_empty());
+        assert_eq!(taken(1.0), (0..1000).collect::<Vec<u64>>());
+        let hundredth = taken(0.01);
+        assert_eq!(hundredth.len(), 10);
+        assert!(hundredth.windows(2).all(|pair| (99..=101).contains(&(pair[1] - pair[0]))));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod callers;
 mod connections;
 mod reuse;
 mod size;
+mod traces;
 mod turns;
 
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use weights::synthetic::SyntheticFormat;
 
 use crate::http::HttpLimits;
 use crate::text::Thinking;
+use crate::traces::TraceSettings;
 use arguments::{Arguments, CommandArguments};
 
 pub use callers::Callers;
@@ -99,6 +101,8 @@ pub struct ServeCommand {
     pub splits_reasoning: bool,
     /// Whether a browser gets a page at `/`.
     pub has_page: bool,
+    /// What is traced, if anything is.
+    pub traces: Option<TraceSettings>,
     /// The engine.
     pub engine: EngineConfig,
 }

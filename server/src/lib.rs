@@ -11,3 +11,4 @@ pub mod log;
 pub mod metrics;
 pub mod text;
 mod total;
+pub mod traces;

@@ -48,6 +48,11 @@ impl Total {
         self.0.inc_by(n);
     }
 
+    /// The count.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.get()
+    }
+
     /// Takes over a count that is kept elsewhere.
     pub(crate) fn set(&self, n: u64) {
         self.0.inner().store(n, Ordering::Relaxed);

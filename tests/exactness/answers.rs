@@ -79,7 +79,7 @@ pub(super) fn answer_guided(
             let mut tokens = Answer::new();
             for output in receiver {
                 match output {
-                    Output::Token { token, score } => {
+                    Output::Token { token, score, .. } => {
                         tokens.push((token, score.and_then(|score| score.logits_hash)));
                     }
                     Output::Finish(_) => return tokens,

@@ -153,7 +153,7 @@ fn read((_ticket, receiver): (Ticket, Receiver<Output>)) -> Answer {
     let mut answer = Answer { tokens: Vec::new(), prompt: Vec::new() };
     for output in receiver {
         match output {
-            Output::Token { token, score } => {
+            Output::Token { token, score, .. } => {
                 let hash = score.map(|score| score.logits_hash.expect("asked for"));
                 answer.tokens.push((token, hash));
             }

@@ -18,6 +18,7 @@ use server::http::{
     claim,
 };
 use server::text::{SpecialTokens, TextModel};
+use server::traces::{TraceSettings, Traces};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
@@ -52,6 +53,8 @@ pub struct ServerSettings {
     pub allowed_origins: Vec<&'static str>,
     /// Whether there is a page at `/`.
     pub has_page: bool,
+    /// What is traced, if anything is.
+    pub traces: Option<TraceSettings>,
     /// Whose turn it is.
     pub policy: Policy,
     /// Bounds.
@@ -149,6 +152,7 @@ impl ServerSettings {
             api_key: None,
             allowed_origins: Vec::new(),
             has_page: true,
+            traces: None,
             policy: Policy::plain(),
             limits: HttpLimits::STANDARD,
             pace: Arc::new(|_| {}),
@@ -237,6 +241,7 @@ impl TestServer {
             splits_reasoning: true,
             page: settings.has_page.then(|| PageConfig { examples: vec!["What is 1 + 1?".into()] }),
             limits: settings.limits,
+            traces: settings.traces.map(|traces| Traces::new(&traces).expect("it can be traced")),
         };
         let app = AppState::new(engine.handle(), text, serve_config);
         let runtime = settings.workers.runtime();

@@ -13,6 +13,7 @@ mod malformed;
 mod page;
 mod probes;
 mod robust;
+mod traces;
 mod triton;
 
 use std::sync::OnceLock;

@@ -29,6 +29,9 @@ PATIENCE_S = 120
 #: Questions that are asked, each with at most so many tokens of answer.
 N_QUESTIONS, N_TOKENS_MAX = 24, 40
 
+#: The trace that every question says it is part of.
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
 #: What only shows where something went wrong or was asked for, and is not in a first reading.
 NOT_ALWAYS_THERE = {"lnserve_http_errors_total"}
 
@@ -61,7 +64,8 @@ def ask(serves):
             "max_tokens": N_TOKENS_MAX}
     request = urllib.request.Request(f"http://{serves}/v1/chat/completions",
                                      json.dumps(body).encode(),
-                                     {"content-type": "application/json"})
+                                     {"content-type": "application/json",
+                                      "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         return json.loads(reply.read())["usage"]
 
@@ -145,6 +149,8 @@ def logged(log, used):
         times = [fields["queued_ms"], fields["ttft_ms"], fields["total_ms"]]
         if fields["outcome"] not in ["stop", "length"] or fields["status"] != 200:
             sys.exit(f"how it ended: {one}")
+        if one["span"]["trace_id"] != TRACE:
+            sys.exit(f"which trace: {one}")
         if times != sorted(times) or one["span"]["route"] != "/v1/chat/completions":
             sys.exit(f"when and where: {one}")
     print("ok    each line says how it ended, and when")

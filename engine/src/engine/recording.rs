@@ -1,13 +1,15 @@
-//! What the loop leaves behind for those who watch: counters, gauges, and a record of every step.
+//! What the loop leaves behind for those who watch: counters, gauges, a record of every step, and
+//! for some steps whose spans they served.
 
 use parallel::{RankTime, RankWorker};
-use scheduler::StepPlan;
+use scheduler::{Row, StepPlan};
 
 use super::EngineLoop;
 use super::steps::Took;
 use crate::rank::{RankCommand, RankReply};
+use crate::request::SpanName;
 use crate::stats::StepKind;
-use crate::watch::StepRecord;
+use crate::watch::{StepRecord, StepTrace};
 
 /// What the loop remembers from step to step to write records. Nothing is allocated for one.
 #[derive(Debug, Default)]
@@ -37,6 +39,11 @@ impl Recorder {
         }
     }
 
+    /// The step that was recorded last.
+    pub(super) fn last_idx(&self) -> u64 {
+        self.next.idx.saturating_sub(1)
+    }
+
     fn count_rows(&mut self, plan: &StepPlan) {
         let next = &mut self.next;
         (next.n_prefill_rows, next.n_prefill_tokens) = (0, 0);
@@ -63,6 +70,8 @@ where
         next.ended = took.ended.saturating_duration_since(self.booted);
         (next.took, next.planned) = (took.ran, took.planned);
         self.shared.steps.record(next);
+        self.trace_step(plan, took);
+        let next = &mut self.recorder.next;
         next.idx += 1;
         let mut stats = self.shared.stats.lock();
         stats.n_prefill_rows += next.n_prefill_rows as u64;
@@ -80,6 +89,23 @@ where
         stats.n_steps += 1;
         stats.step_time += took.ran;
         stats.ranks.clone_from(&self.recorder.before);
+    }
+
+    /// Tells who traces steps of this one, if it is one of theirs and served a span.
+    fn trace_step(&self, plan: &StepPlan, took: &Took) {
+        let record = &self.recorder.next;
+        let Some(tracing) = self.shared.step_tracing.get().filter(|it| it.takes(record.idx)) else {
+            return;
+        };
+        let span = |row: &Row| self.live.get(&row.request)?.request.terms.span;
+        let mut spans: Vec<SpanName> = plan.rows.iter().filter_map(span).collect();
+        // Several answers to one request are one span.
+        spans.sort_unstable_by_key(|span| (span.trace, span.span));
+        spans.dedup();
+        if !spans.is_empty() {
+            let began = took.ended.checked_sub(took.ran).unwrap_or(took.ended);
+            (tracing.deliver)(StepTrace { began, record: record.clone(), spans });
+        }
     }
 
     pub(super) fn publish_stats(&mut self) {

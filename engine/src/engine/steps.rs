@@ -103,8 +103,9 @@ where
 
     pub(super) fn start(&mut self, input: StepInput) -> Result<(), RankError> {
         let input = Arc::new(input);
-        self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
+        // First, for ranks begin while the command is still being handed to the last of them.
         let (began, planned) = (Instant::now(), self.planned);
+        self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
         self.running = Some(Running { input, began, is_submitted: false, planned });
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::config::{ModelSource, ServeCommand};
 use crate::http::{
     ApiKeys, App, AppState, HttpLimits, N_KEYS_MAX, Outcome, PageConfig, ServeConfig, Server, claim,
 };
+use crate::traces::Traces;
 
 /// What the runtime's threads get to end once everything is answered.
 const RUNTIME_TIMEOUT: Duration = Duration::from_secs(1);
@@ -102,6 +103,7 @@ fn serve_config(command: &ServeCommand) -> anyhow::Result<ServeConfig> {
         api_keys: ApiKeys::new(&keys),
         allowed_origins: command.callers.allowed_origins.clone(),
         splits_reasoning: command.splits_reasoning,
+        traces: command.traces.as_ref().map(Traces::new).transpose()?,
         page: command.has_page.then(|| PageConfig { examples: examples(&command.model) }),
         limits: HttpLimits { n_connections_max, ..command.limits.clone() },
     })

@@ -9,6 +9,7 @@ use super::callers::CallerArguments;
 use super::connections::ConnectionArguments;
 use super::reuse::ReuseArguments;
 use super::size::ByteSize;
+use super::traces::TraceArguments;
 use super::turns::TurnArguments;
 use super::*;
 
@@ -140,6 +141,9 @@ pub(super) struct ServeArguments {
 
     #[command(flatten)]
     turns: TurnArguments,
+
+    #[command(flatten)]
+    traces: TraceArguments,
 
     #[command(flatten)]
     device: DeviceArguments,
@@ -342,6 +346,7 @@ impl From<ServeArguments> for ServeCommand {
             served_model_names: arguments.served_model_name,
             callers: arguments.callers.decide(),
             has_page: !arguments.no_page,
+            traces: arguments.traces.decide(),
             limits: arguments.connections.limits(),
             splits_reasoning: arguments.reasoning_parser == ReasoningParser::Think,
             engine: EngineConfig {

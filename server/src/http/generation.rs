@@ -19,6 +19,7 @@ use super::error::ApiError;
 use super::observe::Record;
 use super::state::App;
 use crate::metrics::{Ended, GenerationSummary};
+use crate::traces::{GenerationMoments, RequestSpan};
 
 /// One generation to be submitted. Every field was checked.
 pub struct Job {
@@ -116,8 +117,9 @@ struct Choice {
     prepared: Duration,
     submitted: Instant,
     admitted: Option<Instant>,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
+    /// And the step that it came of.
+    first_token: Option<(Instant, u64)>,
+    last_token: Option<(Instant, u64)>,
 }
 
 impl End {
@@ -164,6 +166,7 @@ impl Generations {
         };
         for (choice_idx, mut job) in jobs.into_iter().enumerate() {
             job.request.terms.tenant = record.tenant();
+            job.request.terms.span = record.traced().and_then(RequestSpan::name);
             let n_prompt = job.request.prompt.len();
             let n_new_max = job.request.n_new_max;
             let stop_tokens = Arc::clone(&job.request.stop_tokens);
@@ -243,8 +246,8 @@ impl Generations {
         match output {
             Output::Admitted { .. } => Ok(delta),
             Output::PromptScores(prompt_scores) => Ok(Delta { prompt_scores, ..delta }),
-            Output::Token { token, score } => {
-                self.count_token(choice_idx, at, token);
+            Output::Token { token, score, step_idx } => {
+                self.count_token(choice_idx, (at, step_idx), token);
                 let piece = self.choices[choice_idx].text.push(token);
                 let end = piece.stop.map(End::StopString);
                 let finish = end.is_some().then(|| self.choices[choice_idx].stopped());
@@ -265,19 +268,19 @@ impl Generations {
         self.choices[choice_idx].is_at_its_end
     }
 
-    fn count_token(&mut self, choice_idx: usize, at: Instant, token: TokenId) {
+    fn count_token(&mut self, choice_idx: usize, (at, step_idx): (Instant, u64), token: TokenId) {
         let choice = &mut self.choices[choice_idx];
         let metrics = &self.app.metrics;
         choice.n_generated += 1;
-        choice.first_token.get_or_insert(at);
+        choice.first_token.get_or_insert((at, step_idx));
         choice.is_at_its_end =
             choice.n_generated == choice.n_new_max || choice.stop_tokens.contains(&token);
-        match choice.last_token.replace(at) {
+        match choice.last_token.replace((at, step_idx)) {
             None => {
                 let after = at.saturating_duration_since(choice.submitted);
                 metrics.first_token(after, choice.prepared);
             }
-            Some(last) => metrics.token_gap(at.saturating_duration_since(last)),
+            Some((last, _)) => metrics.token_gap(at.saturating_duration_since(last)),
         }
         self.record.add_token(at);
     }
@@ -326,8 +329,11 @@ impl Generations {
             prepared: choice.prepared,
             total: since(choice.submitted, now),
             queued: choice.admitted.map(|admitted| since(choice.submitted, admitted)),
-            handed_over: since(choice.last_token.unwrap_or(now), now),
+            handed_over: since(choice.last_token.map_or(now, |(at, _)| at), now),
         };
+        if let Some(traced) = self.record.traced() {
+            traced.generation(&choice.moments(choice_idx, now));
+        }
         self.record.ended(&summary, choice.n_cached);
         self.app.metrics.generation(summary);
         // Cancels what is still to come, if anything is. Last, so that whoever sees the engine idle
@@ -345,12 +351,26 @@ impl Generations {
 }
 
 impl Choice {
+    /// For its trace.
+    fn moments(&self, choice_idx: usize, ended: Instant) -> GenerationMoments {
+        GenerationMoments {
+            submitted: self.submitted,
+            admitted: self.admitted,
+            first_token: self.first_token,
+            last_token: self.last_token,
+            ended,
+            choice_idx,
+            n_generated: self.n_generated,
+            n_cached: self.n_cached,
+        }
+    }
+
     /// What is known of an answer that a stop string ends now.
     fn stopped(&self) -> Finish {
         let timing = Timing {
             arrived: self.submitted,
             admitted: self.admitted,
-            first_token: self.first_token,
+            first_token: self.first_token.map(|(at, _)| at),
             finished: Instant::now(),
         };
         Finish {

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONNECTION;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Version};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 use axum::middleware::Next;
 use axum::response::Response;
 use engine::TenantId;
+use opentelemetry::KeyValue;
 use tracing::{Instrument, Span};
 
 use super::load_report;
@@ -20,6 +21,7 @@ use super::shutdown::{Passage, Phase};
 use super::state::App;
 use super::timing::{self, Moments};
 use crate::metrics::GenerationSummary;
+use crate::traces::{self, RequestSpan};
 
 /// Carries the request's id, both ways.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -54,6 +56,8 @@ pub struct Record {
     outcome: OnceLock<&'static str>,
     tenant: OnceLock<TenantId>,
     app: App,
+    /// What a collector will be told, if anybody is; gone when it was.
+    traced: Option<RequestSpan>,
     _passage: Passage,
     span: Span,
 }
@@ -66,7 +70,7 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     };
     let id = given_id(request.headers()).unwrap_or_else(|| format!("{:016x}", random()));
     let header = HeaderValue::from_str(&id).expect("an id of ours, or one that came in a header");
-    let record = Arc::new(Record::new(Arc::clone(&app), id, route));
+    let record = Arc::new(Record::new(Arc::clone(&app), id, route, &request));
     let span = record.span.clone();
     let load_format = load_report::wanted(request.headers());
     let is_http1 = request.version() <= Version::HTTP_11;
@@ -91,9 +95,19 @@ pub fn random() -> u64 {
 }
 
 impl Record {
-    fn new(app: App, id: String, route: String) -> Record {
+    fn new(app: App, id: String, route: String, request: &Request) -> Record {
+        let asked_by = traces::incoming(request.headers());
+        let mut trace_id = asked_by.as_ref().map(|span| span.trace_id().to_string());
+        // Probes would drown the rest: only who asks for something is traced.
+        let traces = app.config.traces.as_ref().filter(|_| request.method() == Method::POST);
+        let traced = traces.map(|traces| {
+            let traced = traces.request(asked_by.as_ref(), format!("POST {route}"));
+            trace_id = Some(traced.trace_id().to_string());
+            traced
+        });
         Record {
-            span: tracing::info_span!("request", id, route),
+            span: tracing::info_span!("request", id, route, trace_id),
+            traced,
             id,
             route,
             began: Instant::now(),
@@ -115,6 +129,11 @@ impl Record {
     /// From its head until now.
     pub fn age(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// What a collector will be told of it, if anybody is.
+    pub fn traced(&self) -> Option<&RequestSpan> {
+        self.traced.as_ref()
     }
 
     /// It showed this tenant's key.
@@ -162,6 +181,32 @@ impl Record {
         }
     }
 
+    /// Names are OpenTelemetry's where its conventions have one.
+    fn end_trace(&self, traced: RequestSpan, status: u16, n_prompt: usize, n_generated: usize) {
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", "POST"),
+            KeyValue::new("http.route", self.route.clone()),
+            KeyValue::new("http.response.status_code", i64::from(status)),
+            KeyValue::new("lnserve.request_id", self.id.clone()),
+        ];
+        if n_prompt > 0 {
+            attributes.extend([
+                KeyValue::new("gen_ai.request.model", self.app.name().to_owned()),
+                KeyValue::new("gen_ai.usage.input_tokens", n_prompt as i64),
+                KeyValue::new("gen_ai.usage.output_tokens", n_generated as i64),
+            ]);
+        }
+        let outcome = self.outcome.get().copied();
+        attributes.extend(outcome.map(|outcome| KeyValue::new("lnserve.outcome", outcome)));
+        // What the caller did wrong is no failure of the server's.
+        let failure = match (status, outcome) {
+            (500.., _) => Some(format!("status {status}")),
+            (_, Some("error")) => Some("the engine failed".to_owned()),
+            _ => None,
+        };
+        traced.end(attributes, failure);
+    }
+
     fn answered(&self, response: &Response) {
         let status = response.status().as_u16();
         self.status.store(status, Ordering::Relaxed);
@@ -180,6 +225,9 @@ impl Drop for Record {
             status => status,
         };
         let (n_prompt, n_generated) = (*self.n_prompt.get_mut(), *self.n_generated.get_mut());
+        if let Some(traced) = self.traced.take() {
+            self.end_trace(traced, status, n_prompt, n_generated);
+        }
         let ttft_ms = self.first_token.get().copied().map(milliseconds);
         let total_ms = milliseconds(self.began.elapsed());
         let _in_span = self.span.enter();

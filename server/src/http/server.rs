@@ -30,6 +30,9 @@ const ENGINE_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// What last bytes get to leave once every answer is complete.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What the last traces get to reach their collector.
+const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Pause after the system refused a connection, as when it is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -147,6 +150,12 @@ impl Server {
     /// is refused.
     pub async fn run(self) -> Outcome {
         let connections = GracefulShutdown::new();
+        if let Some(traces) = &self.app.config.traces {
+            traces.start();
+            let told = traces.clone();
+            let deliver = Box::new(move |step| told.step(step));
+            self.app.engine.trace_steps(traces.step_share(), deliver);
+        }
         let outcome = tokio::select! {
             never = self.accept_http(&connections) => match never {},
             never = self.accept_grpc(&connections) => match never {},
@@ -159,6 +168,10 @@ impl Server {
             () = connections.shutdown() => {}
             () = sleep(FLUSH_TIMEOUT) => {}
             () = app.shutdown.reached(Phase::Forced) => {}
+        }
+        // Last, so that nobody waits for it but whoever waits for the program's end.
+        if let Some(traces) = &app.config.traces {
+            traces.flush(TRACE_FLUSH_TIMEOUT).await;
         }
         outcome
     }

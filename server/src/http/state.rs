@@ -17,6 +17,7 @@ use super::triton::Models;
 use crate::guide::{CompiledFormat, Format, Formats, GuideParts};
 use crate::metrics::Metrics;
 use crate::text::TextModel;
+use crate::traces::Traces;
 
 /// What the operator decides about serving.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct ServeConfig {
     pub page: Option<PageConfig>,
     /// Bounds.
     pub limits: HttpLimits,
+    /// Who is told what requests waited for, if anybody is.
+    pub traces: Option<Traces>,
 }
 
 /// Shared by all requests, as `Arc`.
@@ -81,7 +84,7 @@ impl AppState {
         let vocab_size = engine.info().vocab_size;
         let n_token_bytes = vocabulary.map(|token| text.token_bytes(token).len()).max();
         Arc::new(AppState {
-            metrics: Metrics::new(name),
+            metrics: Metrics::new(name, config.traces.as_ref()),
             shutdown: Shutdown::new(config.limits.drain_notice),
             in_flight: InFlight::new(),
             created: now_unix_s(),

@@ -5,7 +5,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use super::{GenerationSummary, REQUEST_BUCKETS};
+use super::GenerationSummary;
+use super::generation::REQUEST_BUCKETS;
 use crate::total::Total;
 
 /// By level of priority. There are as many as the operator decided, so labels are bounded.
