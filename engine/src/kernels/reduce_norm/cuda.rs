@@ -35,8 +35,7 @@ pub(super) struct Launch {
     pub(super) rows: DevicePtr,
     pub(super) n_rows: usize,
     pub(super) hidden: usize,
-    /// `None` where only the residual is wanted.
-    pub(super) norm: Option<Norm>,
+    pub(super) norm: Norm,
     /// What is fetched into the cache while the ranks meet.
     pub(super) ahead: Option<Ahead>,
 }
@@ -100,14 +99,14 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
         by_value(&exchange_words),
         by_value(&ahead_words),
     ]);
-    if let Some(Norm { weight, eps, out, output }) = launch.norm {
-        params.extend(&[weight.into(), eps.into()]);
-        params.extend(&[everywhere.as_ref().map_or(out.into(), |[outs, _]| by_value(outs))]);
-        match output {
-            Output::Bf16 => {}
-            Output::E4m3(scale) => params.extend(&[scale.into()]),
-            Output::E4m3PerToken(scales) => params
-                .extend(&[everywhere.as_ref().map_or(scales.into(), |[_, all]| by_value(all))]),
+    let Norm { weight, eps, out, output } = launch.norm;
+    params.extend(&[weight.into(), eps.into()]);
+    params.extend(&[everywhere.as_ref().map_or(out.into(), |[outs, _]| by_value(outs))]);
+    match output {
+        Output::Bf16 => {}
+        Output::E4m3(scale) => params.extend(&[scale.into()]),
+        Output::E4m3PerToken(scales) => {
+            params.extend(&[everywhere.as_ref().map_or(scales.into(), |[_, all]| by_value(all))]);
         }
     }
     // SAFETY: these are the parameters of the kernels of `reduce_norm.cuh`, and the caller's arrays
@@ -116,16 +115,13 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
 }
 
 fn kernel(launch: &Launch) -> Kernel {
-    let output = launch.norm.map(|norm| norm.output);
-    let name = match (launch.two_shot.is_some(), output) {
-        (false, None) => "reduce_residual",
-        (false, Some(Output::Bf16)) => "reduce_norm_bf16",
-        (false, Some(Output::E4m3(_))) => "reduce_norm_e4m3",
-        (false, Some(Output::E4m3PerToken(_))) => "reduce_norm_e4m3_token",
-        (true, None) => panic!("rows that nobody wants have no way to go"),
-        (true, Some(Output::Bf16)) => "reduce_norm_two_shot_bf16",
-        (true, Some(Output::E4m3(_))) => "reduce_norm_two_shot_e4m3",
-        (true, Some(Output::E4m3PerToken(_))) => "reduce_norm_two_shot_e4m3_token",
+    let name = match (launch.two_shot.is_some(), launch.norm.output) {
+        (false, Output::Bf16) => "reduce_norm_bf16",
+        (false, Output::E4m3(_)) => "reduce_norm_e4m3",
+        (false, Output::E4m3PerToken(_)) => "reduce_norm_e4m3_token",
+        (true, Output::Bf16) => "reduce_norm_two_shot_bf16",
+        (true, Output::E4m3(_)) => "reduce_norm_two_shot_e4m3",
+        (true, Output::E4m3PerToken(_)) => "reduce_norm_two_shot_e4m3_token",
     };
     let family = if launch.two_shot.is_some() { "reduce_norm_two_shot" } else { "reduce_norm" };
     Kernel { family, name }

@@ -97,7 +97,7 @@ impl Args<'_> {
             rows: self.rows.map_or(DevicePtr::NULL, Array::device),
             n_rows: out.n_rows,
             hidden: out.n_cols,
-            norm: Some(norm),
+            norm,
             // Where nobody is met there is no time to be used.
             ahead: self
                 .next

@@ -7,7 +7,6 @@
 // sass reduce_norm_bf16: LDG.128 12, STG.128 3
 // sass reduce_norm_e4m3: LDG.128 12, STG.128 2, STG.64 1
 // sass reduce_norm_e4m3_token: LDG.128 12, STG.128 2, STG.64 1
-// sass reduce_residual: LDG.128 10, STG.128 2
 #include "reduce_norm/reduce_norm.cuh"
 
 // Rows in this rank's memory.
@@ -41,10 +40,4 @@ extern "C" __global__ void __launch_bounds__(N_THREADS)
 reduce_norm_e4m3_token(PARAMS, const float* __restrict__ weight, float eps,
                        e4m3* __restrict__ out, float* __restrict__ out_scales) {
     norm_e4m3_token(ARGS, weight, eps, Out<e4m3>{out}, Scales{out_scales});
-}
-
-// The end of a chain: only the residual.
-extern "C" __global__ void __launch_bounds__(N_THREADS)
-reduce_residual(PARAMS) {
-    for_each_row<false>(ARGS, nullptr, own_col(), [](i32, const F32x8&, const F32x8&, int) {});
 }

@@ -207,8 +207,7 @@ __device__ __forceinline__ void for_each_row(const Args& args, const float* weig
     Walk<OWNED> walk(args, blockIdx.x / n_blocks, n_row_blocks / n_blocks);
     i32 token = walk.token(args);
     F32x8 v = residual_of(args, token, col);
-    F32x8 w = {};
-    if (weight) w = load_paired(weight, col, args.hidden);
+    const F32x8 w = load_paired(weight, col, args.hidden);
     F32x8 column_scales = {};
     if (args.column_scales) column_scales = load_paired(args.column_scales, col, args.hidden);
     if (args.exchange.n_ranks > 1) await(args.exchange, epoch);

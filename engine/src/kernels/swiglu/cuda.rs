@@ -34,8 +34,6 @@ pub(super) enum Output {
     Bf16AndMagnitudes(DevicePtr),
     /// e4m3 of one scale.
     E4m3(f32),
-    /// e4m3, with the scales of the rows into this f32 `[n_tokens]`.
-    E4m3PerToken(DevicePtr),
 }
 
 /// Launches; nothing where there are no tokens.
@@ -70,10 +68,6 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
             params.extend(&[scale.into()]);
             "swiglu_e4m3"
         }
-        Output::E4m3PerToken(scales) => {
-            params.extend(&[scales.into()]);
-            "swiglu_e4m3_token"
-        }
     };
     let config = config(n_tokens, out_stride, output);
     // SAFETY: these are the parameters of `swiglu.cu`'s kernels, and the caller's matrices have
@@ -85,7 +79,7 @@ pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError
 fn config(n_tokens: usize, n_cols: usize, output: Output) -> LaunchConfig {
     let (n_threads, n_blocks, cluster) = match output {
         Output::Bf16 | Output::E4m3(_) => (N_THREADS, n_cols.div_ceil(N_THREADS * CHUNK) as u32, 1),
-        Output::Bf16AndMagnitudes(_) | Output::E4m3PerToken(_) => {
+        Output::Bf16AndMagnitudes(_) => {
             let cluster = cluster_of(n_cols, N_THREADS_ROW * CHUNK);
             (N_THREADS_ROW, cluster, cluster)
         }

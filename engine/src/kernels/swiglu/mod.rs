@@ -14,7 +14,7 @@ pub struct Args<'a> {
     pub gate_up: View<'a>,
     /// Factors that `gate_up` still lacks.
     pub scales: Deferred,
-    /// How the next projection's input is quantized.
+    /// How the next projection's input is quantized; not per token, which needs other columns.
     pub input: InputScale,
     /// Whether the rows' magnitudes will be asked for: a device finds them on its way.
     pub magnitudes: Magnitudes,
@@ -53,7 +53,7 @@ impl Args<'_> {
                 }
                 InputScale::None => cuda::Output::Bf16,
                 InputScale::Static(scale) => cuda::Output::E4m3(scale),
-                InputScale::PerToken => cuda::Output::E4m3PerToken(self.out_scales.device()),
+                InputScale::PerToken => unreachable!("it was checked"),
             },
         }
     }
@@ -62,6 +62,7 @@ impl Args<'_> {
         let shape = (self.out.n_rows(), self.out.n_cols());
         let in_shape = (self.gate_up.n_rows(), self.gate_up.n_cols());
         assert_eq!(in_shape, (shape.0, 2 * shape.1), "gate_up is [T, 2 w], out is [T, w]");
+        assert_ne!(self.input, InputScale::PerToken, "a token's scale needs all ranks' columns");
         assert_eq!(self.out_scales.len(), shape.0, "out_scales is [T]");
     }
 }

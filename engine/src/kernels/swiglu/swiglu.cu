@@ -8,27 +8,22 @@
 //   column_scales  f32 [2 * width] or null: further factors, of the weights' rows
 //   token_scales   f32 [n_tokens] or null: further factors, of the input's rows
 //   out            bf16 or e4m3 [n_tokens, out_stride]: width columns, then zeroes
-//   out_scales     f32 [n_tokens], written by the per-token kernels: what `out` must be multiplied
-//                  by, or (`magnitudes`) a row's greatest magnitude in this rank's columns
+//   magnitudes     f32 [n_tokens], written by the kernel that is named for them: a row's greatest in
+//                  this rank's columns
 //
 // Who owns what: block (i, t) of the plain kernels has columns [i, i + 1) * N_THREADS * 8 of token
-// t, a thread one chunk of each half. The per-token kernels give a token to a cluster, whose blocks
+// t, a thread one chunk of each half. Where magnitudes are wanted a token has a cluster, whose blocks
 // stride over its columns; its maximum does not depend on their number.
 //
-// Bound: 4 * width bytes read and 2 * width (bf16) or width (e4m3) written a token. The per-token
-// e4m3 kernel holds up to N_HELD chunks a thread, 65,536 columns of the largest cluster: wider than
-// any FFN of Ultra on one of eight ranks. What lies beyond them it reads twice.
+// Bound: 4 * width bytes read and 2 * width (bf16) or width (e4m3) written a token.
 //
 // sass swiglu_bf16: LDG.128 2, STG.128 1
 // sass swiglu_e4m3: LDG.128 2, STG.64 1
 // sass swiglu_bf16_magnitudes: LDG.128 2, STG.128 1
-// sass swiglu_e4m3_token: LDG.128 12, STG.64 5
 #include "common.cuh"
 
 constexpr int N_THREADS = 128;
 constexpr int N_THREADS_ROW = 256;
-// Chunks of activations that a thread keeps until it knows the scale of their row.
-constexpr int N_HELD = 4;
 
 struct Args {
     const bf16* gate_up;
@@ -127,37 +122,4 @@ swiglu_bf16_magnitudes(PARAMS, bf16* __restrict__ out, float* __restrict__ magni
     cluster_wait();
     greatest = cluster_max(greatest);
     if (blockIdx.x == 0 && threadIdx.x == 0) magnitudes[token] = greatest;
-}
-
-extern "C" __global__ void __launch_bounds__(N_THREADS_ROW)
-swiglu_e4m3_token(PARAMS, e4m3* __restrict__ out, float* __restrict__ out_scales) {
-    cluster_arrive_relaxed();
-    const i32 token = blockIdx.y;
-    const i32 first = (blockIdx.x * N_THREADS_ROW + threadIdx.x) * CHUNK;
-    const i32 step = gridDim.x * N_THREADS_ROW * CHUNK;
-    const i32 beyond = first + N_HELD * step;
-    F32x8 held[N_HELD];
-    float greatest = 0.0f;
-#pragma unroll
-    for (int i = 0; i < N_HELD; i++) {
-        held[i] = activated(ARGS, token, first + i * step);
-        greatest = fmaxf(greatest, greatest_magnitude(held[i]));
-    }
-    for (i32 col = beyond; col < out_stride; col += step) {
-        greatest = fmaxf(greatest, greatest_magnitude(activated(ARGS, token, col)));
-    }
-    cluster_wait();
-    const float scale = scale_of(cluster_max(greatest));
-    const auto store = [&](i32 col, const F32x8& v) {
-        e4m3* place = out + i64(token) * out_stride + col;
-        store_chunk(place, quantized(v, scale), out_stride - col, is_wide);
-    };
-#pragma unroll
-    for (int i = 0; i < N_HELD; i++) {
-        if (first + i * step < out_stride) store(first + i * step, held[i]);
-    }
-    for (i32 col = beyond; col < out_stride; col += step) {
-        store(col, activated(ARGS, token, col));
-    }
-    if (blockIdx.x == 0 && threadIdx.x == 0) out_scales[token] = scale;
 }

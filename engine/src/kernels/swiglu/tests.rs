@@ -73,7 +73,7 @@ fn a_token_alone_has_the_same_bits() {
     let mut rng = Rng::new(7);
     let (n_tokens, width) = (40, 1001);
     let gate_up = rng.numbers(n_tokens * 2 * width);
-    for input in [InputScale::None, InputScale::Static(0.003), InputScale::PerToken] {
+    for input in [InputScale::None, InputScale::Static(0.003)] {
         let batch = View::new(&gate_up, n_tokens, 2 * width);
         for (level, out) in everywhere("batch", |exec| run(exec, batch, input)) {
             for t in 0..n_tokens {

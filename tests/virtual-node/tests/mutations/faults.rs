@@ -126,17 +126,17 @@ pub(crate) const FAULTS: &[Fault] = &[
         scenarios::magnitudes, Noticed::Fault("limit")
     ),
     fault!(
-        "a block never tells its maximum", "swiglu" "swiglu_e4m3_token",
+        "a block never tells its maximum", "swiglu" "swiglu_bf16_magnitudes",
         Remove { after: "", line: "st.shared::cluster", nth: 0 },
         scenarios::swiglu, Noticed::Either
     ),
     fault!(
-        "blocks do not wait for each other's maxima", "swiglu" "swiglu_e4m3_token",
+        "blocks do not wait for each other's maxima", "swiglu" "swiglu_bf16_magnitudes",
         Remove { after: "arrive.release", line: "barrier.cluster.wait", nth: 0 },
         scenarios::swiglu, Noticed::Either
     ),
     fault!(
-        "a block waits where it never arrived", "swiglu" "swiglu_e4m3_token",
+        "a block waits where it never arrived", "swiglu" "swiglu_bf16_magnitudes",
         Remove { after: "", line: "barrier.cluster.arrive.relaxed", nth: 0 },
         scenarios::swiglu, Noticed::Fault("")
     ),

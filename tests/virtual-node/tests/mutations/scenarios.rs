@@ -84,7 +84,7 @@ pub(crate) fn magnitudes(module: &Module) -> Outcome {
 pub(crate) fn swiglu(module: &Module) -> Outcome {
     const WIDTH: usize = 4096;
     let node = Node::new(1);
-    let (out, scales) = (node.allocate(0, WIDTH), node.allocate(0, 4));
+    let (out, magnitudes) = (node.allocate(0, 2 * WIDTH), node.allocate(0, 4));
     let mut gate_up = bf16s(4, 2 * WIDTH);
     // The greatest magnitude is the second block's.
     (gate_up[3000], gate_up[WIDTH + 3000]) = (0x4120, 0x4120);
@@ -99,17 +99,17 @@ pub(crate) fn swiglu(module: &Module) -> Outcome {
         F32(0.7),
         F32(1.3),
         Address(out),
-        Address(scales),
+        Address(magnitudes),
     ];
     let call = Call {
-        kernel: "swiglu_e4m3_token",
+        kernel: "swiglu_bf16_magnitudes",
         grid: [2, 1, 1],
         n_threads: 256,
         cluster: 2,
         params: &params,
     };
     node.launch(module, 0, &call)?;
-    Ok([node.download(0, out, WIDTH), node.download(0, scales, 4)].concat())
+    Ok([node.download(0, out, 2 * WIDTH), node.download(0, magnitudes, 4)].concat())
 }
 
 /// Three tokens, one of them padding; the second stands in its slot's second page.

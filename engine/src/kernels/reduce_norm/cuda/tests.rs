@@ -27,10 +27,9 @@ enum Kind {
     Bf16,
     Static,
     PerToken,
-    ResidualOnly,
 }
 
-const KINDS: [Kind; 4] = [Kind::Bf16, Kind::Static, Kind::PerToken, Kind::ResidualOnly];
+const KINDS: [Kind; 3] = [Kind::Bf16, Kind::Static, Kind::PerToken];
 
 /// Where the partial results lie, and how their ranks meet.
 #[derive(Clone, Copy)]
@@ -132,7 +131,7 @@ impl Inputs {
         let is_bf16 = kind == Kind::Bf16;
         let out = device.poisoned::<u8>(n_rows * hidden * if is_bf16 { 2 } else { 1 });
         let output = match kind {
-            Kind::Bf16 | Kind::ResidualOnly => Output::Bf16,
+            Kind::Bf16 => Output::Bf16,
             Kind::Static => Output::E4m3(STATIC_SCALE),
             Kind::PerToken => Output::E4m3PerToken(scales),
         };
@@ -160,7 +159,7 @@ impl Inputs {
             rows: self.rows.as_ref().map_or(DevicePtr::NULL, |rows| device.upload(rows)),
             n_rows,
             hidden,
-            norm: (kind != Kind::ResidualOnly).then_some(norm),
+            norm,
             ahead: self.ahead(device),
         };
         launch(&device.exec, &args).expect("it is launched");
@@ -231,10 +230,7 @@ impl Inputs {
                 let is_same = bits(&outcome.residual[at]) == bits(&expected);
                 assert!(is_same, "{what}: the residual differs");
             }
-            match kind {
-                Kind::ResidualOnly => assert!(out.iter().all(|x| x.is_nan()), "{what}"),
-                _ => self.check_norm(&summed, out, (kind, outcome.scales[row]), &what),
-            }
+            self.check_norm(&summed, out, (kind, outcome.scales[row]), &what);
         }
     }
 
@@ -245,7 +241,7 @@ impl Inputs {
         let expected: Vec<f64> = x.iter().zip(&self.weight).map(normed).collect();
         let loss = N_ROUNDINGS * ROUNDING;
         let (rounding, scale) = match kind {
-            Kind::Bf16 | Kind::ResidualOnly => (Rounding::Bf16, 1.0),
+            Kind::Bf16 => (Rounding::Bf16, 1.0),
             Kind::Static => {
                 let scale = f64::from(STATIC_SCALE);
                 (Rounding::E4m3 { scale }, scale)
@@ -355,10 +351,6 @@ fn hardly_more_is_moved_than_must_be() {
             drop(inputs.run(device, kind, Meeting { partials, exchange, everywhere: None }));
         });
     }
-    // No weights and no output.
-    let kind = Kind::ResidualOnly;
-    let fewest_bytes = (2 + 4 + 4) * hidden;
-    assert_frugal("reduce_residual", fewest_bytes, |device| drop(inputs.run_alone(device, kind)));
 }
 
 #[test]
@@ -412,7 +404,12 @@ fn the_width_alone_decides_the_order_of_summation() {
         rows: DevicePtr::NULL,
         n_rows,
         hidden,
-        norm: None,
+        norm: Norm {
+            weight: DevicePtr::NULL,
+            eps: EPS,
+            out: DevicePtr::NULL,
+            output: Output::Bf16,
+        },
         ahead: None,
     };
     let config_of = |launch: &Launch| config(132, launch);

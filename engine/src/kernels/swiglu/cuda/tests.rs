@@ -41,10 +41,9 @@ enum Kind {
     Bf16,
     Magnitudes,
     Static,
-    PerToken,
 }
 
-const KINDS: [Kind; 4] = [Kind::Bf16, Kind::Magnitudes, Kind::Static, Kind::PerToken];
+const KINDS: [Kind; 3] = [Kind::Bf16, Kind::Magnitudes, Kind::Static];
 const PARTS: [f32; 3] = [0.37, 1.83, 0.0];
 const STATIC_SCALE: f32 = 0.013;
 
@@ -110,7 +109,6 @@ impl Case {
             Kind::Bf16 => Output::Bf16,
             Kind::Magnitudes => Output::Bf16AndMagnitudes(beside),
             Kind::Static => Output::E4m3(STATIC_SCALE),
-            Kind::PerToken => Output::E4m3PerToken(beside),
         };
         let args = Launch {
             gate_up: device.upload(&inputs.gate_up),
@@ -128,13 +126,9 @@ impl Case {
             let values = device.download::<bf16>(out, n_out);
             return (values.into_iter().map(bf16::to_f64).collect(), beside);
         }
-        let scale = |token: usize| match kind {
-            Kind::Static => f64::from(STATIC_SCALE),
-            _ => f64::from(beside[token]),
-        };
         let codes = device.download::<u8>(out, n_out);
-        let value = |(i, code): (usize, &u8)| e4m3_value(*code) * scale(i / self.out_stride);
-        (codes.iter().enumerate().map(value).collect(), beside)
+        let value = |code: &u8| e4m3_value(*code) * f64::from(STATIC_SCALE);
+        (codes.iter().map(value).collect(), beside)
     }
 
     fn check(&self, device: &TestDevice, inputs: &Inputs, kind: Kind) {
@@ -154,15 +148,6 @@ impl Case {
                     Rounding::Bf16
                 }
                 Kind::Static => Rounding::E4m3 { scale: f64::from(STATIC_SCALE) },
-                Kind::PerToken => {
-                    let scale = f64::from(beside[token]);
-                    let off = (scale * 448.0 / greatest - 1.0).abs();
-                    assert!(
-                        off <= loss + 2.0 * ROUNDING,
-                        "{what}: scale {scale:e} is off by {off:e}"
-                    );
-                    Rounding::E4m3 { scale }
-                }
             };
             for (col, &value) in expected.iter().enumerate() {
                 // The quotient by the scale is one more.
@@ -206,15 +191,6 @@ fn narrow_and_padded_rows_are_as_good() {
 }
 
 #[test]
-fn rows_that_are_wider_than_what_is_held_are_as_good() {
-    let device = TestDevice::open(0);
-    let mut case = Case::new(2, 65_536 + 2048 + 24, Factors::PerRow);
-    case.out_stride += 16;
-    let inputs = case.inputs(&mut Rng::new(105));
-    case.check(&device, &inputs, Kind::PerToken);
-}
-
-#[test]
 fn extremes_stay_numbers_and_nan_stays_nan() {
     let device = TestDevice::open(0);
     let numbers = [200.0, -200.0, f32::NAN, 1.0, -0.0, 1e30, 8.0, 0.5];
@@ -228,11 +204,11 @@ fn extremes_stay_numbers_and_nan_stays_nan() {
     assert!(values[1].abs() < 1e-36 && values[4] == 0.0, "{values:?}");
     assert!(values[2].is_nan() && values[3].is_nan(), "{values:?}");
     assert_eq!(values[5], most, "an infinity is clamped as well");
-    // A row of NaN and zeroes has the scale 1.
+    // NaN is passed over by a magnitude.
     let gate_up = vec![bf16::NAN; 8].into_iter().chain(vec![bf16::ZERO; 8]).collect();
     let inputs = Inputs { gate_up, columns: Vec::new(), tokens: Vec::new() };
-    let (values, scales) = case.run(&device, &inputs, Kind::PerToken);
-    assert_eq!(scales, [1.0]);
+    let (values, magnitudes) = case.run(&device, &inputs, Kind::Magnitudes);
+    assert_eq!(magnitudes, [0.0]);
     assert!(values.iter().all(|value| value.is_nan()), "{values:?}");
 }
 
@@ -261,7 +237,7 @@ fn a_token_alone_has_the_same_bits() {
 
 #[test]
 fn hardly_more_is_moved_than_must_be() {
-    // Ultra's widest FFN, whose rows the per-token kernel holds, and one of the usual.
+    // Ultra's widest FFN, and one of the usual.
     for (n_tokens, width) in [(1, 53_248), (3, 6656)] {
         let case = Case::new(n_tokens, width, Factors::PerPart);
         let inputs = case.inputs(&mut Rng::new(104));
@@ -271,7 +247,6 @@ fn hardly_more_is_moved_than_must_be() {
             (Kind::Bf16, "swiglu_bf16", 6 * n),
             (Kind::Magnitudes, "swiglu_bf16_magnitudes", 6 * n),
             (Kind::Static, "swiglu_e4m3", 5 * n),
-            (Kind::PerToken, "swiglu_e4m3_token", 5 * n),
         ] {
             assert_frugal(kernel, fewest_bytes, |device| drop(case.run(device, &inputs, kind)));
         }
@@ -285,7 +260,7 @@ fn a_launch_covers_every_column() {
         assert_eq!(tiled.grid[1], 3);
         assert!((tiled.grid[0] as usize - 1) * 1024 < n_cols, "{tiled:?}");
         assert!(tiled.grid[0] as usize * 1024 >= n_cols, "{tiled:?}");
-        let by_row = config(3, n_cols, Output::E4m3PerToken(DevicePtr::NULL));
+        let by_row = config(3, n_cols, Output::Bf16AndMagnitudes(DevicePtr::NULL));
         assert_eq!(by_row.grid[0], by_row.cluster, "a cluster has a row");
         assert!(by_row.cluster.is_power_of_two() && by_row.cluster <= 8);
     }

@@ -146,7 +146,7 @@ fn replays(rank: &TestRank<'_>, is_two_shot: bool) {
             rows: DevicePtr::NULL,
             n_rows: 1,
             hidden,
-            norm: Some(norm),
+            norm,
             ahead: None,
         };
         launch(&device.exec, &args).expect("it is captured");
