@@ -7,15 +7,20 @@
 //! costs the processor nothing there, as it costs nothing where a copy engine does it, and the
 //! device's memory takes none of the host's. So what is timed is everything up to the pinned
 //! memory; a real link (PCIe 5: 50 GB/s for each GPU) is faster than the disks and processors that
-//! this is for, and is not shown. Beside it, in the same run: a plain parallel read of the same
-//! bytes, with buffers that are used again, on a thread a core; the same past the page cache; and a
-//! plain copy from memory to memory. *Cold* means that the files were dropped from the page cache.
+//! this is for, and is not shown. Getting the pinned memory is part of what is timed. Beside it, in
+//! the same run: the same checkpoint cut for its ranks by `lnserve shard`; a plain parallel read of
+//! the same bytes, with buffers that are used again, on a thread a core; the same past the page
+//! cache; a plain copy from memory to memory, of which the goal is a share, and one from memory
+//! into 8 MiB a thread, which stay in the processor's caches as the loader's pieces should. Both
+//! write to memory that they have used before. *Cold* means that the files were dropped from the
+//! page cache, *warm* that the loader has loaded them once before: a server that starts again. How
+//! fast the system gives what it has in memory depends on how it got there, by a factor of four.
 
 use std::fs::{self, File, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -24,6 +29,7 @@ use benches::Report;
 use engine::{DeviceKind, EngineConfig, KvDtype, boot_watched};
 use rustix::fs::{Advice, OFlags, fadvise};
 use weights::presets::preset;
+use weights::sharded::write_sharded;
 use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
 use weights::{Checkpoint, FfnSpec, MixerSpec};
 
@@ -58,32 +64,45 @@ fn main() -> anyhow::Result<ExitCode> {
     let n_ranks: usize = argument("--ranks")?.unwrap_or(8);
     let parent = argument::<PathBuf>("--dir")?.unwrap_or_else(std::env::temp_dir);
     let dir = Removed(parent.join(format!("lnserve-loading-{}", std::process::id())));
-    write(&dir.0, n_gib)?;
-    let files = Files::open(&dir.0)?;
+    write(&dir.0.join("whole"), n_gib)?;
+    let files = Files::open(&dir.0.join("whole"))?;
+    let cut = dir.0.join("cut");
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    write_sharded(&Checkpoint::open(&files.dir)?, &cut, n_ranks, go_on)?;
+    let cut = Files::open(&cut)?;
     report.note(&format!(
         "{:.2} GB in {} files for {n_ranks} ranks, {} threads read beside them",
         files.n_bytes() as f64 / 1e9,
         files.files.len(),
         n_threads()
     ));
-    let cold = Rates::measure(&files, n_ranks, &dir.0, true)?;
-    let warm = Rates::measure(&files, n_ranks, &dir.0, false)?;
-    let copied = median((0..N_ROUNDS).map(|_| copy(files.n_bytes())).collect());
+    let cold = Rates::measure([&files, &cut], n_ranks, true)?;
+    let warm = Rates::measure([&files, &cut], n_ranks, false)?;
+    let [copied, near] = [N_COPIED_BYTES, READ_BYTES]
+        .map(|n_each| median((0..N_ROUNDS).map(|_| copy(files.n_bytes(), n_each)).collect()));
     for (name, rates) in [("cold", &cold), ("warm", &warm)] {
         report.row(&format!("{name}: loader"), rates.loaded, "GB/s");
+        report.row(&format!("{name}: loader, files cut for the ranks"), rates.cut, "GB/s");
         report.row(&format!("{name}: plain parallel read"), rates.read, "GB/s");
         report.row(&format!("{name}: the same past the page cache"), rates.direct, "GB/s");
     }
     report.row("memory to memory", copied, "GB/s");
-    let ratios = [cold.loaded / cold.read, warm.loaded / copied];
+    report.row("memory to the processor's caches", near, "GB/s");
+    let ratios = [cold.loaded / cold.read, warm.loaded / copied, warm.cut / copied];
     report.row("cold: loader of a plain read", ratios[0], "times");
     report.row("warm: loader of a plain copy", ratios[1], "times");
+    report.row("warm: loader of a plain copy, files cut for the ranks", ratios[2], "times");
+    for (name, rates) in [("cold", &cold), ("warm", &warm)] {
+        let row = format!("{name}: files cut for the ranks of whole ones");
+        report.row(&row, rates.cut / rates.loaded, "times");
+    }
     let resident = cold.resident.max(warm.resident) / n_ranks as f64;
     report.row("resident beyond the destination, a rank", resident / f64::from(1 << 20), "MiB");
     report.note(&format!(
-        "goals: {GOAL_COLD} cold {}, {GOAL_WARM} warm {}",
+        "goals: {GOAL_COLD} cold {}, {GOAL_WARM} warm {}, with files cut for the ranks {}",
         reached(ratios[0] >= GOAL_COLD),
-        reached(ratios[1] >= GOAL_WARM)
+        reached(ratios[1] >= GOAL_WARM),
+        reached(ratios[2] >= GOAL_WARM)
     ));
     ensure!(resident <= RESIDENT_BYTES_MAX, "a rank takes {resident} bytes beyond its weights");
     Ok(ExitCode::SUCCESS)
@@ -139,6 +158,7 @@ fn write(dir: &Path, n_gib: f64) -> anyhow::Result<()> {
 
 /// The files of a checkpoint.
 struct Files {
+    dir: PathBuf,
     files: Vec<(PathBuf, File, u64)>,
 }
 
@@ -161,72 +181,77 @@ impl Files {
                 files.push((path, file, n_bytes));
             }
         }
-        Ok(Files { files })
+        Ok(Files { dir: dir.to_owned(), files })
     }
 
     fn n_bytes(&self) -> u64 {
         self.files.iter().map(|(_, _, n_bytes)| n_bytes).sum()
     }
 
-    /// Has the system forget what it holds of them, or read them all.
-    fn prepare(&self, is_cold: bool) -> anyhow::Result<()> {
+    /// Has the system forget what it holds of them, or hold what the loader leaves there.
+    fn prepare(&self, is_cold: bool, n_ranks: usize) -> anyhow::Result<()> {
+        if is_cold { self.forget() } else { load(&self.dir, n_ranks).map(drop) }
+    }
+
+    fn forget(&self) -> anyhow::Result<()> {
         for (_, file, _) in &self.files {
-            if is_cold {
-                fadvise(file, 0, None, Advice::DontNeed)?;
-            }
-        }
-        if !is_cold {
-            self.read(Cache::Through)?;
+            fadvise(file, 0, None, Advice::DontNeed)?;
         }
         Ok(())
     }
 
-    /// Reads everything on as many threads as there are; the rate. The last bytes of a file that
-    /// are no whole block are left out where the cache is.
+    /// Reads everything on as many threads as there are, each its own run of it, as the system
+    /// likes it best; the rate. The last bytes of a file that are no whole block are left out where
+    /// the cache is.
     fn read(&self, cache: Cache) -> anyhow::Result<f64> {
-        let flags = if cache == Cache::Past { OFlags::DIRECT } else { OFlags::empty() };
-        let open = |(path, _, n_bytes): &(PathBuf, File, u64)| {
-            let file =
-                OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
-            Ok((file, *n_bytes))
-        };
-        let files = self.files.iter().map(open).collect::<std::io::Result<Vec<(File, u64)>>>()?;
-        let reads: Vec<(&File, u64, usize)> = files
+        let pieces: Vec<(&Path, u64, usize)> = self
+            .files
             .iter()
-            .flat_map(|(file, n_bytes)| {
-                (0..*n_bytes)
-                    .step_by(READ_BYTES)
-                    .map(move |begin| (file, begin, READ_BYTES.min((n_bytes - begin) as usize)))
+            .flat_map(|(path, _, n_bytes)| {
+                (0..*n_bytes).step_by(READ_BYTES).map(move |begin| {
+                    (path.as_path(), begin, READ_BYTES.min((n_bytes - begin) as usize))
+                })
             })
             .collect();
-        let next = AtomicUsize::new(0);
-        let work = || -> std::io::Result<()> {
-            let mut memory = vec![0; READ_BYTES + BLOCK_BYTES];
-            let begin = memory.as_ptr().align_offset(BLOCK_BYTES);
-            let buffer = &mut memory[begin..begin + READ_BYTES];
-            while let Some(&(file, offset, n_bytes)) =
-                reads.get(next.fetch_add(1, Ordering::Relaxed))
-            {
-                let n_bytes = match cache {
-                    Cache::Through => n_bytes,
-                    Cache::Past => n_bytes / BLOCK_BYTES * BLOCK_BYTES,
-                };
-                file.read_exact_at(&mut buffer[..n_bytes], offset)?;
-            }
-            Ok(())
-        };
+        let runs = pieces.chunks(pieces.len().div_ceil(n_threads()));
         let began = Instant::now();
         std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..n_threads()).map(|_| scope.spawn(work)).collect();
+            let threads: Vec<_> = runs.map(|run| scope.spawn(|| read_run(run, cache))).collect();
             threads.into_iter().try_for_each(|thread| thread.join().expect("no reader panics"))
         })?;
         Ok(self.n_bytes() as f64 / began.elapsed().as_secs_f64() / 1e9)
     }
 }
 
+/// Reads pieces of files, one after the other.
+fn read_run(pieces: &[(&Path, u64, usize)], cache: Cache) -> std::io::Result<()> {
+    let flags = if cache == Cache::Past { OFlags::DIRECT } else { OFlags::empty() };
+    let mut memory = vec![0; READ_BYTES + BLOCK_BYTES];
+    let begin = memory.as_ptr().align_offset(BLOCK_BYTES);
+    let buffer = &mut memory[begin..begin + READ_BYTES];
+    let mut opened: Option<(&Path, File)> = None;
+    for &(path, offset, n_bytes) in pieces {
+        let n_bytes = match cache {
+            Cache::Through => n_bytes,
+            Cache::Past => n_bytes / BLOCK_BYTES * BLOCK_BYTES,
+        };
+        if opened.as_ref().is_none_or(|(name, _)| *name != path) {
+            let file =
+                OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+            fadvise(&file, 0, None, Advice::Sequential)?;
+            opened = Some((path, file));
+        }
+        let (_, file) = opened.as_ref().expect("it was opened");
+        file.read_exact_at(&mut buffer[..n_bytes], offset)?;
+    }
+    Ok(())
+}
+
 /// Rates in GB/s, and memory.
 struct Rates {
     loaded: f64,
+    /// Of the checkpoint that was cut for its ranks.
+    cut: f64,
     read: f64,
     direct: f64,
     /// Bytes beyond what was resident before, of all ranks.
@@ -235,21 +260,27 @@ struct Rates {
 
 impl Rates {
     /// Each in turn, so that a disk that changes its mind changes it for all.
-    fn measure(files: &Files, n_ranks: usize, dir: &Path, is_cold: bool) -> anyhow::Result<Rates> {
-        let [mut loaded, mut read, mut direct] = [const { Vec::new() }; 3];
+    fn measure(
+        [files, cut_files]: [&Files; 2],
+        n_ranks: usize,
+        is_cold: bool,
+    ) -> anyhow::Result<Rates> {
+        let [mut loaded, mut cut, mut read, mut direct] = [const { Vec::new() }; 4];
         let mut resident = 0f64;
         for _ in 0..N_ROUNDS {
-            files.prepare(is_cold)?;
+            files.prepare(is_cold, n_ranks)?;
             read.push(files.read(Cache::Through)?);
-            files.prepare(is_cold)?;
-            let (rate, n_bytes) = load(dir, n_ranks)?;
-            loaded.push(rate);
-            resident = resident.max(n_bytes);
-            files.prepare(is_cold)?;
+            for (files, rates) in [(files, &mut loaded), (cut_files, &mut cut)] {
+                files.prepare(is_cold, n_ranks)?;
+                let (rate, n_bytes) = load(&files.dir, n_ranks)?;
+                rates.push(rate);
+                resident = resident.max(n_bytes);
+            }
+            files.prepare(is_cold, n_ranks)?;
             direct.push(files.read(Cache::Past)?);
         }
-        let [loaded, read, direct] = [loaded, read, direct].map(median);
-        Ok(Rates { loaded, read, direct, resident })
+        let [loaded, cut, read, direct] = [loaded, cut, read, direct].map(median);
+        Ok(Rates { loaded, cut, read, direct, resident })
     }
 }
 
@@ -300,17 +331,19 @@ fn resident(name: &str) -> anyhow::Result<f64> {
     Ok(number.parse::<f64>()? * 1024.0)
 }
 
-/// From memory to memory, piece by piece as the loader has them; the rate.
-fn copy(n_bytes: u64) -> f64 {
+/// From memory to `n_to_bytes` of it for each thread, piece by piece as the loader has them; the
+/// rate.
+fn copy(n_bytes: u64, n_to_bytes: usize) -> f64 {
     let n_each = n_bytes as usize / n_threads();
     let work = || {
         let from = vec![1u8; N_COPIED_BYTES.min(n_each)];
-        let mut to = vec![0u8; READ_BYTES];
+        let mut to = vec![2u8; n_to_bytes];
         let began = Instant::now();
         let mut n_done = 0;
         while n_done < n_each {
             let begin = n_done % (from.len() - READ_BYTES + 1);
-            to.copy_from_slice(&from[begin..begin + READ_BYTES]);
+            let to_begin = n_done % (to.len() - READ_BYTES + 1);
+            to[to_begin..to_begin + READ_BYTES].copy_from_slice(&from[begin..begin + READ_BYTES]);
             std::hint::black_box(&to);
             n_done += READ_BYTES;
         }

@@ -20,6 +20,9 @@ const OWN_BYTES: u64 = 32 << 20;
 /// What a driver gives at least.
 const UNIT_BYTES: u64 = 512;
 
+/// What a boot reads of files beside a checkpoint's, at most.
+const BESIDE_BYTES_MAX: u64 = 64 << 10;
+
 /// What `nvidia-smi` counts on the devices that the virtual node's are like.
 const H100_BYTES: u64 = 81_559 << 20;
 
@@ -208,6 +211,13 @@ fn what_is_planned_is_what_devices_give() {
     }
 }
 
+/// Bytes that this process had of files, as the kernel counts its reads: none of ours counts here.
+fn n_bytes_read_of_files() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").expect("the kernel tells");
+    let n_bytes = io.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok());
+    n_bytes.expect("it is a number")
+}
+
 /// Whether ranks cut a tensor by rows or columns, share its heads, or take it twice because the
 /// embedding is the head's, too.
 #[test]
@@ -235,12 +245,59 @@ fn no_byte_of_a_file_is_read_twice() {
         write_synthetic(&dir, &synthetic, &mut |_, _| {}).expect("it can be written");
         for n_ranks in [1, 2, 8] {
             let checkpoint = Arc::new(Checkpoint::open(&dir).expect("what we write is valid"));
+            let before = n_bytes_read_of_files();
             let probe = Probe::new(Arc::clone(&checkpoint), &config(n_ranks)).expect("it boots");
+            let n_read_of_files = n_bytes_read_of_files() - before;
             let n_bytes: u64 = checkpoint.tensors().map(|tensor| tensor.n_bytes).sum();
-            let n_read = checkpoint.n_bytes_read();
-            assert_eq!(n_read, n_bytes, "{format:?}, {n_ranks} ranks");
+            let name = format!("{format:?}, {n_ranks} ranks");
+            assert_eq!(checkpoint.n_bytes_read(), n_bytes, "{name}");
+            // Beside it the machine is asked about itself.
+            let most = n_bytes + BESIDE_BYTES_MAX;
+            assert!(n_bytes > 2 * BESIDE_BYTES_MAX && n_read_of_files <= most, "{name}: {before}");
+            // A single byte that is read twice would have been noticed.
+            let embedding = checkpoint.load_rank(0, n_ranks).expect("it was loaded").embedding;
+            embedding.bytes.read_at(embedding.offset, &mut [0]).expect("it is there");
+            assert_eq!(checkpoint.n_bytes_read(), n_bytes + 1, "{name}");
             drop(probe);
         }
+    }
+}
+
+/// Bytes that a rank may take of the host's memory while it loads.
+const HOST_BYTES_MAX: u64 = 256 << 20;
+
+/// A line of the process's status that counts memory, in bytes.
+fn status_bytes(name: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("the kernel tells");
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("it has the line");
+    let kib = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    kib.expect("it is a number") * 1024
+}
+
+/// Neither staging nor mapped pages: a checkpoint of more than twice as much goes by.
+#[test]
+fn what_is_loaded_does_not_stay_in_the_hosts_memory() {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("passing");
+    if !harness::is_dry() {
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).expect("an earlier run's folder can be removed");
+        }
+        let (spec, format) =
+            (preset("bench-0.6b").expect("a preset"), SyntheticFormat::ModelOptFp8);
+        let synthetic = SyntheticConfig { spec, format, n_shards: 2, seed: 1 };
+        write_synthetic(&dir, &synthetic, &mut |_, _| {}).expect("it can be written");
+        run_dry("what_is_loaded_does_not_stay_in_the_hosts_memory");
+        return std::fs::remove_dir_all(&dir).expect("it is ours");
+    }
+    for n_ranks in [1, 2] {
+        let checkpoint = Arc::new(Checkpoint::open(&dir).expect("what we write is valid"));
+        let before = status_bytes("VmRSS:");
+        let probe = Probe::new(Arc::clone(&checkpoint), &config(n_ranks)).expect("it boots");
+        let peak = status_bytes("VmHWM:").saturating_sub(before);
+        let most = n_ranks as u64 * HOST_BYTES_MAX;
+        assert!(checkpoint.n_bytes_read() > most, "{}", checkpoint.n_bytes_read());
+        assert!(peak <= most, "{n_ranks} ranks: {peak}");
+        drop(probe);
     }
 }
 

@@ -39,7 +39,7 @@ pub use quantization::{
     Fp8Scheme, InputQuantization, Quantization, QuantizationMethod, WeightGranularity,
 };
 pub use rank::RankBytes;
-pub use source::{Bytes, MappedFile};
+pub use source::{Bytes, MappedFile, Reader};
 pub use spec::{
     AttentionSpec, BlockSpec, CacheSpec, FfnSpec, MixerSpec, ModelSpec, RopeScaling, RopeSpec,
 };

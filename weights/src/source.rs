@@ -75,11 +75,13 @@ impl Bytes {
         }
     }
 
-    /// Has the system fetch what will soon be read.
-    pub fn will_need(&self, range: Range<usize>) {
-        if let Bytes::Mapped(file) = self {
-            file.will_need(range);
-        }
+    /// A way of one's own to them.
+    pub fn reader(&self) -> Reader {
+        let file = match self {
+            Bytes::Mapped(file) => file.open_again(),
+            Bytes::Static(_) | Bytes::Absent { .. } => None,
+        };
+        Reader { bytes: self.clone(), file }
     }
 
     /// A number by which clones of the same bytes know each other; `None` where there are none.
@@ -121,6 +123,36 @@ impl Bytes {
         match self {
             Bytes::Absent { n_bytes } => *n_bytes,
             Bytes::Mapped(_) | Bytes::Static(_) => self.as_slice().len(),
+        }
+    }
+}
+
+/// One who reads long runs of a file, one after the other, while others read elsewhere in it: the
+/// system reads ahead of each. What it fetches so lies in memory in long pieces too, from which
+/// later reads take it several times as fast as from the single pages that it is asked for ahead
+/// (`MADV_WILLNEED`) or finds out of order.
+pub struct Reader {
+    bytes: Bytes,
+    file: Option<File>,
+}
+
+impl Reader {
+    /// Whether it reads these.
+    pub fn is_of(&self, bytes: &Bytes) -> bool {
+        self.bytes.id() == bytes.id()
+    }
+
+    /// As [`Bytes::read_at`].
+    ///
+    /// # Errors
+    /// The file cannot be read, or is shorter than it was when it was opened.
+    ///
+    /// # Panics
+    /// If they are absent.
+    pub fn read_at(&self, offset: usize, out: &mut [u8]) -> Result<(), LoadError> {
+        match (&self.bytes, &self.file) {
+            (Bytes::Mapped(mapped), Some(file)) => mapped.read_of(file, offset as u64, out),
+            (bytes, _) => bytes.read_at(offset, out),
         }
     }
 }

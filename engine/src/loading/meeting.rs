@@ -7,6 +7,7 @@
 //! waits for ever; one that gives up calls the others off.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -18,17 +19,21 @@ const N_WINDOWS_PER_RANK: usize = 2;
 
 /// Shared by the ranks of an engine that is being built.
 pub(crate) struct Meeting {
-    state: Mutex<State>,
-    changed: Condvar,
-    windows: Vec<RwLock<Vec<u8>>>,
+    agreement: Watched<Agreement>,
+    places: Vec<Place>,
+    is_called_off: AtomicBool,
 }
 
-struct State {
-    /// What each rank wants, until all have said so.
+/// What each rank wants, until all have said so, and what follows from it.
+struct Agreement {
     wants: Vec<Option<Vec<Want>>>,
     schedule: Option<Arc<Schedule>>,
-    slots: Vec<Slot>,
-    is_called_off: bool,
+}
+
+/// Where windows are, one after the other.
+struct Place {
+    slot: Watched<Slot>,
+    bytes: RwLock<Vec<u8>>,
 }
 
 /// What is in a window.
@@ -40,6 +45,13 @@ struct Slot {
     n_left: usize,
 }
 
+/// A value that ranks wait for. Each place has its own, so that a window wakes those who want it
+/// and nobody else.
+struct Watched<T> {
+    value: Mutex<T>,
+    changed: Condvar,
+}
+
 /// A rank's place. Whoever leaves it without having finished calls the others off.
 pub(crate) struct LoadingSeat<'a> {
     meeting: &'a Meeting,
@@ -49,15 +61,14 @@ pub(crate) struct LoadingSeat<'a> {
 
 impl Meeting {
     pub(crate) fn new(n_ranks: usize) -> Meeting {
-        let n_slots = n_ranks * N_WINDOWS_PER_RANK;
-        let state = State {
-            wants: (0..n_ranks).map(|_| None).collect(),
-            schedule: None,
-            slots: vec![Slot::default(); n_slots],
-            is_called_off: false,
-        };
-        let windows = (0..n_slots).map(|_| RwLock::new(Vec::new())).collect();
-        Meeting { state: Mutex::new(state), changed: Condvar::new(), windows }
+        let agreement = Agreement { wants: (0..n_ranks).map(|_| None).collect(), schedule: None };
+        let place =
+            |_| Place { slot: Watched::new(Slot::default()), bytes: RwLock::new(Vec::new()) };
+        Meeting {
+            agreement: Watched::new(agreement),
+            places: (0..n_ranks * N_WINDOWS_PER_RANK).map(place).collect(),
+            is_called_off: AtomicBool::new(false),
+        }
     }
 
     /// The place of a rank, which must take it before anything can fail.
@@ -65,32 +76,57 @@ impl Meeting {
         LoadingSeat { meeting: self, rank_idx, is_finished: false }
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let changed = change(&mut self.state.lock());
-        self.changed.notify_all();
-        changed
-    }
-
-    fn wait<T>(&self, until: impl Fn(&State) -> Option<T>) -> Result<T, LoadingError> {
-        let mut state = self.state.lock();
+    /// Waits until `until` has an answer, or the meeting is called off.
+    fn wait<T, A>(
+        &self,
+        watched: &Watched<T>,
+        until: impl Fn(&T) -> Option<A>,
+    ) -> Result<A, LoadingError> {
+        let mut value = watched.value.lock();
         loop {
-            if state.is_called_off {
+            if self.is_called_off.load(Ordering::Acquire) {
                 return Err(LoadingError::CalledOff);
             }
-            if let Some(found) = until(&state) {
+            if let Some(found) = until(&value) {
                 return Ok(found);
             }
-            self.changed.wait(&mut state);
+            watched.changed.wait(&mut value);
         }
+    }
+
+    fn call_off(&self) {
+        self.is_called_off.store(true, Ordering::Release);
+        // Who waits has looked before, or sees it when it has the lock.
+        self.agreement.wake();
+        self.places.iter().for_each(|place| place.slot.wake());
     }
 }
 
-impl State {
+impl<T> Watched<T> {
+    fn new(value: T) -> Watched<T> {
+        Watched { value: Mutex::new(value), changed: Condvar::new() }
+    }
+
+    /// Changes it; all who wait for it look again where `is_news`.
+    fn change(&self, change: impl FnOnce(&mut T), is_news: impl FnOnce(&T) -> bool) {
+        let mut value = self.value.lock();
+        change(&mut value);
+        let is_news = is_news(&value);
+        drop(value);
+        if is_news {
+            self.changed.notify_all();
+        }
+    }
+
+    fn wake(&self) {
+        self.change(|_| (), |_| true);
+    }
+}
+
+impl Slot {
     /// Whether the window before the one asked for has been there and is taken.
-    fn is_free(&self, window_idx: usize) -> bool {
-        let n_slots = self.slots.len();
-        let slot = self.slots[window_idx % n_slots];
-        slot.n_left == 0 && slot.filled == (window_idx + 1).saturating_sub(n_slots)
+    fn is_free_for(&self, window_idx: usize, n_slots: usize) -> bool {
+        self.n_left == 0 && self.filled == (window_idx + 1).saturating_sub(n_slots)
     }
 }
 
@@ -100,24 +136,27 @@ impl LoadingSeat<'_> {
     }
 
     pub(super) fn n_ranks(&self) -> usize {
-        self.meeting.windows.len() / N_WINDOWS_PER_RANK
+        self.meeting.places.len() / N_WINDOWS_PER_RANK
     }
 
     /// Says what this rank wants, and waits until all have said so.
     pub(super) fn agree(&self, wants: Vec<Want>) -> Result<Arc<Schedule>, LoadingError> {
-        self.meeting.change(|state| {
-            state.wants[self.rank_idx] = Some(wants);
-            if state.wants.iter().all(Option::is_some) {
-                let wants = state.wants.iter_mut().filter_map(Option::take).collect();
-                state.schedule = Some(Arc::new(Schedule::new(wants)));
+        let agreement = &self.meeting.agreement;
+        let say = |agreement: &mut Agreement| {
+            agreement.wants[self.rank_idx] = Some(wants);
+            if agreement.wants.iter().all(Option::is_some) {
+                let wants = agreement.wants.iter_mut().filter_map(Option::take).collect();
+                agreement.schedule = Some(Arc::new(Schedule::new(wants)));
             }
-        });
-        self.meeting.wait(|state| state.schedule.clone())
+        };
+        agreement.change(say, |agreement| agreement.schedule.is_some());
+        self.meeting.wait(agreement, |agreement| agreement.schedule.clone())
     }
 
     /// Whether a window can be filled without waiting.
     pub(super) fn can_fill(&self, window_idx: usize) -> bool {
-        self.meeting.state.lock().is_free(window_idx)
+        let n_slots = self.meeting.places.len();
+        self.place(window_idx).slot.value.lock().is_free_for(window_idx, n_slots)
     }
 
     /// Has `fill` write a window's `n_bytes` for `n_takers` ranks.
@@ -128,17 +167,17 @@ impl LoadingSeat<'_> {
         n_takers: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), LoadingError>,
     ) -> Result<(), LoadingError> {
-        self.meeting.wait(|state| state.is_free(window_idx).then_some(()))?;
-        let slot_idx = window_idx % self.meeting.windows.len();
+        let Place { slot, bytes } = self.place(window_idx);
+        let n_slots = self.meeting.places.len();
+        self.meeting.wait(slot, |slot| slot.is_free_for(window_idx, n_slots).then_some(()))?;
         {
-            let mut window = self.meeting.windows[slot_idx].write();
+            let mut window = bytes.write();
             if window.len() < n_bytes {
                 window.resize(n_bytes, 0);
             }
             fill(&mut window[..n_bytes])?;
         }
-        let filled = Slot { filled: window_idx + 1, n_left: n_takers };
-        self.meeting.change(|state| state.slots[slot_idx] = filled);
+        slot.change(|slot| *slot = Slot { filled: window_idx + 1, n_left: n_takers }, |_| true);
         Ok(())
     }
 
@@ -148,17 +187,18 @@ impl LoadingSeat<'_> {
         window_idx: usize,
         take: impl FnOnce(&[u8]) -> Result<(), LoadingError>,
     ) -> Result<(), LoadingError> {
-        let slot_idx = window_idx % self.meeting.windows.len();
-        let is_filled = |state: &State| state.slots[slot_idx].filled == window_idx + 1;
-        self.meeting.wait(|state| is_filled(state).then_some(()))?;
-        take(&self.meeting.windows[slot_idx].read())?;
-        let mut state = self.meeting.state.lock();
-        let slot = &mut state.slots[slot_idx];
-        slot.n_left = slot.n_left.checked_sub(1).expect("as many take it as was said");
-        if slot.n_left == 0 {
-            self.meeting.changed.notify_all();
-        }
+        let Place { slot, bytes } = self.place(window_idx);
+        self.meeting.wait(slot, |slot| (slot.filled == window_idx + 1).then_some(()))?;
+        take(&bytes.read())?;
+        let taken = |slot: &mut Slot| {
+            slot.n_left = slot.n_left.checked_sub(1).expect("as many take it as was said");
+        };
+        slot.change(taken, |slot| slot.n_left == 0);
         Ok(())
+    }
+
+    fn place(&self, window_idx: usize) -> &Place {
+        &self.meeting.places[window_idx % self.meeting.places.len()]
     }
 
     /// This rank has all that it wants, and gave what it had to give.
@@ -170,7 +210,7 @@ impl LoadingSeat<'_> {
 impl Drop for LoadingSeat<'_> {
     fn drop(&mut self) {
         if !self.is_finished {
-            self.meeting.change(|state| state.is_called_off = true);
+            self.meeting.call_off();
         }
     }
 }

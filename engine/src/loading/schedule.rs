@@ -11,9 +11,14 @@ use std::ops::Range;
 
 use weights::Bytes;
 
-/// Bytes of a run of rows that a rank reads for itself: long enough that neither disk nor link
-/// waits, short enough that the first is soon there.
-pub(super) const PIECE_BYTES: usize = 8 << 20;
+/// Bytes of a run of rows that a rank reads for itself, at most and at least: long enough that a
+/// link of 50 GB/s has no pauses (40 µs), and that several threads share one.
+const PIECE_BYTES_MAX: usize = 8 << 20;
+const PIECE_BYTES_MIN: usize = 2 << 20;
+
+/// The same over all ranks: what is on its way should still be in the processor's caches when it
+/// leaves, and memory that was never touched takes longer to get than to fill.
+const PIECES_BYTES: usize = 16 << 20;
 
 /// Bytes of a window that ranks share: what one has read, the others find in the processor's
 /// caches.
@@ -82,6 +87,11 @@ pub(super) struct Schedule {
     pub(super) window_bytes: usize,
 }
 
+/// Bytes of a run of rows that each of `n_ranks` reads for itself.
+pub(super) fn piece_bytes(n_ranks: usize) -> usize {
+    (PIECES_BYTES / n_ranks).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
+}
+
 impl Region {
     /// Whether the rank takes something of it.
     pub(super) fn is_for(&self, rank_idx: usize) -> bool {
@@ -106,6 +116,7 @@ impl Region {
 impl Schedule {
     /// Of what each rank wants.
     pub(super) fn new(wants: Vec<Vec<Want>>) -> Schedule {
+        let piece_bytes = piece_bytes(wants.len());
         let regions = regions(wants);
         let mut schedule = Schedule { regions, pieces: Vec::new(), window_bytes: 0 };
         let mut n_windows = 0;
@@ -116,7 +127,7 @@ impl Schedule {
                 Source::Own => false,
                 Source::Shared => true,
             };
-            let n_bytes = if is_shared { WINDOW_BYTES } else { PIECE_BYTES };
+            let n_bytes = if is_shared { WINDOW_BYTES } else { piece_bytes };
             let step = (n_bytes / region.row_stride).max(1) * region.row_stride;
             for begin in region.span.clone().step_by(step) {
                 let span = begin..(begin + step).min(region.span.end);

@@ -6,11 +6,11 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use weights::{Bytes, Dtype, Matrix};
+use weights::{Dtype, Matrix, Reader};
 
 use super::meeting::LoadingSeat;
 use super::ring::Ring;
-use super::schedule::{PIECE_BYTES, Piece, Region, Schedule, Source, Taker, Want};
+use super::schedule::{Piece, Region, Schedule, Source, Taker, Want, piece_bytes};
 use super::{Copying, LoadingError, MatrixCopy};
 use crate::device::cuda::CudaExec;
 use crate::device::{DeviceError, DeviceView, Element};
@@ -21,27 +21,16 @@ const N_READERS_MAX: usize = 16;
 /// Bytes that one of a rank's threads reads at least.
 const READ_BYTES_MIN: usize = 1 << 20;
 
-/// Bytes that the system is asked for ahead of those that are read, over all ranks: what a fast
-/// array of disks has under way (16 GB/s for 8 ms), twice.
-const AHEAD_BYTES: usize = 256 << 20;
-
 /// What a rank does while it loads.
 struct Stager<'a> {
     seat: &'a LoadingSeat<'a>,
     copies: &'a [Copying],
     ring: Ring<'a>,
     readers: Option<ThreadPool>,
+    /// Of the file that this rank reads its own from.
+    reader: Option<Reader>,
     /// A row as f32.
     wide: Vec<f32>,
-}
-
-/// What a rank reads, and what the system has been asked for.
-struct Ahead<'a, I> {
-    schedule: &'a Schedule,
-    asked: I,
-    /// Bytes that were asked for and not read.
-    n_bytes: usize,
-    n_bytes_max: usize,
 }
 
 /// Copies everything, and waits until it is there. `progress` hears of bytes as they are sent.
@@ -59,10 +48,11 @@ pub(crate) fn stage(
     if n_bytes_max > 0 {
         // Rows travel whole.
         let row_bytes_max = copies.iter().map(Copying::row_bytes).max().unwrap_or(0);
-        let piece_bytes = n_bytes_max.min(PIECE_BYTES).max(row_bytes_max);
+        let piece_bytes = n_bytes_max.min(piece_bytes(seat.n_ranks())).max(row_bytes_max);
         let ring = Ring::new(exec, piece_bytes, progress)?;
         let readers = readers(seat.n_ranks())?;
-        let mut stager = Stager { seat: &seat, copies, ring, readers, wide: Vec::new() };
+        let mut stager =
+            Stager { seat: &seat, copies, ring, readers, reader: None, wide: Vec::new() };
         stager.run(&schedule)?;
         stager.ring.flush()?;
         exec.synchronize()?;
@@ -124,9 +114,6 @@ impl Stager<'_> {
                 self.ring.zero(to.first, matrix.n_rows * row_bytes(to))?;
             }
         }
-        let n_bytes_max = (AHEAD_BYTES / self.seat.n_ranks()).max(2 * PIECE_BYTES);
-        let asked = schedule.reads_of(rank_idx);
-        let mut ahead = Ahead { schedule, asked, n_bytes: 0, n_bytes_max };
         let is_window = |piece: &&Piece| piece.window_idx.is_some();
         let mut to_fill = schedule.reads_of(rank_idx).filter(is_window).peekable();
         for piece in &schedule.pieces {
@@ -135,7 +122,6 @@ impl Stager<'_> {
                 continue;
             }
             let Some(window_idx) = piece.window_idx else {
-                ahead.go(piece);
                 self.own(region, &piece.span)?;
                 continue;
             };
@@ -144,7 +130,6 @@ impl Stager<'_> {
                     || next.window_idx.is_some_and(|idx| self.seat.can_fill(idx))
             };
             while let Some(next) = to_fill.next_if(is_due) {
-                ahead.go(next);
                 self.fill(&schedule.regions[next.region_idx], next)?;
             }
             self.take(region, piece, window_idx)?;
@@ -192,11 +177,15 @@ impl Stager<'_> {
         let Taker { copy_idx, .. } = region.takers[0];
         let to = matrix_copy(&self.copies[copy_idx]).to.first;
         let to = to.offset(span.start - region.span.start);
-        let readers = self.readers.as_ref();
-        self.ring.put(to, span.len(), |out| read(readers, &region.bytes, span.start, out))
+        let Stager { ring, readers, reader, .. } = self;
+        if !reader.as_ref().is_some_and(|reader| reader.is_of(&region.bytes)) {
+            *reader = None;
+        }
+        let reader = reader.get_or_insert_with(|| region.bytes.reader());
+        ring.put(to, span.len(), |out| read(readers.as_ref(), reader, span.start, out))
     }
 
-    /// Reads a window.
+    /// Reads a window. All ranks' windows follow each other in the file, so they read it as one.
     fn fill(&self, region: &Region, piece: &Piece) -> Result<(), LoadingError> {
         let window_idx = piece.window_idx.expect("it is a window");
         let n_takers = region.ranks().len();
@@ -223,19 +212,6 @@ impl Stager<'_> {
             }
             Ok(())
         })
-    }
-}
-
-impl<'a, I: Iterator<Item = &'a Piece>> Ahead<'a, I> {
-    /// Before `piece` is read: asks for what follows it.
-    fn go(&mut self, piece: &Piece) {
-        while self.n_bytes < self.n_bytes_max {
-            let Some(next) = self.asked.next() else { break };
-            let bytes = &self.schedule.regions[next.region_idx].bytes;
-            bytes.will_need(next.span.clone());
-            self.n_bytes += next.span.len();
-        }
-        self.n_bytes = self.n_bytes.saturating_sub(piece.span.len());
     }
 }
 
@@ -288,15 +264,15 @@ fn write_row(copy: &MatrixCopy, row: &[u8], out: &mut [u8], wide: &mut Vec<f32>)
 /// Reads on as many threads as are worth it.
 fn read(
     readers: Option<&ThreadPool>,
-    bytes: &Bytes,
+    reader: &Reader,
     offset: usize,
     out: &mut [u8],
 ) -> Result<(), LoadingError> {
-    let Some(readers) = readers else { return Ok(bytes.read_at(offset, out)?) };
+    let Some(readers) = readers else { return Ok(reader.read_at(offset, out)?) };
     let n_bytes = out.len().div_ceil(readers.current_num_threads()).max(READ_BYTES_MIN);
     readers.install(|| {
         let parts = out.par_chunks_mut(n_bytes).enumerate();
-        parts.try_for_each(|(idx, part)| bytes.read_at(offset + idx * n_bytes, part))
+        parts.try_for_each(|(idx, part)| reader.read_at(offset + idx * n_bytes, part))
     })?;
     Ok(())
 }

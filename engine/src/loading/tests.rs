@@ -7,7 +7,7 @@ use half::bf16;
 use weights::Bytes;
 
 use super::ring::N_PIECES;
-use super::schedule::{PIECE_BYTES, WINDOW_BYTES};
+use super::schedule::{WINDOW_BYTES, piece_bytes};
 use super::*;
 use crate::device::cuda::Plain;
 use crate::device::cuda::testing::TestDevice;
@@ -55,7 +55,7 @@ fn pattern(n: usize) -> Vec<u8> {
 #[test]
 fn more_bytes_than_the_ring_holds_arrive_in_order() {
     let device = TestDevice::open(5);
-    let bytes = pattern((N_PIECES + 1) * PIECE_BYTES + 12_345);
+    let bytes = pattern((N_PIECES + 1) * piece_bytes(1) + 12_345);
     let to = device.poisoned::<u8>(bytes.len() + 64);
     let n_sent = staged(&device, &[Copying::Bytes { to, bytes: bytes.clone() }]);
     assert_eq!(n_sent, bytes.len() as u64);
@@ -67,7 +67,7 @@ fn more_bytes_than_the_ring_holds_arrive_in_order() {
 fn rows_that_follow_each_other_travel_together_and_those_added_are_zero() {
     const N_COLS: usize = 4096;
     let device = TestDevice::open(5);
-    let n_rows = 2 * PIECE_BYTES / N_COLS + 900;
+    let n_rows = 2 * piece_bytes(1) / N_COLS + 900;
     let bytes: &'static [u8] = pattern(n_rows * N_COLS).leak();
     let to = room(&device, Element::F8, n_rows + 13, N_COLS);
     let matrix = plain_matrix(bytes, N_COLS);

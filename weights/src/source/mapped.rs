@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
 use libc::{c_int, c_void, off_t, siginfo_t};
+use rustix::fs::{Advice, fadvise};
 
 use crate::error::LoadError;
 
@@ -80,8 +81,18 @@ impl MappedFile {
     /// # Errors
     /// The file cannot be read, or is shorter than it was.
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        self.read_of(&self.file, offset, out)
+    }
+
+    /// The same through `file`, which is this one opened again.
+    pub(super) fn read_of(
+        &self,
+        file: &File,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), LoadError> {
         self.count(out.len());
-        self.file.read_exact_at(out, offset).map_err(|source| {
+        file.read_exact_at(out, offset).map_err(|source| {
             let path = self.path.clone();
             match source.kind() {
                 io::ErrorKind::UnexpectedEof => LoadError::Shrank { path },
@@ -90,9 +101,12 @@ impl MappedFile {
         })
     }
 
-    /// Has the system fetch what will soon be read. It may not, which only costs time.
-    pub(super) fn will_need(&self, range: Range<usize>) {
-        let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+    /// The same file, even where its name is another's by now, with a place of its own up to which
+    /// the system has read ahead. `None` where there is no way to it, which only costs time.
+    pub(super) fn open_again(&self) -> Option<File> {
+        let again = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).ok()?;
+        let _ = fadvise(&again, 0, None, Advice::Sequential);
+        Some(again)
     }
 
     /// Counts values that are read.
