@@ -13,8 +13,16 @@ import ml_dtypes
 import numpy
 import safetensors.numpy
 
-E4M3_MAX = 448.0
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+import network
+from network import E4M3_MAX, e4m3
+
+# Nats a token that a checkpoint with static scales may lose on the text on which its modules are
+# tried, one after the other, all together. Texts that the model is less sure of lose more.
+LOSS_MAX = 0.008
+
+# Static scales have room for inputs that are as much larger than any that were seen: texts of other
+# kinds have some, and e4m3 loses nothing by it but its smallest numbers.
+HEADROOM = 2.0
 
 # Names in GGUF, by the published names of a block's modules.
 BLOCK_NAMES = {
@@ -77,60 +85,6 @@ class Model:
         half a head apart."""
         pairs = values.reshape(n_heads, self.head_dim // 2, 2, -1)
         return pairs.swapaxes(1, 2).reshape(values.shape)
-
-
-def forward(model, weights, tokens, seen):
-    """Runs the model in f32 on one text; `seen` keeps of each projection's input the largest
-    magnitude, and the root mean square of the median token: what calibration wants."""
-    n = len(tokens)
-    linear = lambda name, x: observe(seen, name, x) @ weights[name].T
-    norm = lambda name, x: (
-        x / numpy.sqrt((x * x).mean(-1, keepdims=True) + model.eps) * weights[name]
-    )
-    half = model.head_dim // 2
-    angles = numpy.outer(numpy.arange(n), model.theta ** (-numpy.arange(half) / half))
-    cos, sin = numpy.cos(angles)[:, None], numpy.sin(angles)[:, None]
-
-    def rope(x):
-        a, b = x[..., :half], x[..., half:]
-        return numpy.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-
-    x = weights["model.embed_tokens"][tokens]
-    hidden = numpy.triu(numpy.full((n, n), -numpy.inf), 1)
-    group = model.n_heads // model.n_kv_heads
-    for block in range(model.n_blocks):
-        at = f"model.layers.{block}."
-        y = norm(at + "input_layernorm", x)
-        q, k, v = (linear(f"{at}self_attn.{name}", y) for name in ATTENTION[:3])
-        q = rope(q.reshape(n, model.n_heads, -1))
-        k = rope(k.reshape(n, model.n_kv_heads, -1)).repeat(group, 1)
-        v = v.reshape(n, model.n_kv_heads, -1).repeat(group, 1)
-        scores = numpy.einsum("qhd,khd->hqk", q, k) / numpy.sqrt(model.head_dim) + hidden
-        scores = numpy.exp(scores - scores.max(-1, keepdims=True))
-        scores /= scores.sum(-1, keepdims=True)
-        y = numpy.einsum("hqk,khd->qhd", scores, v).reshape(n, -1)
-        x = x + linear(f"{at}self_attn.o_proj", y)
-        y = norm(at + "post_attention_layernorm", x)
-        gate, up = linear(f"{at}mlp.gate_proj", y), linear(f"{at}mlp.up_proj", y)
-        x = x + linear(f"{at}mlp.down_proj", gate / (1 + numpy.exp(-gate)) * up)
-
-
-def observe(seen, name, x):
-    typical = numpy.median(numpy.sqrt((x * x).mean(-1)))
-    seen[name] = float(numpy.abs(x).max()), float(typical)
-    return x
-
-
-def is_sensitive(seen, name):
-    """Whether one scale cannot serve both the greatest and the typical value: the model writes
-    numbers in the thousands for the first token of a text in a few places, and with a scale for
-    those the typical token's would be below 1, where e4m3 soon runs out of digits."""
-    largest, typical = seen[name]
-    return typical < largest / E4M3_MAX
-
-
-def e4m3(values):
-    return numpy.clip(values, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn)
 
 
 def config(model):
@@ -286,35 +240,52 @@ def write_dense(model, out):
     write_reference(out / "reference.gguf", model)
 
 
-def write_quantized(model, out, calibration):
-    """Both FP8 checkpoints; static scales are calibrated on a text given as tokens. Tells which
-    projections were left in BF16 where scales are static."""
-    weights = model.weights()
-    dense = {
-        f"{name}.weight": bf16(values)
-        for name, values in weights.items()
-        if not is_projection(name)
-    }
-    dynamic = dict(dense)
-    for name, values in weights.items():
-        if is_projection(name):
-            scale = bf16(numpy.abs(values).max(1, keepdims=True) / E4M3_MAX)
-            dynamic[f"{name}.weight"] = e4m3(values / scale.astype(numpy.float32))
-            dynamic[f"{name}.weight_scale"] = scale
-    write(out / "fp8-dynamic", model, dynamic, {"quantization_config": COMPRESSED_TENSORS})
+def calibrated(model, calibration):
+    """The largest inputs that static scales are to hold, and the projections that stay BF16.
 
-    seen = {}
-    forward(model, weights, calibration, seen)
-    static = dict(dense)
-    excluded = [name for name in seen if is_sensitive(seen, name)]
-    static |= {f"{name}.weight": bf16(weights[name]) for name in excluded}
-    for name, values in weights.items():
-        if is_projection(name) and name not in excluded:
-            scale = numpy.float32(numpy.abs(values).max() / E4M3_MAX)
-            static[f"{name}.weight"] = e4m3(values / scale)
-            static[f"{name}.weight_scale"] = numpy.array(scale, numpy.float32)
-            static[f"{name}.input_scale"] = numpy.array(seen[name][0] / E4M3_MAX, numpy.float32)
-    quantization = {**MODELOPT["quantization"], "exclude_modules": ["lm_head", *excluded]}
+    As ModelOpt's automatic choice of formats has it, each group of projections is tried alone, on
+    the longest text, and those that cost most for their size are left out until the rest may lose
+    LOSS_MAX."""
+    net = network.Network(model)
+    seen = network.ranges(net, calibration)
+    seen = {name: HEADROOM * largest for name, largest in seen.items()}
+    losses = network.sensitivities(net, max(calibration, key=len), seen)
+    n_weights = lambda names: sum(net.weights[name].size for name in names)
+    excluded = []
+    for names in sorted(losses, key=lambda names: losses[names] / n_weights(names), reverse=True):
+        if sum(losses.values()) <= LOSS_MAX:
+            break
+        del losses[names]
+        excluded += names
+    return seen, excluded
+
+
+def write_quantized(model, out, calibration):
+    """Both FP8 checkpoints, calibrated on texts given as tokens, with the same modules in BF16. Tells
+    which, and the share of the projections' weights that is FP8."""
+    weights = model.weights()
+    seen, excluded = calibrated(model, calibration)
+    quantized = [name for name in seen if name not in excluded]
+    dynamic = dense(weights, set(weights) - set(quantized))
+    static = dict(dynamic)
+    for name in quantized:
+        values = weights[name]
+        scale = bf16(numpy.abs(values).max(1, keepdims=True) / E4M3_MAX)
+        dynamic[f"{name}.weight"] = e4m3(values / scale.astype(numpy.float32))
+        dynamic[f"{name}.weight_scale"] = scale
+        scale = numpy.float32(numpy.abs(values).max() / E4M3_MAX)
+        static[f"{name}.weight"] = e4m3(values / scale)
+        static[f"{name}.weight_scale"] = numpy.array(scale, numpy.float32)
+        static[f"{name}.input_scale"] = numpy.array(seen[name] / E4M3_MAX, numpy.float32)
+    left_out = ["lm_head", *excluded]
+    declared = {**COMPRESSED_TENSORS, "ignore": left_out}
+    write(out / "fp8-dynamic", model, dynamic, {"quantization_config": declared})
+    quantization = {**MODELOPT["quantization"], "exclude_modules": left_out}
     declared = {**MODELOPT, "quantization": quantization}
     write(out / "modelopt-fp8", model, static, {"hf_quant_config": declared})
-    return excluded
+    n_weights = lambda names: sum(weights[name].size for name in names)
+    return excluded, n_weights(quantized) / n_weights(seen)
+
+
+def dense(weights, names):
+    return {f"{name}.weight": bf16(weights[name]) for name in names}
