@@ -12,21 +12,18 @@ import subprocess
 import sys
 import time
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from lanes import start  # noqa: E402
+
 FOLDER = pathlib.Path(__file__).parent
 HELPERS = {"run", "checks", "paced_server", "triton_model"}
 
 
-def start(program):
+def start_demo(program):
     """The server's process, its addresses and the program."""
     command = [program, "serve", "demo", "--port", "0", "--grpc-port", "0"]
     command += ["--log", "warn"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    printed = ""
-    while "-d '" not in printed:
-        line = process.stdout.readline()
-        if not line:
-            sys.exit(f"{program} ended early: {printed}")
-        printed += line
+    process, printed = start(command)
     http = re.search(r"on http://(\S+)", printed)[1]
     grpc = re.search(r"on grpc://(\S+)", printed)[1]
     return process, ["--http", http, "--grpc", grpc, "--program", program]
@@ -37,7 +34,7 @@ def main():
     names = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in HELPERS)
     if unknown := [name for name in wanted if name not in names]:
         sys.exit(f"no script {', '.join(unknown)}; there are: {', '.join(names)}")
-    server, addresses = start(program)
+    server, addresses = start_demo(program)
     failed = []
     try:
         for name in wanted or names:

@@ -21,6 +21,9 @@ import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from lanes import start  # noqa: E402
+
 FOLDER = pathlib.Path(__file__).parents[2] / "server" / "dashboards"
 
 #: Nothing that comes at all takes longer, on any machine.
@@ -36,17 +39,11 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 NOT_ALWAYS_THERE = {"lnserve_http_errors_total"}
 
 
-def start(program, log):
+def start_demo(program, log):
     """The server's process, its address, and that of its metrics."""
     command = [program, "serve", "demo", "--tp", "2", "--port", "0", "--metrics-port", "0",
                "--log", "info", "--log-format", "json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-    printed = ""
-    while "-d '" not in printed:
-        line = process.stdout.readline()
-        if not line:
-            sys.exit(f"{program} ended early: {printed}")
-        printed += line
+    process, printed = start(command, stderr=log)
     serves = re.search(r"serves demo on http://(\S+)", printed)[1]
     metrics = re.search(r"etrics are on http://([^/\s]+)", printed)[1]
     return process, serves, metrics
@@ -281,7 +278,7 @@ def asked_for_is_there(read, target):
 def main():
     rules()
     log = tempfile.TemporaryFile("w+", encoding="utf-8")
-    server, serves, metrics = start(sys.argv[1], log)
+    server, serves, metrics = start_demo(sys.argv[1], log)
     try:
         with ThreadPoolExecutor(8) as threads:
             used = list(threads.map(lambda _: ask(serves), range(N_QUESTIONS)))

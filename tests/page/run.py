@@ -9,12 +9,14 @@ person to look at.
 import json
 import pathlib
 import re
-import subprocess
 import sys
 import time
 
 import axe_playwright_python
 from browser import Browser
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from lanes import start  # noqa: E402
 
 AXE = pathlib.Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
 
@@ -29,13 +31,7 @@ class Server:
 
     def __init__(self, program, *arguments, port=0):
         command = [program, "serve", "demo", "--port", str(port), "--log", "warn", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        printed = ""
-        while "-d '" not in printed:
-            line = self.process.stdout.readline()
-            if not line:
-                sys.exit(f"{program} ended early: {printed}")
-            printed += line
+        self.process, printed = start(command)
         self.address = "http://" + re.search(r"on http://(\S+)", printed)[1]
         self.port = int(self.address.rsplit(":", 1)[1])
 

@@ -26,13 +26,15 @@ import math
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 import urllib.request
 
 import convert
 import network
 import xllamacpp
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from lanes import start  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parent
 N_PROMPTS = 20
@@ -99,13 +101,7 @@ class Program:
         options = ["--port", "0", "--log", "warn", "--tp", str(n_ranks), "--kv-dtype", "f32"]
         options += ["--max-model-len", "1024", "--max-seqs", "4"]
         command = [program, "serve", str(folder), *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        printed = ""
-        while "-d '" not in printed:
-            line = self.process.stdout.readline()
-            if not line:
-                sys.exit(f"{' '.join(command)} ended early: {printed}")
-            printed += line
+        self.process, printed = start(command)
         self.base = "http://" + re.search(r"http://([^/\s]+)", printed)[1]
 
     def __enter__(self):
