@@ -207,3 +207,79 @@ fn a_tokenizer_that_its_library_panics_over_is_said_in_one_line() {
     assert_eq!(error.lines().count(), 1, "{error}");
     let _ = std::fs::remove_dir_all(&dir);
 }
+
+/// `lnserve bench` on a server: its status, and what it printed.
+fn bench(arguments: &[&str]) -> (Option<i32>, String) {
+    let ended = Command::new(env!("CARGO_BIN_EXE_lnserve"))
+        .arg("bench")
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let said = [&ended.stdout[..], &ended.stderr[..]].map(String::from_utf8_lossy).concat();
+    (ended.status.code(), said)
+}
+
+#[test]
+fn a_measurement_ends_with_a_status_that_says_what_it_is_worth() {
+    let (server, printed) = Program::start(&["serve", "demo", "--port", "0"]);
+    let url = format!("http://{}", address(&printed));
+    let folder = Folder(std::env::temp_dir().join(format!("lnserve-bench-{}", std::process::id())));
+    fs::create_dir(&folder.0).expect("there is none");
+    let file = |name: &str| folder.0.join(name).to_str().expect("it is text").to_owned();
+    // However slow the machine is: it is not the generator that is tested here.
+    let patient = ["--url", &url, "--quiet", "--isl", "24", "--osl", "4", "--lag-max-ms", "1e9"];
+    let measure = |more: &[&str]| bench(&[&patient[..], more].concat());
+
+    let (json, csv, html) = (file("a.json"), file("a.csv"), file("a.html"));
+    let outputs = ["--json", &json, "--csv", &csv, "--html", &html];
+    let ramp = ["--rate", "20", "--arrivals", "ramp", "--ramp-to", "60", "--duration", "0.5"];
+    let (status, said) = measure(&[&ramp[..], &outputs].concat());
+    assert_eq!(status, Some(0), "{said}");
+    // Half a second at 40 a second in the mean.
+    let lines = fs::read_to_string(&csv).expect("it was written").lines().count();
+    assert_eq!(lines, 1 + 20, "a line a request and one of names");
+    assert!(fs::read_to_string(&html).expect("it was written").contains("<svg"));
+
+    // What a user gave: the questions of a file.
+    let talk = r#"[{"conversations": [{"from": "human", "value": "What is 1 + 1?"},
+                                      {"from": "gpt", "value": "It is 2."}]}]"#;
+    fs::write(folder.0.join("talk.json"), talk).expect("it can be written");
+    let dataset = format!("sharegpt:{}", file("talk.json"));
+    let asked = ["--url", &url, "--quiet", "--lag-max-ms", "1e9", "--dataset", &dataset];
+    let (status, said) = bench(&[&asked[..], &["--concurrency", "1"]].concat());
+    assert_eq!(status, Some(0), "{said}");
+
+    // A limit that every rate keeps: it is doubled until nothing more is tried.
+    let found = file("found.json");
+    let search = ["--find-rate", "--slo", "e2e=1e9", "--requests", "2", "--json", &found];
+    let (status, said) = measure(&[&["--rate", "50", "--warmup", "0"][..], &search].concat());
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("nothing higher was tried"), "{said}");
+
+    // The generator is never on time to a millionth of a millisecond.
+    let late = ["--url", &url, "--quiet", "--isl", "24", "--osl", "4", "--lag-max-ms", "0.000001"];
+    let (status, said) = bench(&[&late[..], &["--rate", "50", "--requests", "4"]].concat());
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("INVALID") && said.contains("the generator lagged"), "{said}");
+
+    let (status, said) = bench(&["compare", &json, &json, "--max-regression", "5"]);
+    assert_eq!(status, Some(0), "{said}");
+    // Twice as slow as it was.
+    let slower = fs::read_to_string(&json).expect("it was written");
+    let mut slower: serde_json::Value = serde_json::from_str(&slower).expect("JSON");
+    for figure in slower["intervals"][0]["figures"].as_array_mut().expect("a list") {
+        let mean = figure[1]["mean"].as_f64().expect("a number");
+        figure[1]["mean"] = serde_json::json!(mean * 2.0);
+    }
+    fs::write(file("b.json"), slower.to_string()).expect("it can be written");
+    let (status, said) = bench(&["compare", &json, &file("b.json"), "--max-regression", "5"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("is worse by 100.0 %"), "{said}");
+
+    drop(server);
+    let (status, said) = measure(&["--concurrency", "1", "--requests", "1"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("nobody answers at"), "{said}");
+    let (status, said) = bench(&["--find-rate"]);
+    assert_eq!(status, Some(2), "{said}");
+}

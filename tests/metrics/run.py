@@ -67,6 +67,24 @@ def ask(serves):
         return json.loads(reply.read())["usage"]
 
 
+def ask_responses(serves, read, is_stream):
+    """Asks for a response: its thinking is counted too, whole or streamed."""
+    body = {"input": "What is 27 + 58?", "max_output_tokens": N_TOKENS_MAX, "stream": is_stream}
+    before = total(samples(read()), "lnserve_thinking_tokens_total")
+    request = urllib.request.Request(f"http://{serves}/v1/responses", json.dumps(body).encode(),
+                                     {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
+        told = reply.read().decode()
+    if is_stream:
+        last = [line for line in told.split("\n") if line.startswith("data: ")][-1]
+        told = json.dumps(json.loads(last.removeprefix("data: "))["response"])
+    usage = json.loads(told)["usage"]["output_tokens_details"]["reasoning_tokens"]
+    if usage == 0:
+        sys.exit(f"a response without thinking: {told}")
+    after = total(samples(read()), "lnserve_thinking_tokens_total")
+    equal(f"thinking of a response, streamed: {is_stream}", after - before, usage)
+
+
 def samples(text):
     """Name and labels to value."""
     lines = [line for line in text.split("\n") if line and not line.startswith("#")]
@@ -133,7 +151,8 @@ def logged(log, used):
     """The log is JSON, and has one line for each request that says what came of it."""
     log.seek(0)
     lines = [json.loads(line) for line in log]
-    answered = [line for line in lines if line["fields"]["message"] == "answered"]
+    answered = [line for line in lines if line["fields"]["message"] == "answered"
+                and line["span"]["route"] == "/v1/chat/completions"]
     equal("lines of requests", len(answered), len(used))
     equal("requests that are told apart", len({one["span"]["id"] for one in answered}), len(used))
     for field, wanted in [("n_prompt", sum(one["prompt_tokens"] for one in used)),
@@ -287,6 +306,8 @@ def main():
         lint(text)
         adds_up(samples(text), used)
         asked_for_is_there(samples(text), metrics)
+        for is_stream in [False, True]:
+            ask_responses(serves, lambda: get(f"{metrics}/metrics"), is_stream)
     finally:
         server.terminate()
     if server.wait() != 0:

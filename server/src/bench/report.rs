@@ -99,6 +99,10 @@ pub struct Found {
     pub rate: Option<f64>,
     /// The lowest that did not; nothing if all did.
     pub too_high: Option<f64>,
+    /// Where the search ended because the generator itself lagged, twice: nothing is known of this
+    /// rate.
+    #[serde(default)]
+    pub unmeasured: Option<f64>,
 }
 
 /// Seconds of a timeline at most: beyond that it ends.
@@ -159,7 +163,9 @@ impl Report {
 
     /// Why the whole is not to be relied on, each reason with its run's number from 1.
     pub fn invalid(&self) -> Vec<String> {
-        let runs = self.runs.iter().enumerate();
+        // A search learns nothing of runs that are invalid, and makes them again.
+        let is_whole = self.search.as_ref().is_some_and(|found| found.unmeasured.is_none());
+        let runs = self.runs.iter().enumerate().filter(|_| !is_whole);
         runs.flat_map(|(idx, run)| {
             run.invalid.iter().map(move |reason| format!("run {}: {reason}", idx + 1))
         })

@@ -1,6 +1,7 @@
 //! The highest rate at which the limits are still kept: doubled until they are not, then halved
-//! between. What is found is the highest rate that was tried and kept them, and holds as far as one
-//! stretch of load can say.
+//! between. A stretch in which the generator itself lagged says nothing of the server, and is made
+//! once more. What is found is the highest rate that was tried and kept them, and holds as far as
+//! one stretch of load can say.
 
 use super::error::BenchError;
 use super::measure::Bench;
@@ -49,16 +50,23 @@ pub(super) async fn search(
     search: &SearchSettings,
 ) -> Result<Found, BenchError> {
     let mut bracket = Bracket { kept: None, broken: None };
+    let mut lagged_at = None;
     for _ in 0..N_PROBES_MAX {
         let Some(rate) = bracket.next(search) else { break };
         let run = bench.probe(rate).await?;
-        let goodput = run.figures.goodput.as_ref();
-        bracket.learn(rate, goodput.is_some_and(|goodput| goodput.is_met));
-        if bench.is_stopped() {
-            break;
+        if run.invalid.is_empty() {
+            let goodput = run.figures.goodput.as_ref();
+            bracket.learn(rate, goodput.is_some_and(|goodput| goodput.is_met));
+            lagged_at = None;
+        } else if bench.is_stopped() || lagged_at == Some(rate) {
+            // Whatever the server did then, it is the generator that was measured.
+            let Bracket { kept, broken } = bracket;
+            return Ok(Found { rate: kept, too_high: broken, unmeasured: Some(rate) });
+        } else {
+            lagged_at = Some(rate);
         }
     }
-    Ok(Found { rate: bracket.kept, too_high: bracket.broken })
+    Ok(Found { rate: bracket.kept, too_high: bracket.broken, unmeasured: lagged_at })
 }
 
 #[cfg(test)]

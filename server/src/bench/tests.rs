@@ -248,6 +248,27 @@ fn the_highest_rate_is_what_the_server_can_do() {
 }
 
 #[test]
+fn a_search_learns_nothing_of_a_generator_that_lags() {
+    // The server takes 80 ms and keeps its limit at any rate; the generator has one of two requests
+    // under way, so that above 25 a second it is late itself.
+    let limits = vec!["ttft=1000000".parse().expect("a limit")];
+    let settings = Settings {
+        arrivals: Arrivals::Open(Pattern::Constant { rate: 10.0 }),
+        n_requests: Some(100),
+        n_in_flight_max: 2,
+        slos: Slos { limits, percentile: 99.0 },
+        search: Some(SearchSettings { from: 10.0, precision: 0.05 }),
+        ..settings()
+    };
+    let (report, _) = measured(settings, Script::plain());
+    let found = report.search.as_ref().expect("it was looked for");
+    assert_eq!((found.rate, found.too_high), (Some(20.0), None), "of 40 nothing was learned");
+    assert_eq!(found.unmeasured, Some(40.0));
+    assert_eq!(report.runs.len(), 4, "10, 20, and 40 twice");
+    assert_eq!(report.invalid().len(), 2, "{:?}", report.invalid());
+}
+
+#[test]
 fn a_duration_ends_the_sending_and_not_what_runs() {
     let settings = Settings {
         arrivals: Arrivals::Open(Pattern::Constant { rate: 10.0 }),

@@ -43,6 +43,9 @@ pub(super) fn of(report: &Report, has_colour: bool) -> String {
             }
             (None, _) => "No rate that was tried keeps the limits.\n".to_owned(),
         };
+        if let Some(rate) = found.unmeasured {
+            text += &format!("Of {rate:.3} requests/s nothing is known: the generator lagged.\n");
+        }
     }
     text
 }

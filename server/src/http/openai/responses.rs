@@ -59,11 +59,19 @@ pub(super) async fn handle(
     let intake = Intake { app: Arc::clone(&app), record: Arc::clone(&record), headers, body };
     let ((mut view, delivery), mut generations) = intake.submit("resp_", parse).await?;
     if delivery != Delivery::Whole {
-        return Ok(stream::respond_bare(generations, record, move |delta| view.events(delta)));
+        return Ok(stream::respond_bare(generations, record, move |delta| {
+            let is_over = delta.as_ref().is_some_and(|delta| delta.end.is_some());
+            let events = view.events(delta);
+            if is_over {
+                app.metrics.thought(view.n_reasoning_tokens());
+            }
+            events
+        }));
     }
     while let Some(delta) = generations.next().await? {
         view.take(&delta);
     }
+    app.metrics.thought(view.n_reasoning_tokens());
     Ok(Json(view.response()).into_response())
 }
 

@@ -131,6 +131,11 @@ impl View {
         events
     }
 
+    /// Tokens of reasoning, so far.
+    pub(super) fn n_reasoning_tokens(&self) -> usize {
+        self.speech.n_reasoning_tokens()
+    }
+
     /// The response as it stands.
     pub(super) fn response(&self) -> Value {
         let (status, details) = match self.end {
