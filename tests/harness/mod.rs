@@ -9,7 +9,7 @@ pub mod random;
 pub mod scripted;
 pub mod serving;
 
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// The seed of a test's random draws: `SEED`, or a new one. Print it where the test fails.
 pub fn seed() -> u64 {
@@ -57,6 +57,35 @@ pub fn alone(name: &str, test: impl FnOnce()) {
     match std::env::var(ALONE.0).is_ok_and(|value| value == ALONE.1) {
         true => test(),
         false => run_with(ALONE, name),
+    }
+}
+
+/// Gives a process the part that it plays in another one's test.
+const PART: &str = "LNSERVE_TEST_PART";
+
+/// The part that this process plays in another one's test, if it does.
+pub fn part() -> Option<String> {
+    std::env::var(PART).ok()
+}
+
+/// A process that plays a part, until dropped. Its standard input ends with this one, however that
+/// ends.
+pub struct Player(Child);
+
+/// Has the test `name` of this program play a part in a process of its own; it finds it in
+/// [`part`].
+pub fn play(name: &str, part: &str) -> Player {
+    let program = std::env::current_exe().expect("a test is a program");
+    let mut child = Command::new(program);
+    child.args([name, "--exact"]).env(PART, part).stdin(Stdio::piped());
+    Player(child.spawn().expect("it starts"))
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -2,6 +2,7 @@
 //! of them and keeps to them all the same.
 
 use std::sync::OnceLock;
+use std::thread;
 
 use harness::http::Client;
 use harness::serving::{ServerSettings, TestServer};
@@ -143,6 +144,48 @@ fn reasoning_is_counted_bounded_and_switched() {
     assert_eq!(bounded, free["choices"][0]["message"], "a bound that is not met changes nothing");
     let (none, _) = message(&question(json!({ "reasoning_effort": "none" })));
     assert!(none.get("reasoning").is_none(), "{none}");
+}
+
+#[test]
+fn a_bound_on_reasoning_is_exact_for_each_answer_in_any_company() {
+    let asked = |n_max: u64, n: u64| {
+        let members =
+            json!({ "max_thinking_tokens": n_max, "n": n, "temperature": 1.0, "seed": 5 });
+        question(members)
+    };
+    let ids = |n_max| -> Vec<Value> {
+        let asked = with(&asked(n_max, 1), json!({ "return_token_ids": true }));
+        let answer = shared().post(CHAT, &asked).ok();
+        answer["choices"][0]["token_ids"].as_array().expect("asked for").clone()
+    };
+    // Two tokens open the reasoning and two close it, on a line of its own.
+    const N_OPENING: usize = 2;
+    let (free, closed) = (ids(1000), ids(0));
+    let closing = &closed[N_OPENING..N_OPENING + 2];
+    for n_max in [1, 2, 5, 6, 9] {
+        let (n_said, bounded) = (N_OPENING + n_max, ids(n_max as u64));
+        assert_eq!(bounded[..n_said], free[..n_said], "all that the bound of {n_max} allows");
+        let rest = &bounded[n_said..];
+        let is_closed = rest.starts_with(closing) || rest[1..].starts_with(closing);
+        assert!(is_closed, "and nothing more: {rest:?}");
+    }
+    let choices = |answer: Value| answer["choices"].clone();
+    let alone: Vec<Value> =
+        [2, 5, 9].map(|n_max| choices(shared().post(CHAT, &asked(n_max, 3)).ok())).into();
+    let one = choices(shared().post(CHAT, &asked(5, 1)).ok());
+    assert_eq!(alone[1][0]["message"], one[0]["message"], "the first of three is the only one");
+    thread::scope(|scope| {
+        let together: Vec<_> = (0..12)
+            .map(|idx| {
+                let n_max = [2, 5, 9][idx % 3];
+                scope.spawn(move || choices(shared().post(CHAT, &asked(n_max, 3)).ok()))
+            })
+            .collect();
+        for (idx, answer) in together.into_iter().enumerate() {
+            let answer = answer.join().expect("it is answered");
+            assert_eq!(answer, alone[idx % 3]);
+        }
+    });
 }
 
 #[test]

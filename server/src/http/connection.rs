@@ -23,13 +23,23 @@ use super::seats::{Busy, Seat};
 use super::state::App;
 use crate::metrics::Cut;
 
+/// What a client of HTTP/2 says first (RFC 9113, 3.4).
+const N_PREFACE_BYTES: usize = 24;
+
 /// A connection's bytes.
 pub(super) struct Patient {
     stream: TcpStream,
     seat: Arc<Seat>,
     app: App,
+    /// Until its first bytes are there, where the protocol's own code waits for them for ever.
+    preface: Option<Preface>,
     /// Since the client takes no more. The connection is busy meanwhile: bytes are under way.
     stalled: Option<Stalled>,
+}
+
+struct Preface {
+    n_left: usize,
+    deadline: Pin<Box<Sleep>>,
 }
 
 struct Stalled {
@@ -41,7 +51,27 @@ struct Stalled {
 impl Patient {
     /// Waits for the client to take something as long as the limits say.
     pub(super) fn new(stream: TcpStream, seat: &Arc<Seat>, app: &App) -> Patient {
-        Patient { stream, seat: Arc::clone(seat), app: Arc::clone(app), stalled: None }
+        let (seat, app) = (Arc::clone(seat), Arc::clone(app));
+        Patient { stream, seat, app, preface: None, stalled: None }
+    }
+
+    /// The same where HTTP/2 is spoken: a client that does not say so in the time that a head may
+    /// take is given up.
+    pub(super) fn for_http2(stream: TcpStream, seat: &Arc<Seat>, app: &App) -> Patient {
+        let deadline = Box::pin(sleep(app.config.limits.head_timeout));
+        let preface = Some(Preface { n_left: N_PREFACE_BYTES, deadline });
+        Patient { preface, ..Patient::new(stream, seat, app) }
+    }
+
+    /// Looks at the clock while the first bytes are not there.
+    fn await_preface(&mut self, cx: &mut Context<'_>, n_read: Option<usize>) -> Poll<()> {
+        let Some(preface) = &mut self.preface else { return Poll::Pending };
+        preface.n_left = preface.n_left.saturating_sub(n_read.unwrap_or(0));
+        if preface.n_left == 0 {
+            self.preface = None;
+            return Poll::Pending;
+        }
+        preface.deadline.as_mut().poll(cx)
     }
 
     fn progress<T>(
@@ -75,7 +105,15 @@ impl AsyncRead for Patient {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let n_before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let n_read = read.is_ready().then(|| buffer.filled().len() - n_before);
+        if self.await_preface(cx, n_read).is_ready() && read.is_pending() {
+            self.preface = None;
+            self.app.metrics.connection_cut(Cut::Silent);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Seat {
     state: Mutex<SeatState>,
     /// It is to give way. A semaphore that is closed then: whoever asks later hears of it too.
     goes: Semaphore,
+    /// It is to give way, and nothing of it is under way any more.
+    rests: Notify,
 }
 
 struct SeatState {
@@ -81,7 +83,8 @@ impl Seats {
         }
         table.n_taken += 1;
         let state = Mutex::new(SeatState { n_busy: 0, idle_since: None });
-        let seat = Arc::new(Seat { seats: Arc::clone(self), state, goes: Semaphore::new(0) });
+        let (goes, rests) = (Semaphore::new(0), Notify::new());
+        let seat = Arc::new(Seat { seats: Arc::clone(self), state, goes, rests });
         table.seat_idle(&seat, &mut seat.state.lock());
         Some(Held { seat })
     }
@@ -109,10 +112,15 @@ impl Held {
         &self.seat
     }
 
-    /// Comes back when the connection is to give way.
+    /// Comes back when the connection is to give way. What began before it was told, or while
+    /// somebody was telling it, is brought to its end: an answer may wait for its client to take
+    /// it, or a request have come.
     pub(super) async fn gives_way(&self) {
         // Nobody adds permits: this ends with the semaphore's being closed.
         let _ = self.seat.goes.acquire().await;
+        while self.seat.state.lock().n_busy > 0 {
+            self.seat.rests.notified().await;
+        }
     }
 }
 
@@ -135,7 +143,11 @@ impl Drop for Busy {
         let mut table = seats.table.lock();
         let mut state = self.seat.state.lock();
         state.n_busy -= 1;
-        if state.n_busy > 0 || self.seat.goes.is_closed() {
+        if state.n_busy > 0 {
+            return;
+        }
+        if self.seat.goes.is_closed() {
+            self.seat.rests.notify_one();
             return;
         }
         table.seat_idle(&self.seat, &mut state);
@@ -212,6 +224,23 @@ mod tests {
         newcomer.await.expect("it has a seat");
         let table = seats.table.lock();
         assert_eq!((table.n_taken, table.idle.len()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_begins_while_it_is_told_to_go_is_brought_to_its_end() {
+        let seats = Seats::new(1);
+        let held = seats.take().await;
+        let newcomer = tokio::spawn({
+            let seats = Arc::clone(&seats);
+            async move { drop(seats.take().await) }
+        });
+        held.gives_way().await;
+        let busy = held.seat().busy();
+        assert!(!is_ready(held.gives_way()).await);
+        drop(busy);
+        held.gives_way().await;
+        drop(held);
+        newcomer.await.expect("it has a seat");
     }
 
     #[tokio::test]

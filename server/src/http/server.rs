@@ -225,14 +225,15 @@ impl Server {
         let limits = &app.config.limits;
         // A token is worth a packet of its own. Where this fails, the connection is gone already.
         let _ = stream.set_nodelay(true);
-        let stream = TokioIo::new(Patient::new(stream, seat.seat(), &app));
         let service = Attended::new(router, seat.seat());
         match protocol {
             Protocol::Http1 => {
+                let stream = TokioIo::new(Patient::new(stream, seat.seat(), &app));
                 let connection = http1(limits).serve_connection(stream, service);
                 tokio::spawn(attend(app, connections.watch(connection), seat));
             }
             Protocol::Grpc => {
+                let stream = TokioIo::new(Patient::for_http2(stream, seat.seat(), &app));
                 let connection = http2(limits).serve_connection(stream, service);
                 tokio::spawn(attend(app, connections.watch(connection), seat));
             }
