@@ -274,5 +274,5 @@ def operating(checks, addresses):
 
 
 if __name__ == "__main__":
-    run("tritonclient.grpc", 148, [health, metadata, answers, lists, streams, cancellation,
+    run("tritonclient.grpc", 156, [health, metadata, answers, lists, streams, cancellation,
                                    mistakes, operating])

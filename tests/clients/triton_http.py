@@ -206,5 +206,5 @@ def post(client, body):
 
 
 if __name__ == "__main__":
-    run("tritonclient.http", 148,
+    run("tritonclient.http", 156,
         [health, metadata, answers, mistakes, operating, generation])

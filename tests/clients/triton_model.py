@@ -195,6 +195,18 @@ def check_options(checks, infer, answer):
     checks.true("other seeds draw otherwise", len(others) > 1, others, ENSEMBLE)
     checks.equal("seeds are unsigned", one(seed=2**64 - 1, **hot), one(seed=2**64 - 1, **hot),
                  ENSEMBLE)
+    long = {"max_tokens": 40}
+    plain = one(**long)
+    checks.equal("a top_p of nearly nothing is greedy",
+                 one(top_p=1e-4, temperature=1.0, seed=3, **long), plain, ENSEMBLE)
+    for name, none, much in (("repetition_penalty", 1.0, 2.0), ("presence_penalty", 0.0, 2.0),
+                             ("frequency_penalty", 0.0, 2.0)):
+        checks.equal(f"a {name} of {none} is nothing", one(**{name: none}, **long), plain, ENSEMBLE)
+        punished = one(**{name: much}, **long)
+        checks.true(f"a {name} of {much} is something", punished != plain, punished, ENSEMBLE)
+    digit = next(c for c in plain if c.isdigit())
+    tamed = one(bad_words=[digit], **long)
+    checks.true("a bad word is not said", digit not in tamed, tamed, ENSEMBLE)
     as_json = {"text_input": PROMPT, "sampling_parameters":
                '{"max_tokens": 12, "temperature": "0", "ignore_eos": true}'}
     checks.equal("vLLM's sampling_parameters", texts(infer(as_json))[0], answer,
