@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -9,13 +10,14 @@ use std::time::{Duration, Instant};
 use harness::serving::pin;
 
 use crate::load::LAST_CHUNK;
+use crate::stub::seconds_of;
 
 /// Bytes of an event with its chunk's frame, about as many as a chat's.
 const N_BYTES: usize = 256;
 
 /// Writers of events, one thread for all connections, and what tells it when.
 pub(crate) struct Bare {
-    writer: JoinHandle<std::io::Result<()>>,
+    writer: JoinHandle<std::io::Result<f64>>,
     pacer: JoinHandle<Vec<Instant>>,
 }
 
@@ -55,18 +57,18 @@ impl Bare {
         Ok((Bare { writer, pacer }, connections))
     }
 
-    /// When each step was.
+    /// When each step was, and the seconds for which the writer ran.
     ///
     /// # Errors
     /// A connection broke.
-    pub(crate) fn finish(self) -> anyhow::Result<Vec<Instant>> {
+    pub(crate) fn finish(self) -> anyhow::Result<(Vec<Instant>, f64)> {
         let said = self.pacer.join().expect("it does not panic");
-        self.writer.join().expect("it does not panic")?;
-        Ok(said)
+        Ok((said, self.writer.join().expect("it does not panic")?))
     }
 }
 
-fn write_all(mut streams: Vec<TcpStream>, gone: &Receiver<()>, cpu: usize) -> std::io::Result<()> {
+/// Seconds for which it ran.
+fn write_all(mut streams: Vec<TcpStream>, gone: &Receiver<()>, cpu: usize) -> std::io::Result<f64> {
     pin(cpu);
     let mut event = b"HTTP/1.1 200".to_vec();
     event.resize(N_BYTES - 2, b'.');
@@ -76,5 +78,7 @@ fn write_all(mut streams: Vec<TcpStream>, gone: &Receiver<()>, cpu: usize) -> st
             stream.write_all(&event)?;
         }
     }
-    streams.iter_mut().try_for_each(|stream| stream.write_all(LAST_CHUNK))
+    let seconds = seconds_of(Path::new("/proc/thread-self")).expect("the kernel tells of threads");
+    streams.iter_mut().try_for_each(|stream| stream.write_all(LAST_CHUNK))?;
+    Ok(seconds)
 }

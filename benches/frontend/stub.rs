@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -177,11 +178,16 @@ impl Stub {
     pub(crate) fn server_seconds(&self) -> f64 {
         assert!(self.server.app.engine.ready().is_ok(), "the engine runs");
         let tasks = std::fs::read_dir(TASKS).expect("the kernel tells of threads");
-        let nanoseconds = tasks.flatten().filter_map(|task| {
-            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
-            read("comm")?.starts_with("tokio-").then_some(())?;
-            read("schedstat")?.split(' ').next()?.parse::<f64>().ok()
+        let seconds = tasks.flatten().filter_map(|task| {
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            name.starts_with("tokio-").then(|| seconds_of(&task.path()))?
         });
-        nanoseconds.sum::<f64>() / 1e9
+        seconds.sum()
     }
+}
+
+/// Seconds that a thread has run so far, by its folder.
+pub(crate) fn seconds_of(task: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+    Some(text.split(' ').next()?.parse::<f64>().ok()? / 1e9)
 }
