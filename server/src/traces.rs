@@ -4,7 +4,7 @@
 //!
 //! Spans are written when what they tell of is over, from moments that were kept: most of those are
 //! the engine's, and `tracing`'s spans cannot begin in the past. Whoever writes one never waits:
-//! what finds no room in the [`export`]er's queue is dropped and counted.
+//! what finds no room in the exporter's queue is dropped and counted.
 
 mod export;
 mod incoming;
