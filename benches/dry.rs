@@ -53,6 +53,7 @@ impl Ultra {
             host_kv: None,
             n_candidates_max: 0,
             is_deterministic: false,
+            rounds_inputs: false,
         };
         let probe = Probe::new(checkpoint, &config)?;
         let planner = Planner::new(probe.memory());

@@ -304,6 +304,7 @@ fn load(dir: &Path, n_ranks: usize) -> anyhow::Result<(f64, f64)> {
         host_kv: None,
         n_candidates_max: 0,
         is_deterministic: false,
+        rounds_inputs: false,
     };
     let before = resident("VmRSS:")?;
     fs::write("/proc/self/clear_refs", "5").context("the peak can be set back")?;

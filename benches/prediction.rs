@@ -80,6 +80,7 @@ fn our_kernels_move_the_bytes_that_are_predicted() {
         host_kv: None,
         n_candidates_max: 0,
         is_deterministic: false,
+        rounds_inputs: false,
     };
     let mut probe = Probe::new(checkpoint, &config).expect("it boots");
     let mut planner = Planner::new(probe.memory());

@@ -51,6 +51,7 @@ fn config() -> EngineConfig {
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: false,
+        rounds_inputs: false,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),

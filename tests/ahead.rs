@@ -54,6 +54,7 @@ fn boot(checkpoint: &Arc<Checkpoint>, n_ranks: usize, overlaps_steps: bool) -> E
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: true,
+        rounds_inputs: false,
         overlaps_steps,
         n_candidates_max: 0,
         host_kv: None,

@@ -87,6 +87,7 @@ fn config(device: DeviceKind, n_ranks: usize, kv_dtype: KvDtype, n_slots: usize)
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
+        rounds_inputs: false,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),

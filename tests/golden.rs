@@ -116,6 +116,7 @@ fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
+        rounds_inputs: false,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),

@@ -38,6 +38,7 @@ fn config(n_ranks: usize) -> EngineConfig {
         kv_dtype: Some(KvDtype::Bf16),
         kv_bytes: None,
         is_deterministic: false,
+        rounds_inputs: false,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),

@@ -89,6 +89,7 @@ impl Setup {
             n_candidates_max: 0,
             host_kv: self.host_kv(),
             is_deterministic: false,
+            rounds_inputs: false,
         }
     }
 }

@@ -139,7 +139,8 @@ def write_gguf(source, out, kind):
 
 
 def add_tokens(writer, source):
-    """The checkpoint's vocabulary, which has no merges: a prompt is given as ids."""
+    """The checkpoint's vocabulary. It has no merges, of which llama.cpp wants one at least: prompts
+    are given as ids, so it is never used."""
     stored = json.loads((source / "tokenizer.json").read_text())
     ids = stored["model"]["vocab"]
     special = {token["id"] for token in stored["added_tokens"]}
@@ -150,7 +151,7 @@ def add_tokens(writer, source):
     kinds = gguf.TokenType
     writer.add_token_types([kinds.CONTROL if ids[token] in special else kinds.NORMAL
                             for token in tokens])
-    writer.add_token_merges([])
+    writer.add_token_merges(["a b"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(257)
 

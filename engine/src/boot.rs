@@ -148,8 +148,13 @@ pub(crate) fn spawn_ranks(
         progress(n_sent.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes, n_in_all);
     };
     let meeting = Meeting::new(plan.n_ranks);
+    let rounds_inputs = config.rounds_inputs;
     let build = move |seat: Seat| match rank_plan.step {
-        None => build(&checkpoint, &rank_plan, seat),
+        None => {
+            let mut cpu = CpuExec::new(rank_plan.n_threads_per_rank)?;
+            cpu.round_inputs(rounds_inputs);
+            build(&checkpoint, &rank_plan, (seat, cpu))
+        }
         Some(_) => {
             let loading = meeting.seat(seat.rank.idx());
             let source = device::Source { checkpoint: &checkpoint, loading, progress: &sent };
@@ -160,13 +165,13 @@ pub(crate) fn spawn_ranks(
     Ok((pool, plan))
 }
 
-/// On the rank's own thread, on the processor: its compute threads, its weights, its memory.
+/// On the rank's own thread, on the processor: its weights and its memory, behind its compute
+/// threads.
 fn build(
     checkpoint: &Checkpoint,
     plan: &MemoryPlan,
-    seat: Seat,
+    (seat, cpu): (Seat, CpuExec),
 ) -> Result<ModelWorker, BuildError> {
-    let cpu = CpuExec::new(plan.n_threads_per_rank)?;
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
     let mut model = Model::host(&cpu, spec, weights, plan, seat.rank);

@@ -134,6 +134,7 @@ mod tests {
             kv_dtype: None,
             kv_bytes: None,
             is_deterministic: false,
+            rounds_inputs: false,
             overlaps_steps: false,
             caches_prefixes: false,
             policy: engine::Policy::plain(),

@@ -83,6 +83,7 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
+        rounds_inputs: false,
         overlaps_steps: false,
         caches_prefixes: false,
         host_kv: None,

@@ -196,6 +196,7 @@ impl TestServer {
             kv_dtype: settings.kv_dtype,
             kv_bytes: settings.kv_bytes,
             is_deterministic: false,
+            rounds_inputs: false,
             // As the program does.
             overlaps_steps: settings.device == DeviceKind::Cuda,
             caches_prefixes: true,

@@ -27,6 +27,7 @@ pub struct CpuExec {
     /// A product's input as its kernels want it. Only the rank's own thread takes the lock.
     packed: Mutex<Aligned>,
     simd: Simd,
+    rounds_inputs: bool,
 }
 
 /// Memory that a thread works in, so that a step allocates nothing.
@@ -76,7 +77,23 @@ impl CpuExec {
         let team =
             Team::new(n_threads).map_err(|source| DeviceError::Threads { n_threads, source })?;
         let scratch = (0..n_threads).map(|_| Mutex::new(Scratch::new())).collect();
-        Ok(CpuExec { team, scratch, packed: Mutex::new(Aligned::new(0)), simd })
+        Ok(CpuExec {
+            team,
+            scratch,
+            packed: Mutex::new(Aligned::new(0)),
+            simd,
+            rounds_inputs: false,
+        })
+    }
+
+    /// Whether what meets weights of BF16 shall be rounded to BF16. It is not, unless this says so.
+    pub fn round_inputs(&mut self, rounds_inputs: bool) {
+        self.rounds_inputs = rounds_inputs;
+    }
+
+    /// Whether what meets weights of BF16 is rounded to BF16.
+    pub(crate) fn rounds_inputs(&self) -> bool {
+        self.rounds_inputs
     }
 
     /// Takes memory for packed inputs of up to `n_floats`, so that no step has to.

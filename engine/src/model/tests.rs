@@ -57,6 +57,7 @@ fn a_step_allocates_nothing() {
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: false,
+        rounds_inputs: false,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: crate::config::Policy::plain(),

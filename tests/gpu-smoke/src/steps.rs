@@ -102,6 +102,7 @@ impl Steps {
             host_kv: None,
             n_candidates_max: 0,
             is_deterministic: false,
+            rounds_inputs: false,
         };
         let mut probe = Probe::new(checkpoint, &config)?;
         // Everybody takes a slot: from then on the devices draw the tokens.

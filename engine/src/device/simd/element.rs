@@ -84,6 +84,8 @@ pub(super) struct Bf16;
 pub(super) struct E4m3;
 /// For inputs that are e4m3 values themselves.
 pub(super) struct E4m3Pairs;
+/// For inputs that were rounded to bf16: what is stored are pairs.
+pub(super) struct Bf16Pairs;
 
 macro_rules! element {
     ($name:ident, $n_bytes:literal, $factors:ident, $widen:ident) => {
@@ -114,6 +116,7 @@ element!(F16, 32, Singles, widen_f16);
 element!(Bf16, 32, Singles, widen_bf16);
 element!(E4m3, 16, Singles, widen_e4m3);
 element!(E4m3Pairs, 32, Pairs, pairs_of_e4m3);
+element!(Bf16Pairs, 64, Pairs, widen_f32);
 
 #[inline(always)]
 pub(super) fn prefetch<S: Lanes>(s: S, stored: &[u8]) {

@@ -165,6 +165,8 @@ for_every_level! {
     panel_product(product: Product<'_>, scratch: &mut ProductScratch) = product::by_panels;
     /// Packs a row of e4m3 values as pairs of bf16; whether all were such.
     pack_pairs(x: &[f32], out: &mut [f32]) -> bool = packed::pack_pairs;
+    /// Packs a row of numbers as pairs of bf16, rounded.
+    round_to_pairs(x: &[f32], out: &mut [f32]) = packed::round_to_pairs;
     /// A number that depends on as many rounds of multiply-adds.
     multiply_adds(n_rounds: usize) -> f32 = peak::multiply_adds;
     /// The same of pairs of bf16.

@@ -3,7 +3,9 @@
 //! **Pairs.** Where inputs and weights are e4m3 values, both are bf16 as well, and a lane takes two
 //! of each. A product of two such values is a multiple of 2^-18 and, like every sum of them, far
 //! from f32's subnormal numbers (weights come times 2^-8 on top): so instructions that take those
-//! for zero give the bits that two fused multiply-adds give.
+//! for zero give the bits that two fused multiply-adds give. Where inputs are rounded to bf16 to
+//! meet weights of bf16, products may be anything: a level with such an instruction then loses what
+//! is less than 2^-126, and agrees with the others bit for bit where nothing is.
 
 use weights::{Dtype, InputScale, LinearWeights};
 
@@ -40,12 +42,17 @@ pub(crate) struct Packed<'a> {
 }
 
 impl Packing {
-    /// What suits inputs of these weights.
-    pub(crate) fn of(parts: &[LinearWeights]) -> Packing {
+    /// What suits inputs of these weights; `rounds` says whether inputs may be rounded to bf16.
+    pub(crate) fn of(parts: &[LinearWeights], rounds: bool) -> Packing {
         let is_e4m3 = |part: &LinearWeights| {
             part.input != InputScale::None && part.matrix.dtype == Dtype::F8E4m3
         };
-        if parts.iter().all(is_e4m3) { Packing::Pairs } else { Packing::Singles }
+        let is_bf16 = |part: &LinearWeights| part.matrix.dtype == Dtype::Bf16;
+        if parts.iter().all(is_e4m3) || rounds && parts.iter().all(is_bf16) {
+            Packing::Pairs
+        } else {
+            Packing::Singles
+        }
     }
 
     /// Elements of a vector.
@@ -150,6 +157,29 @@ pub(super) fn pack_pairs<S: Lanes>(_s: S, x: &[f32], out: &mut [f32]) -> bool {
         *out = f32::from_bits(even >> 16);
     }
     lost & 0xFFFF == 0
+}
+
+/// A row of numbers as pairs, each the nearest bf16, ties to even; zeroes behind its end.
+#[inline(always)]
+pub(super) fn round_to_pairs<S: Lanes>(_s: S, x: &[f32], out: &mut [f32]) {
+    let (pairs, odd_one) = x.as_chunks::<2>();
+    assert!(out.len() >= x.len().div_ceil(2), "{} pairs for {} numbers", out.len(), x.len());
+    for (out, pair) in out.iter_mut().zip(pairs) {
+        let [even, odd] = pair.map(rounded_bits);
+        *out = f32::from_bits(even >> 16 | odd & 0xFFFF_0000);
+    }
+    let rest = &mut out[pairs.len()..];
+    rest.fill(0.0);
+    if let ([even], [out, ..]) = (odd_one, rest) {
+        *out = f32::from_bits(rounded_bits(*even) >> 16);
+    }
+}
+
+/// A number's bits, of which the high half is the nearest bf16.
+#[inline(always)]
+fn rounded_bits(x: f32) -> u32 {
+    let bits = quiet_bits(x);
+    bits + (0x7FFF + (bits >> 16 & 1))
 }
 
 /// A number's bits; of any NaN, those of one whose low half is zero.

@@ -3,7 +3,7 @@
 use super::lanes::Lanes;
 
 /// Independent chains: enough to hide the latency of a multiply-add, few enough for registers.
-const N_CHAINS: usize = 12;
+const N_CHAINS: usize = 16;
 
 /// Multiply-adds of one round.
 pub(super) const MULTIPLY_ADDS_PER_ROUND: usize = N_CHAINS * 16;

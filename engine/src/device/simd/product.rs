@@ -10,7 +10,8 @@ use weights::{Dtype, Matrix};
 use crate::device::{Aligned, HostViewMut};
 
 use super::element::{
-    Bf16, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored, Widened, prefetch, widen_blocks,
+    Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored, Widened, prefetch,
+    widen_blocks,
 };
 use super::lanes::{Lanes, padded};
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
@@ -76,6 +77,7 @@ macro_rules! for_element {
     ($product:expr, $of:ident::<$s:ident>($($arg:expr),*)) => {
         match ($product.x.packing(), $product.weights.dtype) {
             (Packing::Pairs, Dtype::F8E4m3) => $of::<$s, E4m3Pairs>($($arg),*),
+            (Packing::Pairs, Dtype::Bf16) => $of::<$s, Bf16Pairs>($($arg),*),
             (Packing::Pairs, dtype) => panic!("pairs of {dtype:?}"),
             (Packing::Singles, Dtype::F32) => $of::<$s, F32>($($arg),*),
             (Packing::Singles, Dtype::F16) => $of::<$s, F16>($($arg),*),

@@ -70,6 +70,32 @@ fn every_pair_of_e4m3_codes_is_a_pair_of_bf16() {
 }
 
 #[test]
+fn rounded_pairs_are_the_nearest_bf16() {
+    let mut rng = Rng::new(24);
+    let mut x: Vec<f32> = (0..20_001).map(|_| f32::from_bits(rng.next_u64() as u32)).collect();
+    // Every tie of some binades, what lies beside it, and the ends.
+    let codes = (0x3F00..0x4080u32).chain(0x7F00..0x7F81).chain(0..0x40);
+    let ties = codes.map(|code| f32::from_bits(code << 16 | 0x8000));
+    x.extend(ties.flat_map(|x| [x, x.next_up(), x.next_down(), -x]));
+    x.extend([f32::NAN, f32::INFINITY, f32::MIN, f32::MAX, f32::from_bits(0x7F80_0001)]);
+    for (simd, n) in simds().flat_map(|simd| [x.len(), 33, 1].map(|n| (simd, n))) {
+        let mut pairs = vec![f32::NAN; n.div_ceil(32) * 16];
+        super::round_to_pairs(simd, &x[..n], &mut pairs);
+        let halves = pairs.iter().flat_map(|pair| {
+            let bits = pair.to_bits();
+            [bf16::from_bits(bits as u16), bf16::from_bits((bits >> 16) as u16)]
+        });
+        let x = x[..n].iter().copied().chain(std::iter::repeat(0.0));
+        for (half, x) in halves.zip(x) {
+            let expected = bf16::from_f32(x);
+            let is_same =
+                half.to_bits() == expected.to_bits() || half.is_nan() && expected.is_nan();
+            assert!(is_same, "{simd:?}: {x:e} is {half:e}, not {expected:e}");
+        }
+    }
+}
+
+#[test]
 fn trees_of_four_are_those_of_one() {
     let mut rng = Rng::new(23);
     let x = rng.numbers(64);

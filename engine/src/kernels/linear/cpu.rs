@@ -1,11 +1,11 @@
 //! Few tokens read weights as they are stored; many share weights widened once. Either way the
 //! input is packed first, once for all parts: see [`Packed`].
 
-use weights::{LinearWeights, WeightScale};
+use weights::{Dtype, LinearWeights, WeightScale};
 
 use crate::device::simd::{
     PANEL_ROWS, PANEL_TOKENS, Packed, Packing, Product, direct_product, pack_pairs, pack_singles,
-    panel_product, panels_mut, widened_factor,
+    panel_product, panels_mut, round_to_pairs, widened_factor,
 };
 use crate::device::{CpuExec, Grid, HostView, HostViewMut, Tile};
 
@@ -23,9 +23,11 @@ const DIRECT_ROWS: usize = 64;
 pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     let Args { x, x_scales, weights, out } = args;
     let (x, x_scales, mut out) = (x.host(), x_scales.host(), out.host());
-    let (packing, shape) = (Packing::of(&weights.parts), (x.n_rows(), x.n_cols()));
+    let (packing, shape) =
+        (Packing::of(&weights.parts, exec.rounds_inputs()), (x.n_rows(), x.n_cols()));
+    let is_e4m3 = weights.parts.iter().all(|part| part.matrix.dtype == Dtype::F8E4m3);
     let mut memory = exec.packed(packing.n_floats(shape.0, shape.1));
-    pack(exec, x, packing, &mut memory);
+    pack(exec, x, (packing, is_e4m3), &mut memory);
     let x = Packed::new(packing, shape, &memory);
     let mut begin = 0;
     for part in &weights.parts {
@@ -36,8 +38,8 @@ pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     }
 }
 
-/// Packs all of `x`.
-fn pack(exec: &CpuExec, x: HostView<'_>, packing: Packing, memory: &mut [f32]) {
+/// Packs all of `x`, of which pairs are e4m3 values or are rounded.
+fn pack(exec: &CpuExec, x: HostView<'_>, (packing, is_e4m3): (Packing, bool), memory: &mut [f32]) {
     let simd = exec.simd();
     for (col_idx, panel) in panels_mut(packing, (x.n_rows(), x.n_cols()), memory) {
         let n_cols = panel.n_cols() / 16 * packing.n_elements();
@@ -49,6 +51,7 @@ fn pack(exec: &CpuExec, x: HostView<'_>, packing: Packing, memory: &mut [f32]) {
                 let (x, out) = (x.row(tile.row_idx + t), tile.out.row_mut(t));
                 match packing {
                     Packing::Singles => pack_singles(x, out),
+                    Packing::Pairs if !is_e4m3 => round_to_pairs(simd, x, out),
                     Packing::Pairs => {
                         assert!(pack_pairs(simd, x, out), "a quantized input is e4m3 values");
                     }

@@ -10,13 +10,18 @@ use crate::kernels::testing::{
     ROUNDING, Rng, StoredMatrix, assert_close, assert_same_bits, everywhere, levels, on_exec, store,
 };
 
-/// Stored types, and whether the input is numbers as they come or e4m3 values.
-const KINDS: [(Dtype, InputScale); 5] = [
-    (Dtype::F32, InputScale::None),
-    (Dtype::F16, InputScale::None),
-    (Dtype::Bf16, InputScale::None),
-    (Dtype::F8E4m3, InputScale::None),
-    (Dtype::F8E4m3, InputScale::PerToken),
+/// Stored types, whether the input is numbers as they come or e4m3 values, and whether what meets
+/// BF16 is rounded.
+type Kind = (Dtype, InputScale, bool);
+
+const KINDS: [Kind; 7] = [
+    (Dtype::F32, InputScale::None, true),
+    (Dtype::F16, InputScale::None, false),
+    (Dtype::Bf16, InputScale::None, false),
+    (Dtype::Bf16, InputScale::None, true),
+    (Dtype::F8E4m3, InputScale::None, true),
+    (Dtype::F8E4m3, InputScale::PerToken, false),
+    (Dtype::F8E4m3, InputScale::PerToken, true),
 ];
 
 /// N, K, T.
@@ -47,14 +52,11 @@ struct Case {
     stored: StoredMatrix,
     x: Vec<f32>,
     x_scales: Vec<f32>,
+    rounds: bool,
 }
 
 impl Case {
-    fn new(
-        rng: &mut Rng,
-        (dtype, input): (Dtype, InputScale),
-        (n, k, t): (usize, usize, usize),
-    ) -> Case {
+    fn new(rng: &mut Rng, (dtype, input, rounds): Kind, (n, k, t): (usize, usize, usize)) -> Case {
         let stored = StoredMatrix::new(dtype, k, &rng.numbers(n * k));
         let scale = match n % 3 {
             0 => WeightScale::One,
@@ -68,7 +70,7 @@ impl Case {
             // Every binade of e4m3, the subnormal one among them.
             _ => x.iter_mut().for_each(|x| *x = store(Dtype::F8E4m3, *x * 448.0).1 as f32),
         }
-        Case { weights, stored, x, x_scales }
+        Case { weights, stored, x, x_scales, rounds }
     }
 
     fn run(&self, exec: &mut Exec) -> Vec<f32> {
@@ -78,6 +80,8 @@ impl Case {
     }
 
     fn run_on(&self, exec: &mut Exec, x: View<'_>, x_scales: &[f32]) -> Vec<f32> {
+        let Exec::Cpu(cpu) = exec else { panic!("a processor") };
+        cpu.round_inputs(self.rounds);
         let n_rows = self.weights.matrix.n_rows;
         let mut out = vec![f32::NAN; x.n_rows() * n_rows];
         let view = ViewMut::new(&mut out, x.n_rows(), n_rows);
@@ -85,6 +89,12 @@ impl Case {
         let args = Args { x, x_scales: Array::Host(x_scales), weights, out: view };
         assert_eq!(linear(exec, args).expect("it runs"), Deferred::Nothing);
         out
+    }
+
+    /// A number of the input as the product takes it.
+    fn taken(&self, x: f32) -> f64 {
+        let is_rounded = self.rounds && self.weights.matrix.dtype == Dtype::Bf16;
+        if is_rounded { half::bf16::from_f32(x).to_f64() } else { f64::from(x) }
     }
 
     fn expected(&self) -> Vec<(f64, f64)> {
@@ -99,7 +109,7 @@ impl Case {
                         WeightScale::PerTensor(scale) => f64::from(*scale),
                         WeightScale::PerRow(scales) => f64::from(scales[n]),
                     };
-                let terms = x.iter().zip(w).map(|(&x, w)| f64::from(x) * w);
+                let terms = x.iter().zip(w).map(|(&x, w)| self.taken(x) * w);
                 let magnitude: f64 = terms.clone().map(f64::abs).sum();
                 let bound = super::n_roundings(k) * ROUNDING * magnitude * scale.abs();
                 (terms.sum::<f64>() * scale, bound + 1e-40)
@@ -121,8 +131,8 @@ fn products_are_within_the_bound() {
             let outputs = everywhere(&what, |exec| case.run(exec));
             for (level, out) in &outputs {
                 assert_close(out, &expected, &format!("{what}, {level:?}"));
-                // Products of e4m3 values are exact: nothing is lost without a fused multiply-add.
-                if kind.1 == InputScale::PerToken {
+                // Products of pairs are exact: nothing is lost without a fused multiply-add.
+                if kind.1 == InputScale::PerToken || (kind.0, kind.2) == (Dtype::Bf16, true) {
                     assert_same_bits(out, &outputs[0].1, &format!("{what}, {level:?}"));
                 }
             }
@@ -176,7 +186,7 @@ fn a_token_alone_has_the_same_bits() {
 
 #[test]
 fn nan_reaches_its_own_outputs_and_no_other() {
-    for kind @ (dtype, _) in KINDS {
+    for kind @ (dtype, ..) in KINDS {
         for t in [1, 3, 16] {
             let mut rng = Rng::new(10);
             let (n, k) = (9, 35);
@@ -201,7 +211,7 @@ fn nan_reaches_its_own_outputs_and_no_other() {
 
 #[test]
 fn no_tokens_are_no_work() {
-    let case = Case::new(&mut Rng::new(11), (Dtype::Bf16, InputScale::None), (4, 20, 0));
+    let case = Case::new(&mut Rng::new(11), (Dtype::Bf16, InputScale::None, true), (4, 20, 0));
     for level in levels() {
         assert!(on_exec(2, level, |exec| case.run(exec)).is_empty());
     }
@@ -225,7 +235,7 @@ fn products_of_the_least_e4m3_values_are_not_lost() {
             input: InputScale::Static(1.0),
         };
         let x = x.repeat(n_tokens);
-        let case = Case { weights, stored, x, x_scales: vec![1.0; n_tokens] };
+        let case = Case { weights, stored, x, x_scales: vec![1.0; n_tokens], rounds: false };
         for (level, out) in everywhere("least products", |exec| case.run(exec)) {
             assert!(out.iter().all(|&y| y == -least * least), "{level:?}: {out:?}");
         }
@@ -234,7 +244,8 @@ fn products_of_the_least_e4m3_values_are_not_lost() {
 
 #[test]
 fn a_quantized_input_of_other_numbers_is_refused() {
-    let mut case = Case::new(&mut Rng::new(12), (Dtype::F8E4m3, InputScale::PerToken), (4, 20, 2));
+    let kind = (Dtype::F8E4m3, InputScale::PerToken, true);
+    let mut case = Case::new(&mut Rng::new(12), kind, (4, 20, 2));
     case.x[25] = 1.0 + f32::EPSILON;
     for level in levels() {
         let outcome = std::panic::catch_unwind(|| on_exec(1, level, |exec| case.run(exec)));
