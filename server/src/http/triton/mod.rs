@@ -13,6 +13,8 @@ mod error;
 mod generate;
 pub mod grpc;
 mod health;
+#[cfg(test)]
+mod hostile;
 mod infer;
 mod inputs;
 mod interface;

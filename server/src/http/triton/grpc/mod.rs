@@ -5,6 +5,8 @@
 
 mod calls;
 mod convert;
+#[cfg(test)]
+mod hostile;
 mod infer;
 mod model;
 mod operate;

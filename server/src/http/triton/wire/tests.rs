@@ -2,20 +2,8 @@
 //! send.
 
 use super::super::check;
+use super::super::hostile::{below, next};
 use super::*;
-
-/// The next of a sequence that looks random (Steele, Lea and Flood 2014, SplitMix64).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    mixed ^ (mixed >> 31)
-}
-
-fn below(state: &mut u64, n: usize) -> usize {
-    next(state) as usize % n
-}
 
 /// Sound bodies, one a line, but for the bytes behind them.
 const SOUND: &str = include_str!("sound.txt");
