@@ -10,10 +10,20 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 /// The span that asks, if the headers tell of one. What is no `traceparent` tells of none, as the
 /// recommendation has it.
 pub fn incoming(headers: &HeaderMap) -> Option<SpanContext> {
+    let traceparent = headers.get("traceparent")?.to_str().ok()?;
+    if !has_whole_ids(traceparent) {
+        return None;
+    }
     let headers = HeaderExtractor(headers);
     let context = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
     let span = context.span().span_context().clone();
     span.is_valid().then_some(span)
+}
+
+/// Version, trace, span and flags are as long as they must be: OpenTelemetry's reader takes shorter
+/// ones for numbers with zeroes before them.
+fn has_whole_ids(traceparent: &str) -> bool {
+    traceparent.split('-').map(str::len).take(4).eq([2, 32, 16, 2])
 }
 
 #[cfg(test)]
