@@ -259,9 +259,9 @@ struct DeviceArguments {
     deterministic: bool,
 
     /// On the processor: round what meets BF16 weights to BF16, as a GPU does (the head's input is
-    /// such with FP8 weights too). Where the processor multiplies BF16 that is faster for prompts and
-    /// many sequences, and answers are as exact as BF16 is. A request's logits are the same bits
-    /// alone or in a batch either way
+    /// such with FP8 weights too). Where the processor multiplies BF16 that is faster for prompts
+    /// and many sequences, and answers are as exact as BF16 is. A request's logits are the same
+    /// bits alone or in a batch either way
     #[arg(long, help_heading = "Device")]
     bf16_inputs: bool,
 }
