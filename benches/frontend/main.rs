@@ -49,7 +49,7 @@ const N_ASKERS: usize = 64;
 /// Questions of each.
 const N_QUESTIONS: usize = 150;
 
-/// What may be asked for alone, by name.
+/// What may be asked for alone, by name; and so may each way.
 const PARTS: [&str; 3] = ["throughput", "requests", "lateness"];
 
 /// As `nice` counts.
@@ -101,17 +101,20 @@ fn main() -> anyhow::Result<()> {
     let report = Report::new("frontend");
     let clients = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let stub = Stub::start(N_STREAMS, SERVER_CPU);
-    let wants = |part: &str| {
-        let parts: Vec<_> = std::env::args().filter(|one| PARTS.contains(&one.as_str())).collect();
-        parts.is_empty() || parts.iter().any(|one| one == part)
+    let arguments: Vec<_> = std::env::args().collect();
+    let is_asked_for = |one: &str| arguments.iter().any(|argument| argument == one);
+    let names_ways = STREAMS.iter().chain(&QUESTIONS).any(|way| is_asked_for(way.0));
+    let names_parts = PARTS.into_iter().any(is_asked_for);
+    let wants = |way: &Way, part: &str| {
+        (!names_ways || is_asked_for(way.0)) && (!names_parts || is_asked_for(part))
     };
-    for way in STREAMS.into_iter().filter(|_| wants("throughput")) {
+    for way in STREAMS.into_iter().filter(|way| wants(way, "throughput")) {
         throughput(&report, &clients, &stub, way)?;
     }
-    for way in QUESTIONS.into_iter().filter(|_| wants("requests")) {
+    for way in QUESTIONS.into_iter().filter(|way| wants(way, "requests")) {
         requests(&report, &clients, &stub, way)?;
     }
-    for way in STREAMS.into_iter().filter(|_| wants("lateness")) {
+    for way in STREAMS.into_iter().filter(|way| wants(way, "lateness")) {
         lateness(&report, &clients, &stub, way)?;
     }
     Ok(())
@@ -247,19 +250,16 @@ fn lateness(report: &Report, clients: &Runtime, stub: &Stub, way: Way) -> anyhow
         report.row(&format!("bare writes are late, {name}"), bare, "us");
         report.row(&format!("{} adds, {name}", way.0), ours - bare, "us");
     }
-    let n_in_all = (N_ROUNDS * N_STREAMS * N_PACED_TOKENS) as f64;
-    let [bare_us, ours_us] = spent.map(|seconds| 1e6 * seconds / n_in_all);
+    let [bare_us, ours_us] = spent.map(|seconds| 1e6 * seconds / N_ROUNDS as f64);
     report.row(&format!("{} a paced token's time", way.0), ours_us, "us");
     report.row("a bare write's time", bare_us, "us");
     Ok(())
 }
 
-/// How late events are, and for how long the server's threads ran.
+/// How late events are, and the seconds that one takes the server's threads.
 fn lateness_us(clients: &Runtime, stub: &Stub, way: Way) -> anyhow::Result<(Vec<f64>, f64)> {
-    let spent = stub.server_seconds();
     stub.beat().follow(Beat::Every(STEP));
     let heard = stream_all((clients, Pace::AtIntervals), stub, (way, N_PACED_TOKENS))?;
-    let spent = stub.server_seconds() - spent;
     let said = stub.beat().said(N_STREAMS);
     let mut late_us: Vec<f64> = Vec::new();
     for (idx, heard) in &heard {
@@ -269,10 +269,10 @@ fn lateness_us(clients: &Runtime, stub: &Stub, way: Way) -> anyhow::Result<(Vec<
         late_us.extend(pairs.map(|(said, heard)| (*heard - said.at).as_secs_f64() * 1e6));
     }
     anyhow::ensure!(late_us.len() > N_STREAMS * N_PACED_TOKENS / 2, "too few steps were full");
-    Ok((late_us, spent))
+    Ok((late_us, stub.beat().seconds_a_token(N_STREAMS)))
 }
 
-/// How late events are that a thread writes which does nothing else, and for how long it ran.
+/// The same of a thread that does nothing but write.
 fn bare_lateness_us(clients: &Runtime) -> anyhow::Result<(Vec<f64>, f64)> {
     let (bare, streams) = Bare::start((N_STREAMS, N_PACED_TOKENS), STEP, SERVER_CPU)?;
     let heard = as_clients(clients, async {
@@ -285,7 +285,9 @@ fn bare_lateness_us(clients: &Runtime) -> anyhow::Result<(Vec<f64>, f64)> {
     })?;
     let (said, seconds) = bare.finish()?;
     let late = |(said, heard): (&Instant, Instant)| (heard - *said).as_secs_f64() * 1e6;
-    Ok((heard.into_iter().flat_map(|heard| said.iter().zip(heard).map(late)).collect(), seconds))
+    let seconds_a_write = seconds / (N_STREAMS * N_PACED_TOKENS) as f64;
+    let late_us = heard.into_iter().flat_map(|heard| said.iter().zip(heard).map(late)).collect();
+    Ok((late_us, seconds_a_write))
 }
 
 /// What all of the tasks come to, whose thread looks for what has come at intervals: to be woken by

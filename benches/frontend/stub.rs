@@ -12,6 +12,8 @@ use harness::serving::{ServerSettings, TestServer, Workers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use scheduler::SlotIdx;
 
+use crate::N_STREAMS;
+
 /// What the model says, in turn.
 const SAYS: &str = "The answer is 85, because 27 plus 58 makes 85.";
 
@@ -46,6 +48,8 @@ struct State {
     beat: Beat,
     n_said: u64,
     next: Instant,
+    /// Of steps at a beat that had a token for all, the first and the last.
+    full: Option<(Full, Full)>,
     /// Seeds of those in slots: a reader is known by its.
     seeds: HashMap<SlotIdx, usize>,
     said: HashMap<usize, Vec<Said>>,
@@ -57,6 +61,7 @@ impl Steps {
             beat: Beat::AtOnce,
             n_said: 0,
             next: Instant::now(),
+            full: None,
             seeds: HashMap::new(),
             said: HashMap::new(),
         };
@@ -71,7 +76,7 @@ impl Steps {
     /// From now on; forgets what was. Nothing runs meanwhile.
     pub(crate) fn follow(&self, beat: Beat) {
         let mut state = self.beat.lock();
-        (state.beat, state.n_said) = (beat, 0);
+        (state.beat, state.n_said, state.full) = (beat, 0, None);
         state.said.clear();
         self.n_heard.store(0, Ordering::SeqCst);
         self.n_wanted.store(u64::MAX, Ordering::SeqCst);
@@ -91,6 +96,15 @@ impl Steps {
     pub(crate) fn said(&self, n: usize) -> Vec<Vec<Said>> {
         let mut state = self.beat.lock();
         (0..n).map(|idx| state.said.remove(&idx).unwrap_or_default()).collect()
+    }
+
+    /// What a token of a step that had one for each of `n` took the server, in seconds: all that it
+    /// did from the first such step to the last, shared among their tokens. What requests took
+    /// before they streamed is not in it.
+    pub(crate) fn seconds_a_token(&self, n: usize) -> f64 {
+        let (first, last) = self.beat.lock().full.expect("steps were full");
+        assert!(last.n_steps > first.n_steps, "several were");
+        (last.seconds - first.seconds) / ((last.n_steps - first.n_steps) * n) as f64
     }
 
     fn step(&self, input: &StepInput) {
@@ -115,7 +129,11 @@ impl Steps {
                 state.next = (state.next + step).max(now);
                 let left = state.next - now;
                 // Readers need the lock meanwhile.
-                MutexGuard::unlocked(&mut state, || std::thread::sleep(left));
+                let seconds = MutexGuard::unlocked(&mut state, || {
+                    std::thread::sleep(left);
+                    server_seconds()
+                });
+                state.tell(input, seconds);
                 true
             }
         };
@@ -129,6 +147,28 @@ impl Steps {
             }
         }
     }
+}
+
+impl State {
+    /// Before the tokens of a step are handed over; the server has run so long up to now.
+    fn tell(&mut self, input: &StepInput, seconds: f64) {
+        let n_tokens = input.plan.rows.iter().filter(|row| row.emit.samples()).count();
+        if n_tokens < N_STREAMS {
+            return;
+        }
+        let n_steps = self.full.map_or(0, |(_, last)| last.n_steps + 1);
+        let now = Full { n_steps, seconds };
+        self.full = Some((self.full.map_or(now, |(first, _)| first), now));
+    }
+}
+
+/// A step that has a token for all.
+#[derive(Clone, Copy, Debug)]
+struct Full {
+    /// Such steps before it.
+    n_steps: usize,
+    /// What the server's threads had run until then.
+    seconds: f64,
 }
 
 /// A token's moment.
@@ -177,13 +217,17 @@ impl Stub {
     /// Seconds that the server's threads have run so far.
     pub(crate) fn server_seconds(&self) -> f64 {
         assert!(self.server.app.engine.ready().is_ok(), "the engine runs");
-        let tasks = std::fs::read_dir(TASKS).expect("the kernel tells of threads");
-        let seconds = tasks.flatten().filter_map(|task| {
-            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
-            name.starts_with("tokio-").then(|| seconds_of(&task.path()))?
-        });
-        seconds.sum()
+        server_seconds()
     }
+}
+
+fn server_seconds() -> f64 {
+    let tasks = std::fs::read_dir(TASKS).expect("the kernel tells of threads");
+    let seconds = tasks.flatten().filter_map(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        name.starts_with("tokio-").then(|| seconds_of(&task.path()))?
+    });
+    seconds.sum()
 }
 
 /// Seconds that a thread has run so far, by its folder.

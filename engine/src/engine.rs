@@ -270,7 +270,7 @@ where
         live.n_generated += 1;
         self.guided.remember(live, (request, token));
         let step_idx = self.recorder.last_idx();
-        (live.deliver)(Output::Token { token, score: row.score.take(), step_idx })
+        (live.deliver)(Output::Token { token, score: row.score.take().map(Box::new), step_idx })
     }
 
     fn finish(&mut self, request: RequestId, reason: EndReason) {

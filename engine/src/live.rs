@@ -67,7 +67,7 @@ impl Live {
             n_generated: self.n_generated,
             timing,
         };
-        (self.deliver)(Output::Finish(finish))
+        (self.deliver)(Output::Finish(Box::new(finish)))
     }
 }
 

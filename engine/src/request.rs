@@ -135,7 +135,8 @@ impl SamplingParams {
 }
 
 /// What a request's reader gets, in this order: that it has a slot, prompt scores (if asked),
-/// tokens, one end. Who never gets a slot gets the end alone.
+/// tokens, one end. Who never gets a slot gets the end alone. Small, because every token is one and
+/// goes from one core's cache to another's: what few of them have lies behind a pointer.
 #[derive(Clone, Debug)]
 pub enum Output {
     /// It has its first slot.
@@ -150,12 +151,12 @@ pub enum Output {
         /// The token.
         token: TokenId,
         /// Its log-probability and alternatives, if asked for.
-        score: Option<TokenScore>,
+        score: Option<Box<TokenScore>>,
         /// The step that it came of, as in [`StepRecord::idx`](crate::StepRecord::idx).
         step_idx: u64,
     },
     /// The end. Nothing follows.
-    Finish(Finish),
+    Finish(Box<Finish>),
 }
 
 /// Log-probability of a token under the model's own logits, before penalties and temperature.

@@ -254,11 +254,12 @@ impl Generations {
                 if end.is_some() {
                     self.end(choice_idx, Ended::Stop);
                 }
+                let score = score.map(|score| *score);
                 Ok(Delta { text: piece.text, token: Some(token), score, end, finish, ..delta })
             }
             Output::Finish(finish) => {
                 let (text, end) = self.finish(choice_idx, &finish)?;
-                Ok(Delta { text, end: Some(end), finish: Some(finish), ..delta })
+                Ok(Delta { text, end: Some(end), finish: Some(*finish), ..delta })
             }
         }
     }
@@ -279,10 +280,10 @@ impl Generations {
             None => {
                 let after = at.saturating_duration_since(choice.submitted);
                 metrics.first_token(after, choice.prepared);
+                self.record.began_to_speak(at);
             }
             Some((last, _)) => metrics.token_gap(at.saturating_duration_since(last)),
         }
-        self.record.add_token(at);
     }
 
     fn finish(&mut self, choice_idx: usize, finish: &Finish) -> Result<(String, End), ApiError> {

@@ -6,6 +6,7 @@
 //! into text with [`answer`]; the endpoint writes that down, whole or through [`sse`].
 
 pub mod answer;
+mod attend;
 pub mod auth;
 pub mod body;
 mod connection;

@@ -157,9 +157,8 @@ impl Record {
         let _ = self.admitted.set(at.saturating_duration_since(self.began));
     }
 
-    /// A token was generated.
-    pub fn add_token(&self, at: Instant) {
-        self.n_generated.fetch_add(1, Ordering::Relaxed);
+    /// A generation's first token was generated.
+    pub fn began_to_speak(&self, at: Instant) {
         let _ = self.first_token.set(at.saturating_duration_since(self.began));
     }
 
@@ -176,6 +175,7 @@ impl Record {
     pub fn ended(&self, summary: &GenerationSummary, n_cached: usize) {
         let _ = self.outcome.set(summary.ended.word());
         self.n_cached.fetch_add(n_cached, Ordering::Relaxed);
+        self.n_generated.fetch_add(summary.n_generated, Ordering::Relaxed);
         if let Some(queued) = summary.queued {
             let _ = self.queued.set(queued);
         }

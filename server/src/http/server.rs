@@ -10,10 +10,11 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 
+use super::attend::attend;
 use super::connection::{Attended, Patient};
 use super::error::ApiError;
 use super::limits::HttpLimits;
@@ -22,7 +23,6 @@ use super::seats::{Held, Seats};
 use super::shutdown::Phase;
 use super::state::App;
 use super::triton::grpc;
-use crate::metrics::Cut;
 
 /// How often the engine is asked whether it still runs: its failure ends the program.
 const ENGINE_WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -149,7 +149,8 @@ impl Server {
     /// Meanwhile the port stays open: health checks learn that it is not ready any more, new work
     /// is refused.
     pub async fn run(self) -> Outcome {
-        let connections = GracefulShutdown::new();
+        // Every connection listens while it is open.
+        let connections = watch::Sender::new(());
         if let Some(traces) = &self.app.config.traces {
             traces.start();
             let told = traces.clone();
@@ -164,8 +165,9 @@ impl Server {
         };
         let Server { http, grpc, metrics, app } = self;
         drop((http, grpc, metrics));
+        connections.send_replace(());
         tokio::select! {
-            () = connections.shutdown() => {}
+            () = connections.closed() => {}
             () = sleep(FLUSH_TIMEOUT) => {}
             () = app.shutdown.reached(Phase::Forced) => {}
         }
@@ -176,18 +178,18 @@ impl Server {
         outcome
     }
 
-    async fn accept_http(&self, connections: &GracefulShutdown) -> Infallible {
+    async fn accept_http(&self, connections: &watch::Sender<()>) -> Infallible {
         let way_in = (Protocol::Http1, &self.http, router(&self.app));
         self.accept(way_in, connections).await
     }
 
-    async fn accept_grpc(&self, connections: &GracefulShutdown) -> Infallible {
+    async fn accept_grpc(&self, connections: &watch::Sender<()>) -> Infallible {
         let Some(listener) = &self.grpc else { return pending().await };
         let way_in = (Protocol::Grpc, listener, grpc::router(&self.app));
         self.accept(way_in, connections).await
     }
 
-    async fn accept_metrics(&self, connections: &GracefulShutdown) -> Infallible {
+    async fn accept_metrics(&self, connections: &watch::Sender<()>) -> Infallible {
         let Some(listener) = &self.metrics else { return pending().await };
         let way_in = (Protocol::Http1, listener, metrics_router(&self.app));
         self.accept(way_in, connections).await
@@ -196,7 +198,7 @@ impl Server {
     async fn accept(
         &self,
         (protocol, listener, router): (Protocol, &TcpListener, Router),
-        connections: &GracefulShutdown,
+        connections: &watch::Sender<()>,
     ) -> Infallible {
         let seats = Seats::new(self.app.config.limits.n_connections_max);
         loop {
@@ -218,7 +220,7 @@ impl Server {
         &self,
         (protocol, stream): (Protocol, TcpStream),
         router: Router,
-        connections: &GracefulShutdown,
+        connections: &watch::Sender<()>,
         seat: Held,
     ) {
         let app = Arc::clone(&self.app);
@@ -230,12 +232,12 @@ impl Server {
             Protocol::Http1 => {
                 let stream = TokioIo::new(Patient::new(stream, seat.seat(), &app));
                 let connection = http1(limits).serve_connection(stream, service);
-                tokio::spawn(attend(app, connections.watch(connection), seat));
+                tokio::spawn(attend(app, connection, connections.subscribe(), seat));
             }
             Protocol::Grpc => {
                 let stream = TokioIo::new(Patient::for_http2(stream, seat.seat(), &app));
                 let connection = http2(limits).serve_connection(stream, service);
-                tokio::spawn(attend(app, connections.watch(connection), seat));
+                tokio::spawn(attend(app, connection, connections.subscribe(), seat));
             }
         }
     }
@@ -299,19 +301,4 @@ fn http2(limits: &HttpLimits) -> http2::Builder<TokioExecutor> {
         .max_header_list_size(limits.n_head_bytes_max as u32)
         .max_send_buf_size(limits.n_head_bytes_max);
     builder
-}
-
-/// Serves a connection to its end. Whatever ends it is the client's affair, but for what the server
-/// does not wait for any longer, which is counted.
-async fn attend(app: App, connection: impl Future<Output = Result<(), hyper::Error>>, seat: Held) {
-    let _open = app.metrics.connection();
-    tokio::select! {
-        ended = connection => if let Err(error) = ended {
-            tracing::debug!(%error, "connection");
-            if error.is_timeout() {
-                app.metrics.connection_cut(Cut::Silent);
-            }
-        },
-        () = seat.gives_way() => app.metrics.connection_cut(Cut::GaveWay),
-    }
 }
