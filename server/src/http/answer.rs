@@ -33,7 +33,11 @@ pub struct TextPiece {
 
 /// An answer's text as it grows.
 pub struct AnswerText {
+    /// For the stop strings' names. What every token asks of them stands beside.
     rules: Arc<TextRules>,
+    keeps_stop: bool,
+    n_tokens_min: usize,
+    stop_tokens: Arc<[TokenId]>,
     detokenizer: Detokenizer,
     matcher: StopMatcher,
     n_tokens: usize,
@@ -46,6 +50,9 @@ impl AnswerText {
             detokenizer: Detokenizer::new(Arc::clone(model), rules.skips_special),
             matcher: StopMatcher::new(&rules.stops, rules.keeps_stop),
             n_tokens: 0,
+            keeps_stop: rules.keeps_stop,
+            n_tokens_min: rules.n_tokens_min,
+            stop_tokens: Arc::clone(&rules.stop_tokens),
             rules,
         }
     }
@@ -54,12 +61,12 @@ impl AnswerText {
     /// of a stop string.
     pub fn push(&mut self, token: TokenId) -> TextPiece {
         self.n_tokens += 1;
-        let is_stop = self.rules.stop_tokens.contains(&token);
-        let text = match is_stop && !self.rules.keeps_stop {
+        let is_stop = self.stop_tokens.contains(&token);
+        let text = match is_stop && !self.keeps_stop {
             true => String::new(),
             false => self.detokenizer.push(token),
         };
-        if self.n_tokens <= self.rules.n_tokens_min {
+        if self.n_tokens <= self.n_tokens_min {
             return TextPiece { text, stop: None };
         }
         self.matched(&text)

@@ -28,19 +28,24 @@ pub(super) async fn attend(
 ) {
     let _open = app.metrics.connection();
     let mut connection = pin!(connection);
-    let (told, gives_way) = (pin!(leaving.changed()), pin!(seat.gives_way()));
-    let (mut told, mut gives_way) = (Aside::new(told), Aside::new(gives_way));
-    let mut is_told = false;
+    let is_told = AtomicBool::new(false);
+    let beside = pin!(async {
+        tokio::select! {
+            () = seat.gives_way() => return,
+            // It was said, or who would have said it is gone.
+            _ = leaving.changed() => is_told.store(true, Ordering::Relaxed),
+        }
+        seat.gives_way().await;
+    });
+    let mut beside = Aside::new(beside);
     let ended = poll_fn(|cx| {
-        // Whether it was said, or who would have said it is gone.
-        if !is_told && told.poll(cx).is_ready() {
-            is_told = true;
+        if beside.poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        if is_told.swap(false, Ordering::Relaxed) {
             connection.as_mut().graceful_shutdown();
         }
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Some(ended));
-        }
-        gives_way.poll(cx).map(|()| None)
+        connection.as_mut().poll(cx).map(Some)
     });
     match ended.await {
         None => app.metrics.connection_cut(Cut::GaveWay),

@@ -83,8 +83,8 @@ pub struct ClientGone;
 
 /// A body whose chunks are sent as they are written, at most `n_chunks_max` ahead of the client.
 pub fn chunked(n_chunks_max: usize) -> (Chunks, Body) {
-    let (sender, receiver) = mpsc::channel(n_chunks_max);
-    (Chunks { sender }, Body::new(ChunkedBody { receiver }))
+    let (sender, mut receiver) = mpsc::channel(n_chunks_max);
+    (Chunks { sender }, made(move |cx| receiver.poll_recv(cx)))
 }
 
 /// A body of known bytes, but sent chunked: without `Content-Length`.
@@ -138,21 +138,5 @@ where
             self.next = None;
         }
         Poll::Ready(chunk.map(|bytes| Ok(Frame::data(bytes))))
-    }
-}
-
-struct ChunkedBody {
-    receiver: mpsc::Receiver<Bytes>,
-}
-
-impl HttpBody for ChunkedBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        self.receiver.poll_recv(cx).map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
     }
 }

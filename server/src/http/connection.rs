@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
@@ -25,6 +25,9 @@ use crate::metrics::Cut;
 
 /// What a client of HTTP/2 says first (RFC 9113, 3.4).
 const N_PREFACE_BYTES: usize = 24;
+
+/// Bytes of an answer that a connection takes at once.
+const N_FRAME_BYTES: usize = 16 << 10;
 
 /// A connection's bytes.
 pub(super) struct Patient {
@@ -170,13 +173,17 @@ impl hyper::service::Service<Request<Incoming>> for Attended {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let busy = self.seat.busy();
         let answering = self.router.call(request);
-        Box::pin(async move { Ok(answering.await?.map(|body| Held { body, _busy: busy })) })
+        let held = |body| Held { body, rest: Bytes::new(), _busy: busy };
+        Box::pin(async move { Ok(answering.await?.map(held)) })
     }
 }
 
-/// An answer's body, which keeps its connection busy.
+/// An answer's body, which keeps its connection busy. It goes out in small frames: the connection
+/// puts them together in a buffer that stays.
 pub(super) struct Held {
     body: Body,
+    /// Of a frame, what is still to go out.
+    rest: Bytes,
     _busy: Busy,
 }
 
@@ -188,14 +195,31 @@ impl HttpBody for Held {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if self.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)?) {
+                Some(frame) => frame,
+                None => return Poll::Ready(None),
+            };
+            match frame.into_data() {
+                Ok(data) => self.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let n_bytes = self.rest.len().min(N_FRAME_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(n_bytes)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (n_rest, of_body) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + n_rest);
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper + n_rest);
+        }
+        hint
     }
 }

@@ -283,6 +283,8 @@ fn http1(limits: &HttpLimits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
+        // A token is one short write: to put its chunk together costs less than to queue its parts.
+        .writev(false)
         .header_read_timeout(limits.head_timeout)
         .max_headers(limits.n_headers_max)
         .max_header_size(limits.n_head_bytes_max)

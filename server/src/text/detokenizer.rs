@@ -28,7 +28,13 @@ impl Detokenizer {
         if self.skips_special && self.model.is_special(token) {
             return String::new();
         }
-        self.pending.extend_from_slice(self.model.token_bytes(token));
+        let bytes = self.model.token_bytes(token);
+        if self.pending.is_empty()
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return text.to_owned();
+        }
+        self.pending.extend_from_slice(bytes);
         take_complete(&mut self.pending)
     }
 
