@@ -72,13 +72,18 @@ pub fn synthetic(name: &str, format: SyntheticFormat) -> anyhow::Result<Arc<Chec
 
 /// Seconds of the median of `n` runs.
 pub fn median_seconds(n: usize, mut run: impl FnMut()) -> f64 {
-    let mut seconds: Vec<f64> = (0..n)
-        .map(|_| {
-            let began = Instant::now();
-            run();
-            began.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[n / 2]
+    median((0..n).map(|_| seconds(&mut run)).collect())
+}
+
+/// Seconds of one run.
+pub fn seconds(run: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    run();
+    began.elapsed().as_secs_f64()
+}
+
+/// The middle one of an odd number of values.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

@@ -1,10 +1,13 @@
 //! What this machine gives, measured in the same run as what is held against it.
 
 use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use engine::device::Simd;
 
-use crate::{Report, median_seconds};
+use crate::{Report, median};
 
 /// More than any cache holds.
 const N_READ_BYTES: usize = 256 << 20;
@@ -29,24 +32,63 @@ pub struct Machine {
     pub bf16_per_second: f64,
 }
 
+/// Measures a [`Machine`] again and again, between what is held against it: its speed changes.
+pub struct Meter {
+    simd: Simd,
+    n_threads: usize,
+    /// What is read.
+    bytes: Vec<u8>,
+}
+
+impl Meter {
+    /// For as many threads as there are cores.
+    ///
+    /// # Errors
+    /// The number of cores is unknown.
+    pub fn new() -> anyhow::Result<Meter> {
+        let n_threads = std::thread::available_parallelism()?.get();
+        Ok(Meter { simd: Simd::detect(), n_threads, bytes: vec![1; N_READ_BYTES] })
+    }
+
+    /// What the machine gives now: it takes tens of milliseconds.
+    pub fn read(&self) -> Machine {
+        let n_threads = self.n_threads;
+        let rate = |spin: &(dyn Fn() -> usize + Sync)| {
+            let n_multiply_adds = AtomicUsize::new(0);
+            let seconds = seconds_of_all(n_threads, &|_| {
+                n_multiply_adds.fetch_add(spin(), Ordering::Relaxed);
+            });
+            2.0 * n_multiply_adds.into_inner() as f64 / seconds
+        };
+        Machine {
+            n_threads,
+            bytes_per_second: self.bytes.len() as f64 / read_seconds(&self.bytes, n_threads),
+            f32_per_second: rate(&|| self.simd.spin(N_ROUNDS)),
+            bf16_per_second: rate(&|| self.simd.spin_pairs(N_ROUNDS)),
+        }
+    }
+}
+
 impl Machine {
-    /// Measures with as many threads as there are cores.
+    /// Medians of several readings.
     ///
     /// # Errors
     /// The number of cores is unknown.
     pub fn measure() -> anyhow::Result<Machine> {
-        let n_threads = std::thread::available_parallelism()?.get();
-        let simd = Simd::detect();
-        let bytes = vec![1u8; N_READ_BYTES];
-        let read = median_seconds(N_RUNS, || {
-            black_box(plain_read(&bytes, n_threads));
-        });
-        Ok(Machine {
-            n_threads,
-            bytes_per_second: bytes.len() as f64 / read,
-            f32_per_second: peak(n_threads, &|| simd.spin(N_ROUNDS)),
-            bf16_per_second: peak(n_threads, &|| simd.spin_pairs(N_ROUNDS)),
-        })
+        let meter = Meter::new()?;
+        let readings: Vec<Machine> = (0..N_RUNS).map(|_| meter.read()).collect();
+        Ok(Machine::median(&readings))
+    }
+
+    /// Rate by rate.
+    pub fn median(readings: &[Machine]) -> Machine {
+        let of = |rate: fn(&Machine) -> f64| median(readings.iter().map(rate).collect());
+        Machine {
+            n_threads: readings[0].n_threads,
+            bytes_per_second: of(|machine| machine.bytes_per_second),
+            f32_per_second: of(|machine| machine.f32_per_second),
+            bf16_per_second: of(|machine| machine.bf16_per_second),
+        }
     }
 
     /// Prints it.
@@ -76,37 +118,39 @@ pub struct Work {
     pub bf16_operations: f64,
 }
 
-/// Sums all bytes as words, each thread its own run of them.
-pub fn plain_read(bytes: &[u8], n_threads: usize) -> u64 {
-    let sum = |bytes: &[u8]| {
+/// Seconds in which all threads, each its own run of them, sum all bytes as words.
+pub fn read_seconds(bytes: &[u8], n_threads: usize) -> f64 {
+    let n_run = bytes.len().div_ceil(n_threads).next_multiple_of(256);
+    seconds_of_all(n_threads, &|thread_idx| {
+        let run = &bytes[bytes.len().min(thread_idx * n_run)..];
         let mut sums = [0u64; 32];
-        for words in bytes.as_chunks::<256>().0 {
+        for words in run[..n_run.min(run.len())].as_chunks::<256>().0 {
             for (sum, word) in sums.iter_mut().zip(words.as_chunks().0) {
                 *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
             }
         }
-        sums.into_iter().fold(0, u64::wrapping_add)
-    };
-    let (own, others) = bytes.split_at(bytes.len() / n_threads);
-    std::thread::scope(|scope| {
-        let runs = others.chunks(own.len().max(1));
-        let threads: Vec<_> = runs.map(|run| scope.spawn(move || sum(run))).collect();
-        let own = sum(own);
-        let others = threads.into_iter().map(|thread| thread.join().expect("it only adds"));
-        others.fold(own, u64::wrapping_add)
+        black_box(sums);
     })
 }
 
-/// Operations a second of all threads; `spin` says how many multiply-adds it did.
-fn peak(n_threads: usize, spin: &(dyn Fn() -> usize + Sync)) -> f64 {
-    let mut n_multiply_adds = 0;
-    let seconds = median_seconds(N_RUNS, || {
-        std::thread::scope(|scope| {
-            (1..n_threads).for_each(|_| {
-                scope.spawn(spin);
-            });
-            n_multiply_adds = spin();
-        });
+/// Seconds from when all threads are there until the last is through.
+fn seconds_of_all(n_threads: usize, work: &(dyn Fn(usize) + Sync)) -> f64 {
+    let barrier = Barrier::new(n_threads);
+    let timed = |thread_idx: usize| {
+        barrier.wait();
+        let began = Instant::now();
+        work(thread_idx);
+        (began, Instant::now())
+    };
+    let times: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+        let timed = &timed;
+        let others: Vec<_> =
+            (1..n_threads).map(|thread_idx| scope.spawn(move || timed(thread_idx))).collect();
+        let own = timed(0);
+        let others = others.into_iter().map(|thread| thread.join().expect("it only computes"));
+        others.chain([own]).collect()
     });
-    (2 * n_threads * n_multiply_adds) as f64 / seconds
+    let began = times.iter().map(|(began, _)| *began).min();
+    let ended = times.iter().map(|(_, ended)| *ended).max();
+    began.zip(ended).map_or(0.0, |(began, ended)| (ended - began).as_secs_f64())
 }

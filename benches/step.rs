@@ -6,8 +6,8 @@
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use benches::machine::{Machine, Work};
-use benches::{Report, median_seconds, synthetic};
+use benches::machine::{Machine, Meter, Work};
+use benches::{Report, median, seconds, synthetic};
 use engine::{
     DeviceKind, EngineConfig, Output, Probe, ReaderGone, Request, SamplingParams, Terms, TokenId,
 };
@@ -20,6 +20,9 @@ const N_CONTEXT: usize = 1024;
 /// Positions in each sequence before a decode step is timed.
 const N_BEFORE: usize = 128;
 const BATCHES: [usize; 3] = [1, 8, 32];
+/// Turns that are measured, odd.
+const N_PREFILLS: usize = 5;
+const N_STEPS: usize = 17;
 /// Guesses behind a token, where tokens are guessed.
 const N_GUESSES: usize = 4;
 /// Tokens of the answer that repeats itself.
@@ -27,11 +30,10 @@ const N_REPETITIVE: usize = 128;
 
 fn main() -> anyhow::Result<()> {
     let report = Report::new("step");
-    let machine = Machine::measure()?;
-    machine.report(&report);
+    let meter = Meter::new()?;
     for format in [SyntheticFormat::ModelOptFp8, SyntheticFormat::Bf16] {
         let checkpoint = synthetic("bench-0.6b", format)?;
-        measure(&report, &checkpoint, &machine, &format!("{format:?}"))?;
+        measure(&report, &checkpoint, &meter, &format!("{format:?}"))?;
         for n_guesses in [0, N_GUESSES] {
             repetitive(&report, &checkpoint, n_guesses, &format!("{format:?}"))?;
         }
@@ -51,7 +53,8 @@ fn config() -> EngineConfig {
         kv_dtype: None,
         kv_bytes: None,
         is_deterministic: false,
-        rounds_inputs: false,
+        // As the program does.
+        rounds_inputs: true,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
@@ -63,23 +66,18 @@ fn config() -> EngineConfig {
 /// A step's work in projections and head; attention over these short contexts is left out.
 fn work_of(checkpoint: &Checkpoint, mapped_bytes: u64, n_tokens: usize, n_emitting: usize) -> Work {
     let spec = checkpoint.spec();
-    // The embedding is looked up; the head is as large, and its input is never quantized.
+    // The embedding is looked up; the head is as large.
     let n_head = (spec.vocab_size * spec.hidden_size) as f64;
     let n_linear = spec.n_parameters() as f64 - 2.0 * n_head;
     let bytes = mapped_bytes as f64 - n_head * size_of::<u16>() as f64;
-    let (linear, head) = (2.0 * n_linear * n_tokens as f64, 2.0 * n_head * n_emitting as f64);
-    let is_fp8 = bytes < 2.0 * n_linear;
-    if is_fp8 {
-        Work { bytes, f32_operations: head, bf16_operations: linear }
-    } else {
-        Work { bytes, f32_operations: head + linear, bf16_operations: 0.0 }
-    }
+    let n_operations = 2.0 * (n_linear * n_tokens as f64 + n_head * n_emitting as f64);
+    Work { bytes, f32_operations: 0.0, bf16_operations: n_operations }
 }
 
 fn measure(
     report: &Report,
     checkpoint: &Arc<Checkpoint>,
-    machine: &Machine,
+    meter: &Meter,
     format: &str,
 ) -> anyhow::Result<()> {
     let config = config();
@@ -88,24 +86,30 @@ fn measure(
     let vocab_size = checkpoint.spec().vocab_size;
     let tokens: Vec<TokenId> =
         (0..N_PREFILL).map(|idx| TokenId((idx * 7919 % vocab_size) as u32)).collect();
-    let seconds = median_seconds(5, || {
-        let plan =
-            Planner::new(probe.memory()).last_only(&[Span { slot: 0, start: 0, tokens: &tokens }]);
-        probe.run(plan).expect("the ranks run");
-    });
     let mapped_bytes = probe.memory().mapped_bytes;
-    let row = |case: &str, n_tokens: usize, n_emitting: usize, seconds: f64| {
+    let mut readings = Vec::new();
+    let mut row = |case: &str, (n_tokens, n_emitting): (usize, usize), turns: &[Turn]| {
         let work = work_of(checkpoint, mapped_bytes, n_tokens, n_emitting);
         let case = format!("{format} {case}");
-        report.row(&case, n_tokens as f64 / seconds, "tokens/s");
-        let share = 100.0 * machine.floor_seconds(work) / seconds;
-        report.row(&format!("{case}, of roofline"), share, "%");
+        let time = median(turns.iter().map(|turn| turn.seconds).collect());
+        report.row(&case, n_tokens as f64 / time, "tokens/s");
+        let shares = turns.iter().map(|turn| turn.machine.floor_seconds(work) / turn.seconds);
+        report.row(&format!("{case}, of roofline"), 100.0 * median(shares.collect()), "%");
+        readings.extend(turns.iter().map(|turn| turn.machine));
     };
-    row(&format!("prefill {N_PREFILL}"), N_PREFILL, 1, seconds);
+    let turns: Vec<Turn> = (0..N_PREFILLS)
+        .map(|_| {
+            let mut planner = Planner::new(probe.memory());
+            let plan = planner.last_only(&[Span { slot: 0, start: 0, tokens: &tokens }]);
+            Turn::new(meter, || probe.run(plan).expect("the ranks run"))
+        })
+        .collect();
+    row(&format!("prefill {N_PREFILL}"), (N_PREFILL, 1), &turns);
     for n_rows in BATCHES {
-        let seconds = decode(&mut probe, &tokens, n_rows);
-        row(&format!("decode batch={n_rows}"), n_rows, n_rows, seconds);
+        let turns = decode(&mut probe, &tokens, n_rows, meter);
+        row(&format!("decode batch={n_rows}"), (n_rows, n_rows), &turns);
     }
+    Machine::median(&readings).report(report);
     let planned = probe.memory().total_bytes() - probe.memory().mapped_bytes;
     let taken = resident_bytes("RssAnon:")? - rss_before;
     let rows = [
@@ -121,20 +125,34 @@ fn measure(
     Ok(())
 }
 
-/// Seconds of a step.
-fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize) -> f64 {
+/// Steps that decode.
+fn decode(probe: &mut Probe, tokens: &[TokenId], n_rows: usize, meter: &Meter) -> Vec<Turn> {
     let mut planner = Planner::new(probe.memory());
     for slot in 0..n_rows {
         let span = Span { slot, start: 0, tokens: &tokens[..N_BEFORE] };
         probe.run(planner.last_only(&[span])).expect("the ranks run");
     }
-    let mut start = N_BEFORE;
-    median_seconds(16, || {
+    let step = |start: usize| {
         let spans: Vec<Span<'_>> =
             (0..n_rows).map(|slot| Span { slot, start, tokens: &tokens[..1] }).collect();
-        probe.run(planner.last_only(&spans)).expect("the ranks run");
-        start += 1;
-    })
+        let plan = planner.last_only(&spans);
+        Turn::new(meter, || probe.run(plan).expect("the ranks run"))
+    };
+    (N_BEFORE..N_BEFORE + N_STEPS).map(step).collect()
+}
+
+/// What the machine gave, and right after it the seconds of a step.
+struct Turn {
+    machine: Machine,
+    seconds: f64,
+}
+
+impl Turn {
+    fn new<T>(meter: &Meter, step: impl FnOnce() -> T) -> Turn {
+        let machine = meter.read();
+        let seconds = seconds(|| drop(step()));
+        Turn { machine, seconds }
+    }
 }
 
 /// One answer, through the engine, to a prompt that repeats itself: greedy answers of weights that

@@ -14,7 +14,20 @@ use weights::Checkpoint;
 struct Case {
     name: &'static str,
     kv_dtype: KvDtype,
+    /// Whether what meets weights of BF16 is rounded to BF16.
+    rounds_inputs: bool,
     bound: Bound,
+}
+
+impl Case {
+    const fn new(name: &'static str, kv_dtype: KvDtype, bound: Bound) -> Case {
+        Case { name, kv_dtype, rounds_inputs: false, bound }
+    }
+
+    /// As the program does with weights of BF16, unless it is told otherwise.
+    const fn rounding(name: &'static str) -> Case {
+        Case { name, kv_dtype: KvDtype::Bf16, rounds_inputs: true, bound: Bound::Bf16 }
+    }
 }
 
 /// How far a logit may be from the oracle's. Logits have a standard deviation of about 3.
@@ -27,26 +40,29 @@ enum Bound {
     /// agree as if exact; all must stay within what such jumps do to the oracle itself
     /// (`noise_flip`, measured on it by summing in other orders; see `tests/golden/README.md`).
     Flips,
-    /// Keys and values are rounded to BF16, the oracle's are not. Rounding every activation to
-    /// BF16 moves the oracle's own logits by `noise_bf16`; keys and values are some of them.
-    Bf16Cache,
+    /// Keys and values, or also what meets weights of BF16, are rounded to BF16, the oracle's are
+    /// not. Rounding every activation to BF16 moves the oracle's own logits by `noise_bf16`; these
+    /// are some of them.
+    Bf16,
 }
 
 const EXACT: f32 = 1e-4;
 
 const CASES: &[Case] = &[
-    Case { name: "f32-combos", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "f32-first-last-empty", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "f32-linear-window", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "f32-puzzletron", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "llama-tied-bf16", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "llama-tied-bf16", kv_dtype: KvDtype::Bf16, bound: Bound::Bf16Cache },
-    Case { name: "bf16-combos", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "bf16-combos", kv_dtype: KvDtype::Bf16, bound: Bound::Bf16Cache },
-    Case { name: "f16-combos", kv_dtype: KvDtype::F32, bound: Bound::Exact },
-    Case { name: "modelopt-fp8", kv_dtype: KvDtype::Fp8, bound: Bound::Flips },
-    Case { name: "modelopt-fp8-config", kv_dtype: KvDtype::F32, bound: Bound::Flips },
-    Case { name: "fp8-dynamic", kv_dtype: KvDtype::F32, bound: Bound::Flips },
+    Case::new("f32-combos", KvDtype::F32, Bound::Exact),
+    Case::new("f32-first-last-empty", KvDtype::F32, Bound::Exact),
+    Case::new("f32-linear-window", KvDtype::F32, Bound::Exact),
+    Case::new("f32-puzzletron", KvDtype::F32, Bound::Exact),
+    Case::new("llama-tied-bf16", KvDtype::F32, Bound::Exact),
+    Case::new("llama-tied-bf16", KvDtype::Bf16, Bound::Bf16),
+    Case::new("bf16-combos", KvDtype::F32, Bound::Exact),
+    Case::new("bf16-combos", KvDtype::Bf16, Bound::Bf16),
+    Case::rounding("llama-tied-bf16"),
+    Case::rounding("bf16-combos"),
+    Case::new("f16-combos", KvDtype::F32, Bound::Exact),
+    Case::new("modelopt-fp8", KvDtype::Fp8, Bound::Flips),
+    Case::new("modelopt-fp8-config", KvDtype::F32, Bound::Flips),
+    Case::new("fp8-dynamic", KvDtype::F32, Bound::Flips),
 ];
 
 struct Golden {
@@ -83,7 +99,7 @@ impl Golden {
         match bound {
             Bound::Exact => EXACT,
             Bound::Flips => noise("noise_flip"),
-            Bound::Bf16Cache => noise("noise_bf16"),
+            Bound::Bf16 => noise("noise_bf16"),
         }
     }
 
@@ -104,7 +120,7 @@ fn token_ids(bytes: &[u8]) -> Vec<TokenId> {
     bytes.as_chunks().0.iter().map(|&chunk| TokenId(i64::from_le_bytes(chunk) as u32)).collect()
 }
 
-fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
+fn config(n_ranks: usize, case: &Case) -> EngineConfig {
     EngineConfig {
         device: DeviceKind::Cpu,
         n_ranks,
@@ -113,10 +129,10 @@ fn config(n_ranks: usize, kv_dtype: KvDtype) -> EngineConfig {
         n_waiting_max: 1,
         n_tokens_per_step: 64,
         n_context_tokens: Some(64),
-        kv_dtype: Some(kv_dtype),
+        kv_dtype: Some(case.kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
-        rounds_inputs: false,
+        rounds_inputs: case.rounds_inputs,
         overlaps_steps: false,
         caches_prefixes: false,
         policy: engine::Policy::plain(),
@@ -171,16 +187,16 @@ fn logits_agree_with_the_float64_oracle_on_every_number_of_ranks() {
     for case in CASES {
         let golden = Golden::read(case.name);
         for n_ranks in [1, 2, 4, 8] {
-            let mut probe =
-                Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case.kv_dtype))
-                    .unwrap_or_else(|error| panic!("{} on {n_ranks} ranks: {error}", case.name));
+            let mut probe = Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case))
+                .unwrap_or_else(|error| panic!("{} on {n_ranks} ranks: {error}", case.name));
             let mut distances = prefill_distances(&golden, &mut probe);
             distances.sort_by(f32::total_cmp);
             let ninth = distances[distances.len() * 9 / 10];
             let greatest = *distances.last().expect("positions");
-            let what = format!("{}, {:?} cache, tp {n_ranks}", case.name, case.kv_dtype);
+            let inputs = if case.rounds_inputs { ", inputs BF16" } else { "" };
+            let what = format!("{}, {:?} cache{inputs}, tp {n_ranks}", case.name, case.kv_dtype);
             println!("{what:40} |Δlogit| of 9 in 10 {ninth:.1e}, greatest {greatest:.1e}");
-            let is_exact_mostly = ninth <= EXACT || case.bound == Bound::Bf16Cache;
+            let is_exact_mostly = ninth <= EXACT || case.bound == Bound::Bf16;
             if greatest > golden.bound(case.bound) || !is_exact_mostly {
                 failures.push(format!("{what}: of 9 in 10 {ninth}, greatest {greatest}"));
             }
@@ -194,9 +210,8 @@ fn greedy_tokens_agree_with_the_float64_oracle() {
     for case in CASES {
         let golden = Golden::read(case.name);
         for n_ranks in [1, 8] {
-            let mut probe =
-                Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case.kv_dtype))
-                    .expect("it boots");
+            let mut probe = Probe::new(Arc::clone(&golden.checkpoint), &config(n_ranks, case))
+                .expect("it boots");
             let n_checked = check_greedy(case, &golden, &mut probe);
             println!("{:22} tp {n_ranks}: {n_checked} greedy tokens", case.name);
             assert!(n_checked >= 4, "{}: only {n_checked} tokens before a near tie", case.name);

@@ -92,7 +92,7 @@ impl CpuExec {
     }
 
     /// Whether what meets weights of BF16 is rounded to BF16.
-    pub(crate) fn rounds_inputs(&self) -> bool {
+    pub fn rounds_inputs(&self) -> bool {
         self.rounds_inputs
     }
 

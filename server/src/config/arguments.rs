@@ -258,12 +258,12 @@ struct DeviceArguments {
     #[arg(long, help_heading = "Device")]
     deterministic: bool,
 
-    /// On the processor: round what meets BF16 weights to BF16, as a GPU does (the head's input is
-    /// such with FP8 weights too). Where the processor multiplies BF16 that is faster for prompts
-    /// and many sequences, and answers are as exact as BF16 is. A request's logits are the same
-    /// bits alone or in a batch either way
+    /// On the processor: keep what meets BF16 weights (the head's input is such with FP8 weights
+    /// too) in f32, instead of rounding it to BF16 as a GPU does. Prompts and many sequences then
+    /// take about twice as long where the processor multiplies BF16. A request's logits are the
+    /// same bits alone or in a batch either way
     #[arg(long, help_heading = "Device")]
-    bf16_inputs: bool,
+    f32_inputs: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -332,7 +332,7 @@ impl DeviceArguments {
             },
             kv_bytes: self.kv_memory.map(|size| size.0),
             is_deterministic: self.deterministic,
-            rounds_inputs: self.bf16_inputs,
+            rounds_inputs: !self.f32_inputs,
             overlaps_steps: matches!(self.device, Device::Cuda),
             caches_prefixes: true,
             policy: Policy::plain(),

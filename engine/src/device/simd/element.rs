@@ -136,18 +136,6 @@ pub(super) fn widen<S: Lanes>(s: S, dtype: Dtype, stored: &[u8], out: &mut [f32]
     }
 }
 
-/// A row to vectors, and zeroes behind its end where that lies within one.
-#[inline(always)]
-pub(super) fn widen_blocks<S: Lanes, E: Stored>(s: S, stored: &[u8], out: &mut [[f32; 16]]) {
-    let (blocks, last) = E::blocks(stored);
-    for (block, out) in blocks.iter().zip(out.iter_mut()) {
-        s.store(E::widen(s, block), out);
-    }
-    if let (Some(block), Some(out)) = (last, out.get_mut(blocks.len())) {
-        s.store(E::widen(s, &block), out);
-    }
-}
-
 #[inline(always)]
 fn widen_row<S: Lanes, E: Stored>(s: S, stored: &[u8], out: &mut [f32]) {
     let (blocks, last) = E::blocks(stored);

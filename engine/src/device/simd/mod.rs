@@ -20,6 +20,7 @@ mod element;
 mod lanes;
 mod math;
 mod packed;
+mod panels;
 mod peak;
 mod portable;
 mod product;
@@ -30,7 +31,8 @@ use weights::Dtype;
 pub(crate) use attention::{AttentionScratch, Chunk, N_QUERIES_MAX, Queries};
 pub(crate) use element::widened_factor;
 pub(crate) use packed::{Packed, Packing, pack_singles, panels_mut};
-pub(crate) use product::{PANEL_ROWS, PANEL_TOKENS, Product, ProductScratch};
+pub(crate) use panels::{PANEL_ROWS, ProductScratch, n_tile_tokens};
+pub(crate) use product::Product;
 
 /// Instructions that the kernels may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,7 +164,7 @@ for_every_level! {
     /// `out[t][n] = Σ_k x[t][k] · w[n][k]`, weights widened as they are read: for few tokens.
     direct_product(product: Product<'_>) = product::direct;
     /// The same bits, weights widened once for all tokens of the tile: for many.
-    panel_product(product: Product<'_>, scratch: &mut ProductScratch) = product::by_panels;
+    panel_product(product: Product<'_>, scratch: &mut ProductScratch) = panels::by_panels;
     /// Packs a row of e4m3 values as pairs of bf16; whether all were such.
     pack_pairs(x: &[f32], out: &mut [f32]) -> bool = packed::pack_pairs;
     /// Packs a row of numbers as pairs of bf16, rounded.

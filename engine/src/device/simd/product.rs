@@ -1,4 +1,5 @@
-//! `x · Wᵀ`: dot products of rows, in tiles of (token, weight row) pairs.
+//! `x · Wᵀ`: dot products of rows, in tiles of (token, weight row) pairs. Here for few tokens; for
+//! many see [`panels`](super::panels).
 //!
 //! Every pair has one vector of partial sums and one chain of multiply-adds through it, whatever
 //! the tile's shape and however the columns are cut: that is what makes all shapes agree.
@@ -7,23 +8,11 @@ use std::ops::Range;
 
 use weights::{Dtype, Matrix};
 
-use crate::device::{Aligned, HostViewMut};
+use crate::device::HostViewMut;
 
-use super::element::{
-    Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored, Widened, prefetch,
-    widen_blocks,
-};
+use super::element::{Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored};
 use super::lanes::{Lanes, padded};
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
-
-/// Most tokens of a tile of [`by_panels`]: a weight is widened once for all of them.
-pub(crate) const PANEL_TOKENS: usize = 96;
-
-/// Most weight rows of a tile of [`by_panels`].
-pub(crate) const PANEL_ROWS: usize = 32;
-
-/// How far ahead of its widening a row is asked for.
-const N_ROWS_AHEAD: usize = 2;
 
 /// A tile of a product.
 pub(crate) struct Product<'a> {
@@ -35,14 +24,6 @@ pub(crate) struct Product<'a> {
     pub(crate) row_begin: usize,
     /// `[T, N]`: sums of widened weights, see [`widened_factor`](super::widened_factor).
     pub(crate) out: HostViewMut<'a>,
-}
-
-/// What a thread needs for [`by_panels`].
-pub(crate) struct ProductScratch {
-    /// `[PANEL_ROWS, PANEL_BLOCKS]` vectors, widened.
-    panel: Aligned,
-    /// `[PANEL_TOKENS, PANEL_ROWS, 16]`: partial sums of the panels so far.
-    sums: Aligned,
 }
 
 /// A row of weights as [`chains`] takes it.
@@ -63,15 +44,6 @@ impl<B> WeightRow<'_, B> {
     const NONE: Self = WeightRow { blocks: &[], last: None, ahead: &[] };
 }
 
-impl ProductScratch {
-    pub(crate) fn new() -> ProductScratch {
-        ProductScratch {
-            panel: Aligned::new(PANEL_ROWS * PANEL_BLOCKS * 16),
-            sums: Aligned::new(PANEL_TOKENS * PANEL_ROWS * 16),
-        }
-    }
-}
-
 /// Runs `$of` for what the weights and the inputs of `$product` are.
 macro_rules! for_element {
     ($product:expr, $of:ident::<$s:ident>($($arg:expr),*)) => {
@@ -86,6 +58,7 @@ macro_rules! for_element {
         }
     };
 }
+pub(super) use for_element;
 
 #[inline(always)]
 pub(super) fn direct<S: Lanes>(s: S, product: Product<'_>) {
@@ -235,128 +208,6 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
         }
     }
     sums
-}
-
-#[inline(always)]
-pub(super) fn by_panels<S: Lanes>(s: S, product: Product<'_>, scratch: &mut ProductScratch) {
-    for_element!(product, by_panels_of::<S>(s, product, scratch))
-}
-
-#[inline(always)]
-fn by_panels_of<S: Lanes, E: Stored>(s: S, mut product: Product<'_>, scratch: &mut ProductScratch) {
-    let (n_tokens, n_rows) = (product.out.n_rows(), product.out.n_cols());
-    assert!(n_tokens <= PANEL_TOKENS && n_rows <= PANEL_ROWS, "[{n_tokens}, {n_rows}]");
-    let (panel, _) = scratch.panel.as_chunks_mut();
-    let (sums, _) = scratch.sums.as_chunks_mut();
-    let n_panel_bytes = PANEL_BLOCKS * size_of::<E::Block>();
-    for panel_idx in 0..product.x.n_panels() {
-        let width = product.x.panel_width(panel_idx);
-        for (n, row) in panel.chunks_exact_mut(width).take(n_rows).enumerate() {
-            // A row's share is too short for the processor to see where the next one begins.
-            let ahead = (n + N_ROWS_AHEAD).min(n_rows - 1);
-            let [stored, ahead] = [n, ahead].map(|n| {
-                let row = &product.weights.row(product.row_begin + n)[panel_idx * n_panel_bytes..];
-                &row[..n_panel_bytes.min(row.len())]
-            });
-            prefetch(s, ahead);
-            widen_blocks::<S, E>(s, stored, row);
-        }
-        let panel = Panel {
-            x: product.x,
-            panel_idx,
-            weights: &panel[..n_rows * width],
-            sums: &mut sums[..n_tokens * n_rows],
-            out: product.out.reborrow(),
-        };
-        panel.add::<S, E::Factors>(s);
-    }
-}
-
-/// A panel of columns of a tile.
-struct Panel<'a> {
-    x: Packed<'a>,
-    panel_idx: usize,
-    /// `[N, panel]`, zeroes behind the end of a row.
-    weights: Blocks<'a>,
-    /// `[T, N]`: of the panels before, unless this is the first.
-    sums: &'a mut [[f32; 16]],
-    /// `[T, N]`: written with the last panel.
-    out: HostViewMut<'a>,
-}
-
-impl Panel<'_> {
-    #[inline(always)]
-    fn add<S: Lanes, F: Factors>(mut self, s: S) {
-        let mut t = 0;
-        while t < self.x.n_rows() {
-            let t_left = self.x.n_rows() - t;
-            // Register tiles of 6 by 4 at most; as even as they come.
-            let n_even = t_left.div_ceil(t_left.div_ceil(6));
-            t += match n_even {
-                6 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 6, 4>(s, t),
-                5 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 5, 4>(s, t),
-                4 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 4, 4>(s, t),
-                3 if S::HAS_MANY_REGISTERS => self.add_rows::<S, F, 3, 4>(s, t),
-                _ if t_left >= 2 => self.add_rows::<S, F, 2, 2>(s, t),
-                _ => self.add_rows::<S, F, 1, 4>(s, t),
-            };
-        }
-    }
-
-    /// Tokens `t..t + M`, `N` weight rows at a time; gives back `M`.
-    #[inline(always)]
-    fn add_rows<S: Lanes, F: Factors, const M: usize, const N: usize>(
-        &mut self,
-        s: S,
-        t: usize,
-    ) -> usize {
-        let n_rows = self.out.n_cols();
-        let mut n = 0;
-        while n + N <= n_rows {
-            self.add_tile::<S, F, M, N>(s, t, n);
-            n += N;
-        }
-        while n < n_rows {
-            self.add_tile::<S, F, M, 1>(s, t, n);
-            n += 1;
-        }
-        M
-    }
-
-    /// Tokens `t..t + M` with weight rows `n..n + N`.
-    #[inline(always)]
-    fn add_tile<S: Lanes, F: Factors, const M: usize, const N: usize>(
-        &mut self,
-        s: S,
-        t: usize,
-        n: usize,
-    ) {
-        let (n_rows, width) = (self.out.n_cols(), self.x.panel_width(self.panel_idx));
-        let mut tile = [[s.splat(0.0); N]; M];
-        if self.panel_idx > 0 {
-            for (i, tile) in tile.iter_mut().enumerate() {
-                for (j, sum) in tile.iter_mut().enumerate() {
-                    *sum = s.load(&self.sums[(t + i) * n_rows + n + j]);
-                }
-            }
-        }
-        let mut x: [(Blocks<'_>, &[f32]); M] = [(&[], &[]); M];
-        for (i, x) in x.iter_mut().enumerate() {
-            x.0 = self.x.row(self.panel_idx, t + i);
-        }
-        let w = widened_rows::<N>(&self.weights[n * width..], width, width);
-        let tile = chains::<S, Widened<F>, M, N>(s, x, w, tile);
-        let is_last = self.panel_idx + 1 == self.x.n_panels();
-        for (i, sums) in tile.iter().enumerate() {
-            if is_last {
-                write_sums::<S, N>(s, sums, &mut self.out.row_mut(t + i)[n..n + N]);
-                continue;
-            }
-            for (j, sum) in sums.iter().enumerate() {
-                s.store(*sum, &mut self.sums[(t + i) * n_rows + n + j]);
-            }
-        }
-    }
 }
 
 /// The first `N` widened rows, `stride` blocks each, as [`chains`] takes them. Of x, `n_whole`

@@ -4,7 +4,7 @@
 use weights::{Dtype, LinearWeights, WeightScale};
 
 use crate::device::simd::{
-    PANEL_ROWS, PANEL_TOKENS, Packed, Packing, Product, direct_product, pack_pairs, pack_singles,
+    PANEL_ROWS, Packed, Packing, Product, direct_product, n_tile_tokens, pack_pairs, pack_singles,
     panel_product, panels_mut, round_to_pairs, widened_factor,
 };
 use crate::device::{CpuExec, Grid, HostView, HostViewMut, Tile};
@@ -19,6 +19,10 @@ const PACK_ROWS: usize = 8;
 
 /// Weight rows of a tile for few tokens: long enough to stream, short enough to share out.
 const DIRECT_ROWS: usize = 64;
+
+/// Tiles for many tokens that each thread gets at least, and the least rows of one.
+const N_TILES_PER_THREAD: usize = 4;
+const PANEL_ROWS_MIN: usize = 16;
 
 pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     let Args { x, x_scales, weights, out } = args;
@@ -77,7 +81,7 @@ fn project(exec: &CpuExec, part: Part<'_>) {
     let n_products = n_tokens * out.n_cols() * weights.matrix.n_cols;
     let work = weights.matrix.n_bytes().max(n_products);
     let grid = if is_many {
-        Grid { tile_rows: token_tile(n_tokens), tile_cols: PANEL_ROWS, work }
+        Grid { tile_rows: n_tile_tokens(x), tile_cols: panel_rows(exec, out.n_cols()), work }
     } else {
         Grid { tile_rows: N_TOKENS_MANY, tile_cols: DIRECT_ROWS, work }
     };
@@ -98,10 +102,11 @@ fn project(exec: &CpuExec, part: Part<'_>) {
     });
 }
 
-/// Tokens of a tile: as even as they come, in whole register tiles.
-fn token_tile(n_tokens: usize) -> usize {
-    let n_tiles = n_tokens.div_ceil(PANEL_TOKENS);
-    n_tokens.div_ceil(n_tiles).next_multiple_of(6).min(PANEL_TOKENS)
+/// Weight rows of a tile for many tokens: as many as its cache holds, unless threads would then
+/// have too little to share.
+fn panel_rows(exec: &CpuExec, n_rows: usize) -> usize {
+    let n_even = n_rows.div_ceil(N_TILES_PER_THREAD * exec.n_threads());
+    n_even.next_multiple_of(PANEL_ROWS_MIN).min(PANEL_ROWS)
 }
 
 /// `((sum · weight_scale) · x_scale)`: the power of two that widening left out is exact wherever it

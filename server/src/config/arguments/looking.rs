@@ -178,7 +178,7 @@ impl From<PlanArguments> for PlanCommand {
             tp: arguments.gpus,
             threads: None,
             deterministic: false,
-            bf16_inputs: false,
+            f32_inputs: false,
         };
         PlanCommand {
             model: arguments.model,
