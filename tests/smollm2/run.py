@@ -99,6 +99,8 @@ class Program:
 
     def __init__(self, program, folder, n_ranks):
         options = ["--port", "0", "--log", "warn", "--tp", str(n_ranks), "--kv-dtype", "f32"]
+        # As NumPy's forward pass does: what meets BF16 weights is not rounded.
+        options += ["--f32-inputs"]
         options += ["--max-model-len", "1024", "--max-seqs", "4"]
         command = [program, "serve", str(folder), *options]
         self.process, printed = start(command)
