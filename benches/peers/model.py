@@ -28,20 +28,8 @@ SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
 BLOCKS = [(4, 5632), (4, 8192), (None, None), (8, 5632), (None, 16384), (4, 6400), (4, 8192),
           (None, None), (None, 5632), (8, 6144), (4, 2048), (4, 5632)]
 
-# Names in GGUF, by the published names of a block's modules.
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-NAMES = {"model.embed_tokens.weight": "token_embd.weight",
-         "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+# Names in GGUF, by the published ones.
+NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, len(BLOCKS))
 
 
 def config():
@@ -175,12 +163,8 @@ def tensors(source):
         with safetensors.safe_open(shard, "numpy") as file:
             for name in file.keys():
                 values = file.get_tensor(name)
-                if name in NAMES:
-                    yield NAMES[name], values
-                    continue
-                _, _, block, module = name.removesuffix(".weight").split(".", 3)
-                if module.endswith(("q_proj", "k_proj")):
+                if name.endswith(("q_proj.weight", "k_proj.weight")):
                     # GGUF has the two numbers that RoPE turns together side by side.
                     halves = values.reshape(-1, 2, HEAD_DIM // 2, HIDDEN)
                     values = halves.swapaxes(1, 2).reshape(values.shape)
-                yield f"blk.{block}.{BLOCK_NAMES[module]}.weight", values
+                yield NAMES.get_name(name, try_suffixes=(".weight",)), values

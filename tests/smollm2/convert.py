@@ -24,18 +24,18 @@ LOSS_MAX = 0.008
 # kinds have some, and e4m3 loses nothing by it but its smallest numbers.
 HEADROOM = 2.0
 
-# Names in GGUF, by the published names of a block's modules.
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+# A block's modules, by their published names.
+MODULES = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 class Model:
@@ -66,18 +66,18 @@ class Model:
 
     def weights(self):
         """By published names, each in its published order."""
-        weights = {
-            "model.embed_tokens": self.stored["token_embd.weight"],
-            "model.norm": self.stored["output_norm.weight"],
-        }
+        names = ["model.embed_tokens", "model.norm"]
         for block in range(self.n_blocks):
-            for name, stored in BLOCK_NAMES.items():
-                values = self.stored[f"blk.{block}.{stored}.weight"]
-                if name.endswith("q_proj"):
-                    values = self.halves(values, self.n_heads)
-                if name.endswith("k_proj"):
-                    values = self.halves(values, self.n_kv_heads)
-                weights[f"model.layers.{block}.{name}"] = values
+            names += [f"model.layers.{block}.{module}" for module in MODULES]
+        in_gguf = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, self.n_blocks)
+        weights = {}
+        for name in names:
+            values = self.stored[in_gguf.get_name(name) + ".weight"]
+            if name.endswith("q_proj"):
+                values = self.halves(values, self.n_heads)
+            if name.endswith("k_proj"):
+                values = self.halves(values, self.n_kv_heads)
+            weights[name] = values
         return weights
 
     def halves(self, values, n_heads):
