@@ -8,24 +8,20 @@ The goals are 300 ms and 15 ms. Each request's prompt is another, so that nothin
 
 import http.client
 import json
-import socket
+import pathlib
 import statistics
 import subprocess
 import sys
 import time
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
+from lanes import free_port  # noqa: E402
 
 N_STARTS, N_REQUESTS = 10, 50
 N_PROMPT_TOKENS = 64
 READY_GOAL_MS, TOKEN_GOAL_MS = 300, 15
 #: Nothing that comes at all takes longer.
 PATIENCE_S = 60
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(program):

@@ -1,5 +1,6 @@
 """What the scripts of several lanes share."""
 
+import socket
 import subprocess
 import sys
 
@@ -15,3 +16,10 @@ def start(command, **streams):
             sys.exit(f"{' '.join(map(str, command))} ended early: {printed}")
         printed += line
     return process, printed
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,9 @@ import time
 import urllib.request
 
 import manifests
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from lanes import free_port  # noqa: E402
 
 #: Nothing that comes at all takes longer, on any machine.
 PATIENCE_S = 120
@@ -33,13 +35,6 @@ N_CLIENTS = 8
 
 #: Answers that each replica must have given in each phase, so that there was load.
 N_ANSWERS_MIN = 10
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def get(address):

@@ -15,11 +15,13 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import struct
 import subprocess
 import sys
 import time
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from lanes import free_port  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parent
 REQUESTS = [FOLDER.parent / "http/kserve/answers.txt", FOLDER / "more.txt"]
@@ -32,13 +34,6 @@ HEADERS = ("Content-Type", "Transfer-Encoding", "Content-Encoding", "Accept-Enco
            "Connection", "Inference-Header-Content-Length")
 # The longest that anybody waits for a server to start, on any machine.
 PATIENCE = 600
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def ask(port, method, path, body, headers):
