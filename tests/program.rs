@@ -283,3 +283,104 @@ fn a_measurement_ends_with_a_status_that_says_what_it_is_worth() {
     let (status, said) = bench(&["--find-rate"]);
     assert_eq!(status, Some(2), "{said}");
 }
+
+#[test]
+fn a_trace_is_replayed_at_its_own_moments() {
+    let (_server, printed) = Program::start(&["serve", "demo", "--port", "0"]);
+    let url = format!("http://{}", address(&printed));
+    let folder = Folder(std::env::temp_dir().join(format!("lnserve-trace-{}", std::process::id())));
+    fs::create_dir(&folder.0).expect("there is none");
+    let file = |name: &str| folder.0.join(name).to_str().expect("it is text").to_owned();
+    let replay = |trace: &str, more: &[&str]| {
+        fs::write(file("trace.jsonl"), trace).expect("it can be written");
+        let (dataset, csv) = (format!("mooncake:{}", file("trace.jsonl")), file("trace.csv"));
+        let asked = ["--url", &url, "--quiet", "--lag-max-ms", "1e9", "--warmup", "0"];
+        let files = ["--dataset", &dataset, "--csv", &csv];
+        let (status, said) = bench(&[&asked[..], &files, more].concat());
+        let rows = fs::read_to_string(&csv).unwrap_or_default();
+        let _ = fs::remove_file(&csv);
+        let rows: Vec<Vec<String>> =
+            rows.lines().map(|row| row.split(',').map(str::to_owned).collect()).collect();
+        (status, said, rows)
+    };
+
+    // As Mooncake publishes them: lengths, and a name for each 512 tokens of a prompt.
+    let trace = r#"
+{"timestamp": 27000, "input_length": 560, "output_length": 8, "hash_ids": [46, 47]}
+{"timestamp": 27100, "input_length": 60, "output_length": 12, "hash_ids": [48]}
+
+{"timestamp": 27300, "input_length": 590, "output_length": 16, "hash_ids": [46, 49]}
+{"timestamp": 27450, "input_length": 40, "output_length": 10}
+"#;
+    let (status, said, rows) = replay(trace, &["--speed", "2"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.contains("as traced, 2 times as fast"), "{said}");
+    assert!(said.contains("4 asked for again alone, all the same"), "{said}");
+    let place = |name: &str| rows[0].iter().position(|given| given == name).expect("a column");
+    let columns = ["intended_s", "outcome", "prompt_tokens", "output_tokens"].map(place);
+    let told: Vec<[&str; 4]> =
+        rows[1..].iter().map(|row| columns.map(|column| row[column].as_str())).collect();
+    let expected = [
+        ["0.000000", "done", "560", "8"],
+        ["0.050000", "done", "60", "12"],
+        ["0.150000", "done", "590", "16"],
+        ["0.225000", "done", "40", "10"],
+    ];
+    assert_eq!(told, expected, "{said}");
+
+    // What has the same name is the same text, and the server still has it.
+    let known = r#"{"timestamp": 0, "input_length": 530, "output_length": 8, "hash_ids": [46]}"#;
+    let (status, said, rows) = replay(known, &["--check-answers", "0"]);
+    assert_eq!(status, Some(0), "{said}");
+    let n_cached: usize = rows[1][place("cached_tokens")].parse().expect("a count");
+    assert!((480..=512).contains(&n_cached), "{n_cached} of 512: {said}");
+
+    let (status, said, _) = replay(&trace.replace("[46, 49]", "[46, 49, 50]"), &[]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("trace.jsonl, line 5: more hash_ids than blocks of 512"), "{said}");
+}
+
+#[test]
+fn every_option_of_a_measurement_can_be_given() {
+    let (_server, printed) = Program::start(&["serve", "demo", "--port", "0", "--api-key", "k"]);
+    let url = format!("http://{}", address(&printed));
+    let measure = |options: &str| {
+        // However slow the machine is: it is not the generator that is tested here.
+        let always = format!("--url {url} --api-key k --quiet --lag-max-ms 1e9 --requests 4");
+        bench(&always.split(' ').chain(options.split(' ')).collect::<Vec<_>>())
+    };
+    let rows: &[(&str, &str)] = &[
+        ("--endpoint chat --model demo --threads 1", "4 of 4 answered"),
+        ("--endpoint completions", "run 1: completions, 1 user"),
+        ("--endpoint generate", "run 1: generate, 1 user"),
+        ("--endpoint generate-stream", "run 1: generate-stream, 1 user"),
+        ("--endpoint infer --concurrency 2", "run 1: infer, 2 users"),
+        ("--compare-protocols", "run 5: "),
+        ("--preset s1 --concurrency 2", "4 of 4 answered"),
+        ("--preset s2 --concurrency 2", "4 of 4 answered"),
+        ("--preset mlperf-server --rate 40", "4 of 4 answered"),
+        ("--preset mlperf-interactive --rate 40", "4 of 4 answered"),
+        ("--rate 40", "4 of 4 answered"),
+        ("--rate 40 --arrivals gamma --burstiness 0.3", "4 of 4 answered"),
+        ("--rate 40 --arrivals constant --max-in-flight 1", "4 of 4 answered"),
+        ("--rate 40 --arrivals ramp --ramp-to 80 --duration 1", "4 of 4 answered"),
+        ("--shared-prefix 20 --prefixes 2 --warmup 1", "4 of 4 answered"),
+        ("--turns 2-3 --think-time 0.01", "4 of 4 answered"),
+        ("--thinking 0.5", "4 of 4 answered"),
+        ("--cancel 1", "4 cancelled"),
+        ("--temperature 0.8 --natural-end --seed 9", "seed 9"),
+        ("--slo ttft=1e9 --slo tpot=1e9 --slo e2e=1e9 --slo-percentile 90", "goodput"),
+        ("--repeats 2 --check-answers 2", "run 2: "),
+        ("--timeout 600", "4 of 4 answered"),
+    ];
+    for (options, expected) in rows {
+        let (status, said) = measure(&format!("--isl 40 --osl 12 {options}"));
+        assert!(said.contains(expected), "{options}: {said}");
+        assert_eq!(status, Some(0), "{options}: {said}");
+    }
+    // Lengths that are drawn; short answers may be of tokens without text, which is said.
+    for lengths in ["--isl 40-60 --osl 12-16", "--isl lognormal:60,10 --osl lognormal:16,2"] {
+        let (status, said) = measure(lengths);
+        assert_eq!(status, Some(0), "{lengths}: {said}");
+    }
+}
