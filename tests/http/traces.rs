@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use harness::serving::{ServerSettings, TestServer};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -130,7 +131,7 @@ fn asked_by(flags: &str) -> String {
     format!("00-{TRACE}-{CALLER}-{flags}")
 }
 
-fn question() -> Value {
+pub(crate) fn question() -> Value {
     json!({ "prompt": "a", "max_tokens": 12, "ignore_eos": true, "temperature": 0 })
 }
 
@@ -152,7 +153,9 @@ fn a_request_is_traced_from_its_caller_to_the_steps_that_served_it() {
     let collector = Collector::new(Some("200 OK"));
     let server = TestServer::start(collector.settings(0.0, 1.0));
     let client = server.client.with_header("traceparent", &asked_by("01"));
-    client.post(COMPLETIONS, &with(&question(), json!({ "n": 2 }))).ok();
+    let client = client.with_header("tracestate", "vendor=asks");
+    let usage = client.post(COMPLETIONS, &with(&question(), json!({ "n": 2 }))).ok();
+    let records = server.app.engine.steps_since(0);
     let spans = collector.spans(server);
 
     let request = spans.iter().find(|span| span.kind() == SpanKind::Server).expect("its span");
@@ -161,7 +164,11 @@ fn a_request_is_traced_from_its_caller_to_the_steps_that_served_it() {
         (hex(&request.trace_id), hex(&request.parent_span_id)),
         (TRACE.into(), CALLER.into())
     );
+    assert_eq!(request.trace_state, "vendor=asks");
     assert_eq!(number(request, "gen_ai.usage.output_tokens"), 24);
+    let n_prompt = usage["usage"]["prompt_tokens"].as_u64().expect("a count");
+    // Of each answer's prompt.
+    assert_eq!(number(request, "gen_ai.usage.input_tokens"), 2 * n_prompt);
     assert_eq!(number(request, "http.response.status_code"), 200);
     assert_eq!(text(&request.attributes, "lnserve.outcome"), "length");
 
@@ -199,9 +206,57 @@ fn a_request_is_traced_from_its_caller_to_the_steps_that_served_it() {
     }
     let told = steps_of(&spans, request);
     assert!(told.is_superset(&linked), "{told:?} lacks some of {linked:?}");
-    let step = spans.iter().find(|span| span.name == "step").expect("a step");
-    assert_ne!(step.trace_id, request.trace_id, "a step serves many, and is part of no request");
-    assert!(step.end_time_unix_nano > step.start_time_unix_nano);
+    for step in spans.iter().filter(|span| span.name == "step") {
+        assert_ne!(step.trace_id, request.trace_id, "a step serves many, and is part of none");
+        let took_ns = step.end_time_unix_nano - step.start_time_unix_nano;
+        let record = &records[number(step, "lnserve.step") as usize];
+        assert_eq!(u128::from(took_ns), record.took.as_nanos(), "{record:?}");
+        let n_tokens = number(step, "lnserve.step.decode_tokens");
+        assert_eq!(n_tokens, record.n_decode_tokens as u64, "{record:?}");
+    }
+}
+
+/// By the clock on the wall.
+fn now_ns() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later");
+    u64::try_from(now.as_nanos()).expect("it is not much later")
+}
+
+#[test]
+fn spans_are_as_long_as_what_they_tell_of_and_at_its_time() {
+    const WAITED: Duration = Duration::from_millis(30);
+    let collector = Collector::new(Some("200 OK"));
+    let server = TestServer::start(collector.settings(1.0, 1.0));
+    let began_ns = now_ns();
+    let held = server.hold_engine();
+    thread::scope(|scope| {
+        scope.spawn(|| server.client.post(COMPLETIONS, &question()).ok());
+        server.wait_until("it waits", |app| app.engine.n_live() == 2);
+        // Every span that holds this is at least so long, however slow the machine is.
+        thread::sleep(WAITED);
+        drop(held);
+    });
+    let spans = collector.spans(server);
+    let ended_ns = now_ns();
+    // A moment by both clocks is read from one after the other: what lies between moves all spans
+    // of a request to later, by less than the whole test takes.
+    let latest_ns = ended_ns + (ended_ns - began_ns);
+    for span in &spans {
+        let (from, to) = (span.start_time_unix_nano, span.end_time_unix_nano);
+        assert!(began_ns <= from && from <= to && to <= latest_ns, "{span:?}");
+    }
+    let named = |name: &str| {
+        let mut same = spans.iter().filter(|span| span.name == name);
+        same.next().unwrap_or_else(|| panic!("no {name} in {spans:?}"))
+    };
+    let took = |name: &str| {
+        let span = named(name);
+        Duration::from_nanos(span.end_time_unix_nano - span.start_time_unix_nano)
+    };
+    let whole = took("POST /v1/completions");
+    assert!(whole >= WAITED, "{whole:?}");
+    let parts: Duration = ["queue", "prefill", "decode"].map(took).iter().sum();
+    assert!(parts <= whole, "{parts:?} of {whole:?}");
 }
 
 #[test]
