@@ -197,7 +197,7 @@ where
     }
 
     fn apply_results(&mut self, ran: Ran) {
-        let Ran { plan, mut output, tokens, took } = ran;
+        let Ran { plan, mut output, tokens, took, span } = ran;
         let mut gone = Vec::new();
         for row in &plan.rows {
             let Some(live) = self.live.get_mut(&row.request) else { continue };
@@ -216,7 +216,7 @@ where
             }
         }
         // First, so that whoever has read a token finds the step that it came of.
-        self.record_step(&plan, &took);
+        span.in_scope(|| self.record_step(&plan, &took));
         let took_us = took.ran.as_micros() as u64;
         let result = StepResult { step: plan.step, tokens, took_us };
         self.apply(Event::Complete(result), &mut output.rows);

@@ -118,6 +118,8 @@ pub(crate) struct Arrival {
     pub(crate) guide: Option<Guide>,
     pub(crate) deliver: Deliver,
     pub(crate) arrived: Instant,
+    /// Where it was submitted; steps that serve it follow from that.
+    pub(crate) span: tracing::Span,
 }
 
 impl Shared {
@@ -193,7 +195,9 @@ impl EngineHandle {
         self.shared.set_state(RunState::Draining);
     }
 
-    /// Queues a request; its outputs go to `deliver`. Never blocks.
+    /// Queues a request; its outputs go to `deliver`. Never blocks. Who subscribes to `tracing`
+    /// finds the steps that serve it (target `engine::step`) to follow from the span that is
+    /// current here.
     ///
     /// # Errors
     /// What the request breaks, [`SubmitError::QueueFull`], or why the engine takes none.
@@ -224,7 +228,8 @@ impl EngineHandle {
         self.shared.n_live.fetch_add(1, Ordering::Relaxed);
         let id = RequestId(inbox.n_submitted);
         inbox.n_submitted += 1;
-        inbox.arrivals.push_back(Arrival { id, request, guide, deliver, arrived: Instant::now() });
+        let (arrived, span) = (Instant::now(), tracing::Span::current());
+        inbox.arrivals.push_back(Arrival { id, request, guide, deliver, arrived, span });
         drop(inbox);
         self.shared.wake.notify_one();
         Ok(Ticket { shared: Arc::clone(&self.shared), request: id })

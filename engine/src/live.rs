@@ -15,6 +15,8 @@ pub(crate) struct Live {
     pub(crate) request: Arc<Request>,
     pub(crate) deliver: Deliver,
     pub(crate) arrived: Instant,
+    /// Where it was submitted.
+    pub(crate) span: tracing::Span,
     pub(crate) admitted: Option<Instant>,
     pub(crate) first_token: Option<Instant>,
     pub(crate) n_generated: usize,
@@ -40,6 +42,7 @@ impl Live {
             request: Arc::new(arrival.request),
             deliver: arrival.deliver,
             arrived: arrival.arrived,
+            span: arrival.span,
             admitted: None,
             first_token: None,
             n_generated: 0,

@@ -13,6 +13,7 @@ mod malformed;
 mod page;
 mod probes;
 mod robust;
+mod spans;
 mod traces;
 mod triton;
 

@@ -167,6 +167,8 @@ def logged(log, used):
             sys.exit(f"how it ended: {one}")
         if one["span"]["trace_id"] != TRACE:
             sys.exit(f"which trace: {one}")
+        if not 0 <= fields["first_step"] <= fields["last_step"]:
+            sys.exit(f"which steps: {one}")
         if times != sorted(times) or one["span"]["route"] != "/v1/chat/completions":
             sys.exit(f"when and where: {one}")
     print("ok    each line says how it ended, and when")

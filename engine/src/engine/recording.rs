@@ -5,7 +5,7 @@ use parallel::{RankTime, RankWorker};
 use scheduler::{Row, StepPlan};
 
 use super::EngineLoop;
-use super::steps::Took;
+use super::steps::{STEP_TARGET, Took};
 use crate::rank::{RankCommand, RankReply};
 use crate::request::SpanName;
 use crate::stats::StepKind;
@@ -72,6 +72,13 @@ where
         self.shared.steps.record(next);
         self.trace_step(plan, took);
         let next = &mut self.recorder.next;
+        tracing::trace!(
+            target: STEP_TARGET,
+            took_us = took.ran.as_micros() as u64,
+            n_prefill_tokens = next.n_prefill_tokens,
+            n_decode_tokens = next.n_decode_tokens,
+            "done"
+        );
         next.idx += 1;
         let mut stats = self.shared.stats.lock();
         stats.n_prefill_rows += next.n_prefill_rows as u64;

@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 
 use parallel::{RankError, RankWorker};
 use scheduler::{Emit, GroupIdx, PageMove, Row, StepPlan, TokenId};
+use tracing::Span;
 
 use super::EngineLoop;
 use crate::live::Live;
 use crate::model::sampling;
 use crate::rank::{RankCommand, RankReply, StepInput, StepOutput};
+
+/// What filters of the log call steps by.
+pub(super) const STEP_TARGET: &str = "engine::step";
 
 /// A step that the ranks were told to run.
 pub(super) struct Running {
@@ -20,6 +24,8 @@ pub(super) struct Running {
     pub(super) is_submitted: bool,
     /// What its plan took to make.
     pub(super) planned: Duration,
+    /// For who subscribes to `tracing`; open until its results were seen.
+    pub(super) span: Span,
 }
 
 /// What a step took.
@@ -40,6 +46,7 @@ pub(super) struct Ran {
     /// One entry an answer of the plan.
     pub(super) tokens: Vec<Option<TokenId>>,
     pub(super) took: Took,
+    pub(super) span: Span,
 }
 
 impl<W> EngineLoop<W>
@@ -64,14 +71,28 @@ where
     pub(super) fn submit(&mut self, input: StepInput) -> Result<Option<Ran>, RankError> {
         let is_behind = self.running.as_ref().is_some_and(|running| running.is_submitted);
         let mut ran = if is_behind { None } else { self.land()? };
+        let span = self.span(&input.plan);
         let (input, began) = (Arc::new(input), Instant::now());
         let replies = self.pool.broadcast(RankCommand::Submit(Arc::clone(&input)))?;
         if let Some(running) = self.running.take() {
             ran = Some(self.ran(running, replies));
         }
         let planned = self.planned;
-        self.running = Some(Running { input, began, is_submitted: true, planned });
+        self.running = Some(Running { input, began, is_submitted: true, planned, span });
         Ok(ran)
+    }
+
+    /// A step's span, which follows from those of the requests in it. Where nobody subscribes to
+    /// it, that is found out by one load, and there is none.
+    fn span(&self, plan: &StepPlan) -> Span {
+        let step = plan.step.0;
+        let span = tracing::trace_span!(target: STEP_TARGET, parent: None, "step", step);
+        if !span.is_disabled() {
+            for live in plan.rows.iter().filter_map(|row| self.live.get(&row.request)) {
+                span.follows_from(&live.span);
+            }
+        }
+        span
     }
 
     /// The next step, if there is something to run.
@@ -102,11 +123,12 @@ where
     }
 
     pub(super) fn start(&mut self, input: StepInput) -> Result<(), RankError> {
+        let span = self.span(&input.plan);
         let input = Arc::new(input);
         // First, for ranks begin while the command is still being handed to the last of them.
         let (began, planned) = (Instant::now(), self.planned);
         self.pool.send(RankCommand::Step(Arc::clone(&input)))?;
-        self.running = Some(Running { input, began, is_submitted: false, planned });
+        self.running = Some(Running { input, began, is_submitted: false, planned, span });
         Ok(())
     }
 
@@ -122,7 +144,7 @@ where
 
     /// A step that the ranks have answered.
     pub(super) fn ran(&mut self, running: Running, replies: Vec<RankReply>) -> Ran {
-        let Running { input, began, planned, .. } = running;
+        let Running { input, began, planned, span, .. } = running;
         // A step that lay behind another ran from when that one was done.
         let began = began.max(std::mem::replace(&mut self.landed, Instant::now()));
         let took = Took { planned, ran: self.landed.duration_since(began), ended: self.landed };
@@ -138,6 +160,6 @@ where
             Arc::into_inner(input).expect("ranks drop the plan before they answer");
         assert_eq!(output.rows.len(), plan.n_answers(), "one output an answer");
         let tokens = output.rows.iter().map(|row| row.token).collect();
-        Ran { plan, output, tokens, took }
+        Ran { plan, output, tokens, took, span }
     }
 }

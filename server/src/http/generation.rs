@@ -280,7 +280,7 @@ impl Generations {
             None => {
                 let after = at.saturating_duration_since(choice.submitted);
                 metrics.first_token(after, choice.prepared);
-                self.record.began_to_speak(at);
+                self.record.began_to_speak((at, step_idx));
             }
             Some((last, _)) => metrics.token_gap(at.saturating_duration_since(last)),
         }
@@ -335,7 +335,7 @@ impl Generations {
         if let Some(traced) = self.record.traced() {
             traced.generation(&choice.moments(choice_idx, now));
         }
-        self.record.ended(&summary, choice.n_cached);
+        self.record.ended(&summary, choice.n_cached, choice.last_token.map(|(_, step)| step));
         self.app.metrics.generation(summary);
         // Cancels what is still to come, if anything is. Last, so that whoever sees the engine idle
         // finds the generation counted.

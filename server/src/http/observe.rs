@@ -3,7 +3,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,9 @@ pub struct Record {
     admitted: OnceLock<Duration>,
     n_cached: AtomicUsize,
     first_token: OnceLock<Duration>,
+    /// The steps that its first token and its last came of.
+    first_step: OnceLock<u64>,
+    last_step: AtomicU64,
     queued: OnceLock<Duration>,
     /// How its first generation to end did.
     outcome: OnceLock<&'static str>,
@@ -118,6 +121,8 @@ impl Record {
             admitted: OnceLock::new(),
             n_cached: AtomicUsize::new(0),
             first_token: OnceLock::new(),
+            first_step: OnceLock::new(),
+            last_step: AtomicU64::new(0),
             queued: OnceLock::new(),
             outcome: OnceLock::new(),
             tenant: OnceLock::new(),
@@ -157,8 +162,9 @@ impl Record {
         let _ = self.admitted.set(at.saturating_duration_since(self.began));
     }
 
-    /// A generation's first token was generated.
-    pub fn began_to_speak(&self, at: Instant) {
+    /// A generation's first token was generated, in this step.
+    pub fn began_to_speak(&self, (at, step_idx): (Instant, u64)) {
+        let _ = self.first_step.set(step_idx);
         let _ = self.first_token.set(at.saturating_duration_since(self.began));
     }
 
@@ -171,9 +177,10 @@ impl Record {
         })
     }
 
-    /// A generation is over.
-    pub fn ended(&self, summary: &GenerationSummary, n_cached: usize) {
+    /// A generation is over, whose last token came of `last_step`, if it had one.
+    pub fn ended(&self, summary: &GenerationSummary, n_cached: usize, last_step: Option<u64>) {
         let _ = self.outcome.set(summary.ended.word());
+        self.last_step.fetch_max(last_step.unwrap_or_default(), Ordering::Relaxed);
         self.n_cached.fetch_add(n_cached, Ordering::Relaxed);
         self.n_generated.fetch_add(summary.n_generated, Ordering::Relaxed);
         if let Some(queued) = summary.queued {
@@ -239,6 +246,8 @@ impl Drop for Record {
         let (n_cached, outcome) = (*self.n_cached.get_mut(), self.outcome.get());
         let queued_ms = self.queued.get().copied().map(milliseconds);
         let tenant = self.tenant().0;
+        let first_step = self.first_step.get();
+        let last_step = first_step.map(|_| *self.last_step.get_mut());
         tracing::info!(
             status,
             outcome,
@@ -246,6 +255,8 @@ impl Drop for Record {
             n_prompt,
             n_cached,
             n_generated,
+            first_step,
+            last_step,
             queued_ms,
             ttft_ms,
             total_ms,
