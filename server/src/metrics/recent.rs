@@ -79,11 +79,12 @@ impl Recent {
     fn quantiles_at(&self, now: Duration) -> Quantiles {
         let mut slices = self.slices.lock();
         slices.turn_to(now);
-        let mut all = slices.histograms[0].clone();
-        for slice in &slices.histograms[1..] {
+        // Copied, so that no token's time waits until these are added up.
+        let [mut all, rest @ ..] = slices.histograms.clone();
+        drop(slices);
+        for slice in &rest {
             all.add(slice).expect("all have the same bounds");
         }
-        drop(slices);
         let at = |quantile| match all.len() {
             0 => Duration::ZERO,
             _ => Duration::from_micros(all.value_at_quantile(quantile)),

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::State as Shared;
 use axum::response::Response;
 use parking_lot::Mutex;
@@ -39,8 +40,8 @@ struct Sample {
     first: u64,
     /// The steps that were made by this one.
     end: u64,
-    /// As it is written.
-    event: Arc<[u8]>,
+    /// As it is written, to all from the same memory.
+    event: Bytes,
 }
 
 /// Where watchers hear of the node.
@@ -150,7 +151,7 @@ async fn tell(app: &App, chunks: &Chunks, _seat: OwnedSemaphorePermit) -> Result
             sample = Sample::new(app, told);
         }
         told = told.max(sample.end);
-        chunks.write(sample.event.to_vec()).await?;
+        chunks.write(sample.event).await?;
     }
     Ok(())
 }
