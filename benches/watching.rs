@@ -22,10 +22,10 @@ use harness::serving::{ServerSettings, TestServer};
 use serde_json::json;
 
 const N_WATCHERS: usize = 8;
-const N_PAIRS: usize = 60;
+const N_PAIRS: usize = 40;
 
-/// Of sixty sorted values, the 22nd and the 39th have the median between them with 95 %.
-const INTERVAL: [usize; 2] = [21, 38];
+/// Of forty sorted values, the 14th and the 27th have the median between them with 95 %.
+const INTERVAL: [usize; 2] = [13, 26];
 
 const N_CALLERS: usize = 4;
 const N_ANSWER_TOKENS: usize = 200;

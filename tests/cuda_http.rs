@@ -1,5 +1,7 @@
 //! The demo model on eight virtual GPUs, asked over HTTP as a user would, beside the processor.
 
+use std::time::Duration;
+
 use engine::DeviceKind;
 use harness::accuracy::{HANGING, accuracy, problems};
 use harness::http::Client;
@@ -99,4 +101,28 @@ fn eight_gpus_answer_as_the_processor_does() {
     println!("{:.0} % of {} problems solved on eight GPUs", 100.0 * solved, problems.len());
     assert!(solved > 0.9, "{solved} of the problems solved");
     servers.iter().for_each(TestServer::expect_idle);
+    every_gpu_tells_its_time(&servers[1]);
+}
+
+/// By its own clock, which on the virtual node is that of a processor that runs kernels slowly.
+fn every_gpu_tells_its_time(server: &TestServer) {
+    let (stats, metrics) = (server.app.engine.stats(), server.client.get("/metrics").text());
+    assert_eq!(stats.ranks.len(), 8);
+    for (rank, time) in stats.ranks.iter().enumerate() {
+        let parts = [Duration::ZERO, time.waited, time.exchanged, time.served];
+        assert!(parts.is_sorted_by(|less, more| less < more), "rank {rank}: {time:?}");
+        for name in ["busy", "exchange", "wait"] {
+            let name = format!("lnserve_rank_{name}_seconds_total{{rank=\"{rank}\"}} ");
+            let value = metrics.lines().find_map(|line| line.strip_prefix(&name));
+            let seconds: f64 = value.expect(&name).parse().expect("a number");
+            assert!(seconds > 0.0, "{name}{seconds}");
+        }
+    }
+    let steps = server.app.engine.steps_since(0);
+    for step in &steps {
+        for rank in &step.ranks {
+            assert!(rank.waited <= rank.exchanged && rank.exchanged <= rank.served, "{step:?}");
+        }
+    }
+    assert!(steps.iter().any(|step| step.ranks.iter().all(|rank| !rank.exchanged.is_zero())));
 }

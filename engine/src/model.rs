@@ -12,7 +12,7 @@ pub(crate) mod sampling;
 
 use std::ops::Range;
 
-use parallel::{Communicator, Rank};
+use parallel::{Communicator, Rank, RankTime};
 use scheduler::{PageMove, StepPlan};
 use weights::{ModelSpec, RankWeights};
 
@@ -161,15 +161,24 @@ impl Model {
         }
     }
 
+    /// What its device's time went into since this was last asked, if it has one.
+    pub(crate) fn take_device_time(&mut self) -> Option<RankTime> {
+        match &mut self.steps {
+            Steps::Host(_) => None,
+            Steps::Device(steps) => Some(steps.take_time()),
+        }
+    }
+
     /// Waits for the oldest step that was submitted, and says what its rows yield.
     pub(crate) fn land(
         &mut self,
+        exec: &Exec,
         communicator: &mut Communicator,
         rows: Option<&mut Vec<RowOutput>>,
     ) -> Result<(), StepError> {
         match &mut self.steps {
             Steps::Host(_) => panic!("nothing was submitted to the processor"),
-            Steps::Device(steps) => steps.land(communicator, rows),
+            Steps::Device(steps) => steps.land(exec, communicator, rows),
         }
     }
 }

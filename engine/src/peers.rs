@@ -14,7 +14,9 @@ use parallel::{CollectiveError, Communicator};
 
 use crate::device::cuda::{CudaExec, Event, Pinned, Stream};
 use crate::device::{DeviceError, DevicePtr};
-use crate::kernels::launching::{Exchange, FLAG_BYTES, N_RANKS_MAX, STATE_BYTES};
+use crate::kernels::launching::{
+    Exchange, FLAG_BYTES, N_RANKS_MAX, SPENT_OFFSET_BYTES, STATE_BYTES,
+};
 use crate::rank::StepError;
 
 /// How long a rank asks its device without a pause: longer than a step's last kernels, shorter
@@ -96,6 +98,8 @@ pub(crate) struct Peers {
     /// Of every rank, by rank.
     flags: [DevicePtr; N_RANKS_MAX],
     state: DevicePtr,
+    /// What exchanges took and waited, as of the step that has the turn.
+    spent: [Pinned; 2],
     deadline: Duration,
     escape: Escape,
 }
@@ -135,7 +139,9 @@ impl Peers {
         let escape = Escape { stream: exec.new_stream()?, epoch: exec.alloc_pinned(STATE_BYTES)? };
         // Whoever knows a peer's flags knows that they are zero: it has met the peer here.
         let flags = gather(communicator, flags)?;
-        Ok(Peers { n_ranks, rank_idx, flags, state, deadline, escape })
+        let spent = || exec.alloc_pinned(STATE_BYTES - SPENT_OFFSET_BYTES);
+        let spent = [spent()?, spent()?];
+        Ok(Peers { n_ranks, rank_idx, flags, state, spent, deadline, escape })
     }
 
     /// Every rank's `own`, by rank: memory that all ranks' kernels may then read. Every rank calls
@@ -155,6 +161,20 @@ impl Peers {
     pub(crate) fn exchange(&self) -> Exchange {
         let Peers { n_ranks, rank_idx: rank, flags, state, .. } = *self;
         Exchange { flags, state, n_ranks, rank }
+    }
+
+    /// Submits the copy of what exchanges took, to where the step of `turn` reads it.
+    pub(crate) fn read_back(&self, exec: &CudaExec, turn: usize) -> Result<(), DeviceError> {
+        let from = self.state.offset(SPENT_OFFSET_BYTES);
+        exec.stream().copy_out(&self.spent[turn], 0, from, self.spent[turn].n_bytes())
+    }
+
+    /// What all exchanges so far took, and what of it they waited for other ranks, once the stream
+    /// has got there. Both in nanoseconds.
+    pub(crate) fn spent_ns(&self, turn: usize) -> [u64; 2] {
+        let mut spent_ns = [0; 2];
+        self.spent[turn].read(0, &mut spent_ns);
+        spent_ns
     }
 
     /// Waits until the stream has passed `event`, and looks after the peers meanwhile.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parallel::{CollectiveError, Communicator, RankWorker};
+use parallel::{CollectiveError, Communicator, RankTime, RankWorker};
 use scheduler::{SlotIdx, StepPlan, TokenId};
 use thiserror::Error;
 use weights::{Checkpoint, LoadError};
@@ -151,6 +151,10 @@ impl RankWorker for ModelWorker {
         self.mapped.as_ref().map_or(Ok(()), Checkpoint::check_intact)?;
         Ok(reply)
     }
+
+    fn take_device_time(&mut self) -> Option<RankTime> {
+        self.model.take_device_time()
+    }
 }
 
 impl ModelWorker {
@@ -194,9 +198,9 @@ impl ModelWorker {
     }
 
     fn land(&mut self) -> Result<RankReply, StepError> {
-        let ModelWorker { model, communicator, sampler, .. } = self;
+        let ModelWorker { model, exec, communicator, sampler, .. } = self;
         let mut rows = Vec::new();
-        model.land(communicator, sampler.is_some().then_some(&mut rows))?;
+        model.land(exec, communicator, sampler.is_some().then_some(&mut rows))?;
         Ok(RankReply::Stepped(sampler.is_some().then_some(StepOutput { rows })))
     }
 

@@ -6,10 +6,11 @@ use std::time::Duration;
 /// What a rank's time went into, since it was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RankTime {
-    /// It served commands.
+    /// It served commands; of a rank with a device, its device worked at them, by its own clock.
     pub served: Duration,
-    /// Of that, it exchanged numbers with its peers through the host's memory. What devices
-    /// exchange among themselves is not seen here.
+    /// Of that, it exchanged numbers with its peers: through the host's memory, or in kernels that
+    /// meet, with what these make of the sum, or by the devices' library, whose waits are not told
+    /// apart. What is gathered of logits by the library is not in it.
     pub exchanged: Duration,
     /// Of that, it waited for a peer.
     pub waited: Duration,
@@ -26,6 +27,15 @@ pub(crate) struct RankClock {
 impl RankClock {
     pub(crate) fn serve(&self, took: Duration) {
         add(&self.served_ns, took);
+    }
+
+    /// What a device's time went into during a command, before which the clock stood at `before`.
+    /// What was exchanged through the host's memory meanwhile is time that the device did not see.
+    pub(crate) fn add_device(&self, time: RankTime, before: RankTime) {
+        let on_host = self.read().exchanged.saturating_sub(before.exchanged);
+        self.serve(time.served + on_host);
+        self.exchange(time.exchanged);
+        self.wait(time.waited);
     }
 
     pub(crate) fn exchange(&self, took: Duration) {

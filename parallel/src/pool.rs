@@ -40,6 +40,12 @@ pub trait RankWorker {
     /// # Errors
     /// Any error ends the pool. A [`crate::CollectiveError`] is passed on as it is.
     fn handle(&mut self, command: Self::Command) -> Result<Self::Reply, Self::Error>;
+
+    /// What its device's time went into since this was last asked; asked after every command. Who
+    /// has no device is timed by its thread.
+    fn take_device_time(&mut self) -> Option<RankTime> {
+        None
+    }
 }
 
 /// How a pool is made.

@@ -88,11 +88,15 @@ impl<W: RankWorker, E> RankThread<W, E> {
         let mut n_served = 0;
         while let Some(Order { command_idx, command }) = self.shared.inboxes[self.rank.idx()].take()
         {
-            let began = Instant::now();
+            let clock = self.shared.group.clock(self.rank);
+            let (began, before) = (Instant::now(), clock.read());
             let failure = match catch(|| worker.handle(command)) {
                 Ok(Ok(reply)) => {
                     // Before the answer, so that whoever has it reads the sum with it.
-                    self.shared.group.clock(self.rank).serve(began.elapsed());
+                    match worker.take_device_time() {
+                        None => clock.serve(began.elapsed()),
+                        Some(time) => clock.add_device(time, before),
+                    }
                     self.shared.group.leave(self.rank);
                     n_served = command_idx + 1;
                     self.shared.replies.fill(self.rank, reply);

@@ -142,7 +142,7 @@ function rankTimes() {
 function ranks() {
   const times = rankTimes();
   const most = Math.max(...times.map((time) => time.served), 1e-6);
-  const exchanges = about.device === "cpu" && about.n_ranks > 1;
+  const exchanges = about.n_ranks > 1;
   const lines = times.map(({ served, exchanging, waited }, rank) => {
     const computing = served - exchanging - waited;
     const words = exchanges
@@ -164,7 +164,7 @@ function ranks() {
       make("span", "key wait"), "waits",
     );
   } else if (!exchanges) {
-    legend.textContent = about.device === "cpu" ? "a step" : "a step, as the host sees it";
+    legend.textContent = "a step";
   }
   $("ranks").replaceChildren(...lines);
 }

@@ -7,7 +7,7 @@ use weights::Checkpoint;
 
 use super::BuildError;
 use crate::device::cuda::{CudaExec, DevicePtr};
-use crate::device::{Exec, Gpu, Projection, RopeFrequencies, SharedMemory};
+use crate::device::{Exec, Gpu, Laps, Projection, RopeFrequencies, SharedMemory};
 use crate::kernels::linear::cuda::{Choice, Gemms};
 use crate::loading::{Carve, Copying, LoadingError, LoadingSeat, Placer, stage};
 use crate::memory_plan::{MemoryPlan, StepMemory, StepSizes};
@@ -93,7 +93,8 @@ pub(super) fn build(
     };
     let steps = DeviceSteps::new(&exec, steps)?;
     let gemms = gemms(&exec, &network, sizes)?;
-    let mut exec = Exec::Cuda(Box::new(Gpu { exec, gemms, magnitudes, shared }));
+    let laps = laps(&exec, plan.n_ranks, spec.blocks.len())?;
+    let mut exec = Exec::Cuda(Box::new(Gpu { exec, gemms, magnitudes, shared, laps }));
     let mut model = Model::on_device(network, scratch, steps);
     model.keep_on_host(&exec, &plan.host_pages)?;
     model.record(&mut exec, &mut communicator)?;
@@ -102,6 +103,12 @@ pub(super) fn build(
     }
     let sampler = (rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     Ok(ModelWorker { communicator, model, exec, sampler, mapped: None })
+}
+
+/// For a sum behind each sub-block, and one behind the embedding.
+fn laps(exec: &CudaExec, n_ranks: usize, n_blocks: usize) -> Result<Laps, BuildError> {
+    let n_sums = if n_ranks > 1 { 2 * n_blocks + 1 } else { 0 };
+    Ok(Laps::new(exec, n_sums)?)
 }
 
 /// Sends everything to the device.

@@ -2,6 +2,7 @@
 
 use super::DevicePtr;
 use super::cuda::CudaExec;
+use super::laps::Laps;
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::linear::cuda::Gemms;
 use crate::peers::{Carrier, carrier};
@@ -16,6 +17,8 @@ pub struct Gpu {
     pub magnitudes: DevicePtr,
     /// What kernels of several ranks share; `None` for a rank alone.
     pub shared: Option<SharedMemory>,
+    /// What sums take that NCCL carries.
+    pub laps: Laps,
 }
 
 /// A piece of every rank's memory that all their kernels may read and write, laid out alike.

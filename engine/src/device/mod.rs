@@ -13,6 +13,7 @@ mod gpu;
 mod host_pages;
 mod host_view;
 mod kv;
+mod laps;
 mod projection;
 mod rope;
 pub(crate) mod simd;
@@ -31,6 +32,7 @@ pub(crate) use host_view::Tiles;
 pub use host_view::{HostView, HostViewMut};
 pub use kv::{DevicePages, KvLocation, KvRegion, KvShape};
 pub(crate) use kv::{KvPlace, Scaled};
+pub use laps::Laps;
 pub use projection::{
     Deferred, DeviceProjection, N_PARTS_MAX, Projection, Table, Vector, WeightFactors,
 };

@@ -262,16 +262,38 @@ struct OfRanks {
 // Where ranks also write to each other, after `await`, the call ends with a second exchange,
 // `leave_together`: what was written is there when the kernel ends, and all reading has ended, too.
 //
+// What a rank's exchanges took is summed behind the two counts, for whoever reads it between two
+// kernels: nanoseconds from the begin of each to its end, and those of them in which it waited for
+// others. A begin is taken off the sum and an end put on it, by additions that nobody waits for: so
+// nothing is kept from the one to the other, and it does not matter which block notes which.
+//
 // All blocks of the grid must fit on the device at once: block 0 is the one that publishes, and
 // others wait for it, whatever the order they start in.
 struct Exchange {
     OfRanks<u32> flags;
     // Those of this rank. Picking them out of `flags` would be an array in local memory.
     u32* own_flags;
+    // The two counts, then two u64: what exchanges took, and what of it they waited.
     u32* state;
     i32 n_ranks;
     i32 rank;
 };
+
+// The device's clock. Its steps are coarse, up to a microsecond, but as exchanges begin and end
+// anywhere between two of them, sums of many come out right.
+__device__ __forceinline__ u64 now_ns() {
+    u64 ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns)::"memory");
+    return ns;
+}
+
+__device__ __forceinline__ void note_taken(const Exchange& exchange, u64 ns) {
+    atomicAdd(reinterpret_cast<u64*>(exchange.state) + 1, ns);
+}
+
+__device__ __forceinline__ void note_waited(const Exchange& exchange, u64 ns) {
+    atomicAdd(reinterpret_cast<u64*>(exchange.state) + 2, ns);
+}
 
 // Predicated rather than branched around: the compiler would join the branches of several flags
 // into one that looks its address up, from an array in local memory.
@@ -309,17 +331,31 @@ __device__ __forceinline__ void publish(const Exchange& exchange, u32 epoch) {
 // exchange's epoch, for `await` and for the one that leaves.
 __device__ __forceinline__ u32 announce(const Exchange& exchange) {
     const u32 epoch = *reinterpret_cast<volatile u32*>(exchange.state) + 1;
-    if (blockIdx.x == 0) publish(exchange, epoch);
+    if (blockIdx.x == 0) {
+        publish(exchange, epoch);
+        // After that, for nobody waits for it.
+        if (threadIdx.x == 0) {
+            const u64 began_ns = now_ns();
+            note_taken(exchange, -began_ns);
+            note_waited(exchange, -began_ns);
+        }
+    }
     return epoch;
 }
 
-// Every thread of the grid calls it. When it returns, every rank has announced the exchange.
-__device__ __forceinline__ void await(const Exchange& exchange, u32 epoch) {
+// Every thread of a block calls it. When it returns, every rank has announced the exchange.
+__device__ __forceinline__ void await_ranks(const Exchange& exchange, u32 epoch) {
     if (threadIdx.x < exchange.n_ranks) {
         // The difference is right even when the count has wrapped around.
         while (i32(published(exchange.own_flags + threadIdx.x) - epoch) < 0) {}
     }
     __syncthreads();
+}
+
+// The same, by every thread of the grid.
+__device__ __forceinline__ void await(const Exchange& exchange, u32 epoch) {
+    await_ranks(exchange, epoch);
+    if (blockIdx.x == 0 && threadIdx.x == 0) note_waited(exchange, now_ns());
 }
 
 // Every thread of the first `n_blocks` blocks, which are those that exchange, calls it at any time
@@ -331,6 +367,7 @@ __device__ __forceinline__ void leave(const Exchange& exchange, u32 epoch, u32 n
     if (atomicAdd(exchange.state + 1, 1) == n_blocks - 1) {
         exchange.state[1] = 0;
         exchange.state[0] = epoch;
+        note_taken(exchange, now_ns());
     }
 }
 
@@ -349,9 +386,13 @@ __device__ __forceinline__ void leave_together(const Exchange& exchange, u32 epo
     }
     __syncthreads();
     if (!is_last) return;
+    const u64 began_ns = now_ns();
     publish(exchange, epoch + 1);
-    await(exchange, epoch + 1);
+    await_ranks(exchange, epoch + 1);
     if (threadIdx.x == 0) {
+        const u64 ended_ns = now_ns();
+        note_waited(exchange, ended_ns - began_ns);
+        note_taken(exchange, ended_ns);
         exchange.state[1] = 0;
         exchange.state[0] = epoch + 1;
     }

@@ -16,7 +16,10 @@ pub const N_TOKENS_MAX: usize = 65_535;
 pub const FLAG_BYTES: usize = N_RANKS_MAX * size_of::<u32>();
 
 /// Bytes that [`Exchange::state`] points to; zeroes at first.
-pub const STATE_BYTES: usize = 2 * size_of::<u32>();
+pub const STATE_BYTES: usize = SPENT_OFFSET_BYTES + 2 * size_of::<u64>();
+
+/// Where in it is what the rank's exchanges took, in nanoseconds, and behind it what they waited.
+pub const SPENT_OFFSET_BYTES: usize = 2 * size_of::<u32>();
 
 /// How ranks meet inside a kernel: `Exchange` of `common.cuh`, where its rules are.
 ///

@@ -1,6 +1,7 @@
 //! Steps on a device: inputs sent in one copy, decoding from recorded graphs, logits read back.
 
 mod ahead;
+mod meter;
 
 use std::ops::Range;
 
@@ -17,11 +18,12 @@ use crate::batch::{Batch, EmitPoint, Inputs};
 use crate::blocks::{Scratch, StepCx};
 use crate::cache::PageTables;
 use crate::device::cuda::{CudaExec, Event, Graph, Pinned};
-use crate::device::{DeviceError, DevicePtr, DeviceView, Element, Exec, ViewMut};
+use crate::device::{DeviceError, DevicePtr, DeviceView, Element, Exec, Gpu, ViewMut};
 use crate::kernels::reduce_norm::Pending;
 use crate::peers::Peers;
 use crate::rank::{Entering, StepError};
 use ahead::Flights;
+use meter::Meter;
 
 /// What a device needs for a step besides the model.
 pub(crate) struct DeviceSteps {
@@ -33,6 +35,7 @@ pub(crate) struct DeviceSteps {
     logits: DeviceLogits,
     host_logits: Logits,
     flights: Flights,
+    meter: Meter,
     peers: Option<Peers>,
     sampling: Option<DeviceSampling>,
     /// Of the batch's emitting tokens: whether the device draws what follows them.
@@ -99,6 +102,7 @@ impl DeviceSteps {
             host_logits: Logits::new(spec, config.logits.n_local, n_ranks, rank),
             logits: config.logits,
             flights: Flights::new(exec, n_slots)?,
+            meter: Meter::default(),
             peers: config.peers,
             sampling: config.sampling,
             drawn: Vec::with_capacity(n_tokens),
@@ -121,6 +125,8 @@ impl DeviceSteps {
         };
         let mut rig = Rig { network, scratch, exec, communicator };
         self.late.clear();
+        cuda(rig.exec).stream().record(self.flights.began())?;
+        gpu(rig.exec).laps.begin(0);
         let graph_idx = self.begin(&mut rig, plan, entering, drawn.is_some())?;
         let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
         let n_emits = self.batch.emits.len();
@@ -146,10 +152,10 @@ impl DeviceSteps {
                 }
             }
         }
-        match n_emits {
-            0 => self.wait(&mut rig),
-            _ => Ok(()),
+        if n_emits == 0 {
+            self.wait(&mut rig)?;
         }
+        self.count(rig.exec, 0)
     }
 
     /// Lays a plan out, sends it, and submits it up to the states that the head projects, or to the
@@ -225,6 +231,7 @@ impl DeviceSteps {
             run?;
             self.graphs.push((n_rows, graph?));
         }
+        self.meter.begin(self.exchanges_ns(0).unwrap_or_default());
         Ok(())
     }
 
@@ -246,7 +253,7 @@ impl DeviceSteps {
     /// Waits until all that was submitted has run.
     fn wait(&self, rig: &mut Rig<'_>) -> Result<(), StepError> {
         let done = self.flights.done();
-        cuda(rig.exec).stream().record(done)?;
+        self.mark(cuda(rig.exec), 0, done)?;
         self.pass(done, rig.communicator)
     }
 
@@ -358,12 +365,17 @@ fn row_of(batch: &Batch, emit_idx: usize, first: usize, is_recorded: bool) -> us
     }
 }
 
-/// The device's executor.
-fn cuda(exec: &Exec) -> &CudaExec {
+/// The device.
+fn gpu(exec: &Exec) -> &Gpu {
     match exec {
         Exec::Cpu(_) => panic!("steps of a device on the processor"),
-        Exec::Cuda(gpu) => &gpu.exec,
+        Exec::Cuda(gpu) => gpu,
     }
+}
+
+/// Its executor.
+fn cuda(exec: &Exec) -> &CudaExec {
+    &gpu(exec).exec
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use weights::InputScale;
 use super::*;
 use crate::device::cuda::Plain;
 use crate::device::{
-    Array, ArrayMut, DeviceArray, DeviceView, Element, Exec, Gpu, SharedMemory, ViewMut,
+    Array, ArrayMut, DeviceArray, DeviceView, Element, Exec, Gpu, Laps, SharedMemory, ViewMut,
 };
 use crate::kernels::linear::cuda::{Choice, Gemms};
 use crate::kernels::reduce_norm::{Args, Pending, reduce_norm};
@@ -78,16 +78,25 @@ impl Member {
         let norm = [exec.alloc(4 * LARGE.1)?, exec.alloc(2 * HIDDEN)?, exec.alloc(4)?];
         exec.upload(norm[0], &[1.0f32; LARGE.1])?;
         let gemms = Gemms::new(1, Choice::PerBucket);
-        let gpu = Gpu { exec, gemms, magnitudes: DevicePtr::NULL, shared };
+        let laps = Laps::new(&exec, 1)?;
+        let gpu = Gpu { exec, gemms, magnitudes: DevicePtr::NULL, shared, laps };
         let exec = Some(Exec::Cuda(Box::new(gpu)));
         Ok(Member { communicator, peers, partials, large, norm, exec, leaves_memory })
     }
 
-    fn cuda(&self) -> &CudaExec {
+    fn gpu(&self) -> &Gpu {
         match &self.exec {
-            Some(Exec::Cuda(gpu)) => &gpu.exec,
+            Some(Exec::Cuda(gpu)) => gpu,
             _ => panic!("a device was opened"),
         }
+    }
+
+    fn cuda(&self) -> &CudaExec {
+        &self.gpu().exec
+    }
+
+    fn laps(&self) -> &Laps {
+        &self.gpu().laps
     }
 
     fn rank_idx(&self) -> usize {
@@ -243,12 +252,17 @@ fn one_shot_and_nccl_add_the_same_to_the_residual() {
             for partial in partials {
                 member.cuda().upload(partial, &mine)?;
             }
+            member.laps().begin(0);
             for partial in [partials, partials].concat() {
                 member.reduce(partial, residuals[0])?;
             }
+            member.laps().begin(1);
             // Memory that the others cannot reach is NCCL's, which leaves the sum in it.
             member.reduce(own, residuals[1])?;
             member.wait()?;
+            let [of_kernels, of_library] = [0, 1].map(|turn| member.laps().took(turn));
+            assert_eq!(of_kernels?, Duration::ZERO, "kernels tell what they take themselves");
+            assert!(!of_library?.is_zero(), "NCCL takes time");
             let of_one_shot = member.download::<f32>(residuals[0], HIDDEN)?;
             let of_nccl = member.download::<f32>(residuals[1], HIDDEN)?;
             Ok([of_one_shot, of_nccl].concat())

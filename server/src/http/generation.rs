@@ -167,18 +167,18 @@ impl Generations {
         for (choice_idx, mut job) in jobs.into_iter().enumerate() {
             job.request.terms.tenant = record.tenant();
             job.request.terms.span = record.traced().and_then(RequestSpan::name);
-            let n_prompt = job.request.prompt.len();
-            let n_new_max = job.request.n_new_max;
+            let (n_prompt, n_new_max) = (job.request.prompt.len(), job.request.n_new_max);
             let stop_tokens = Arc::clone(&job.request.stop_tokens);
-            let priorities = &app.engine.info().policy.priorities;
-            let level = priorities.level(job.request.terms.priority);
+            let level = app.engine.info().policy.priorities.level(job.request.terms.priority);
             let sender = sender.clone();
             let deliver = move |output| {
                 let stamped = Stamped { choice_idx, at: Instant::now(), output };
                 sender.try_send(stamped).map_err(|_| ReaderGone)
             };
+            // Before the engine can have it: what it does comes after that by every clock.
+            let (prepared, submitted) = (record.age(), Instant::now());
             let ticket = app.engine.submit_guided(job.request, job.guide, Box::new(deliver))?;
-            record.add_prompt(n_prompt);
+            record.add_prompt(n_prompt, prepared);
             generations.n_open += 1;
             generations.choices.push(Choice {
                 ticket: Some(ticket),
@@ -190,8 +190,8 @@ impl Generations {
                 n_new_max,
                 stop_tokens,
                 is_at_its_end: false,
-                prepared: record.age(),
-                submitted: Instant::now(),
+                prepared,
+                submitted,
                 admitted: None,
                 first_token: None,
                 last_token: None,

@@ -151,10 +151,10 @@ impl Record {
         self.tenant.get().copied().unwrap_or(TenantId(0))
     }
 
-    /// A prompt of that many tokens was submitted.
-    pub fn add_prompt(&self, n_tokens: usize) {
+    /// A prompt of that many tokens was submitted, at this age.
+    pub fn add_prompt(&self, n_tokens: usize, age: Duration) {
         self.n_prompt.fetch_add(n_tokens, Ordering::Relaxed);
-        let _ = self.submitted.set(self.began.elapsed());
+        let _ = self.submitted.set(age);
     }
 
     /// A generation was given a slot.

@@ -102,6 +102,11 @@ impl CudaExec {
         Event::new(&self.context)
     }
 
+    /// One that knows when the stream passed it.
+    pub fn new_timed_event(&self) -> Result<Event, DeviceError> {
+        Event::timed(&self.context)
+    }
+
     /// Memory of the device for as long as the executor lives; at boot only. What lies in it is
     /// not defined. Starts at a multiple of [`ALIGNMENT`].
     ///

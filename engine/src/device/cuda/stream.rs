@@ -2,6 +2,7 @@
 
 use std::ptr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use cudarc::driver::sys::{
     self, CUevent, CUevent_flags, CUgraph, CUgraphExec, CUresult, CUstream, CUstream_flags,
@@ -189,8 +190,17 @@ impl Drop for Stream {
 
 impl Event {
     pub(super) fn new(context: &Rc<Context>) -> Result<Event, DeviceError> {
+        Event::with(context, CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// One that knows when the stream passed it.
+    pub(super) fn timed(context: &Rc<Context>) -> Result<Event, DeviceError> {
+        Event::with(context, CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(context: &Rc<Context>, flags: CUevent_flags) -> Result<Event, DeviceError> {
         let mut raw = ptr::null_mut();
-        let flags = CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+        let flags = flags as u32;
         // SAFETY: `raw` outlives the call; the context is current on this thread.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, flags) })?;
         Ok(Event { raw, _context: Rc::clone(context) })
@@ -203,6 +213,17 @@ impl Event {
             CUresult::CUDA_ERROR_NOT_READY => Ok(false),
             result => check("cuEventQuery", result).map(|()| true),
         }
+    }
+
+    /// From when the stream passed `start` until it passed this one, to half a microsecond. Both
+    /// are timed, and passed.
+    pub fn since(&self, start: &Event) -> Result<Duration, DeviceError> {
+        let mut ms = 0.0f32;
+        // SAFETY: both events are ours, and `ms` outlives the call.
+        check("cuEventElapsedTime", unsafe {
+            sys::cuEventElapsedTime(&mut ms, start.raw, self.raw)
+        })?;
+        Ok(Duration::try_from_secs_f64(f64::from(ms) / 1e3).unwrap_or_default())
     }
 
     /// Waits until the stream has passed it.

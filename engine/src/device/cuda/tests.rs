@@ -1,7 +1,9 @@
 //! The executor, as its users see it. Without a GPU its devices are the virtual node's.
 
+use std::time::Duration;
+
 use super::testing::TestDevice;
-use super::{CudaExec, Kernel, LaunchConfig};
+use super::{CudaExec, Event, Kernel, LaunchConfig};
 use crate::device::DeviceError;
 
 #[test]
@@ -83,6 +85,29 @@ fn copies_take_their_turn_in_a_graph() {
         far.read(0, &mut got);
         assert_eq!(got, std::array::from_fn(|i| if i == 0 { 0 } else { round }));
     }
+}
+
+#[test]
+fn timed_events_tell_what_lies_between_them() {
+    let device = TestDevice::open(1);
+    let (exec, stream) = (&device.exec, device.exec.stream());
+    let event = || exec.new_timed_event().expect("it is made");
+    let (start, middle, end) = (event(), event(), event());
+    let untimed = exec.new_event().expect("it is made");
+    stream.record(&start).expect("it is recorded");
+    device.poisoned::<u8>(8 << 20);
+    stream.record(&middle).expect("it is recorded");
+    stream.record(&untimed).expect("it is recorded");
+    device.poisoned::<u8>(24 << 20);
+    stream.record(&end).expect("it is recorded");
+    end.synchronize().expect("it passes");
+    let since = |end: &Event, start| end.since(start).expect("both have passed");
+    let (whole, first, rest) = (since(&end, &start), since(&middle, &start), since(&end, &middle));
+    assert!(!first.is_zero() && !rest.is_zero(), "{first:?} and {rest:?}");
+    let parts = (first + rest).div_duration_f64(whole);
+    assert!((0.999..1.001).contains(&parts), "{first:?} and {rest:?} of {whole:?}");
+    assert_eq!(start.since(&end).expect("both have passed"), Duration::ZERO, "no time is negative");
+    untimed.since(&start).expect_err("it keeps no time");
 }
 
 #[test]

@@ -151,7 +151,8 @@ impl Way {
         }
         let (address, element) = (partial.first.0, DeviceElement::Bf16);
         let slice = DeviceSlice { address, n_elements, element };
-        communicator.all_reduce_sum_on_device(slice, gpu.exec.stream().for_collectives())?;
+        let stream = gpu.exec.stream().for_collectives();
+        gpu.laps.around(&gpu.exec, || Ok(communicator.all_reduce_sum_on_device(slice, stream)?))?;
         let mut partials = [DevicePtr::NULL; N_RANKS_MAX];
         partials[0] = partial.first;
         Ok(Way { partials, exchange: Exchange::ALONE, two_shot: None })

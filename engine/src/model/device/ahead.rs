@@ -1,12 +1,14 @@
 //! Steps that are submitted before the one before them was seen to be done. Nothing in them waits
 //! for the host: tokens that it lacks lie where the step before leaves them on the device.
 
+use std::time::Duration;
+
 use parallel::Communicator;
 
-use super::{DeviceSteps, Rig, cuda, row_of};
+use super::{DeviceSteps, Rig, cuda, gpu, row_of};
 use crate::blocks::Scratch;
-use crate::device::DeviceError;
 use crate::device::cuda::{CudaExec, Event};
+use crate::device::{DeviceError, Exec};
 use crate::model::{Network, Submission};
 use crate::rank::{RowOutput, StepError};
 
@@ -24,6 +26,8 @@ pub(super) struct Flights {
 
 /// A step on its way through the device.
 struct Flight {
+    /// Nothing of it has run.
+    began: Event,
     /// All of it has run.
     done: Event,
     /// Answers of its plan.
@@ -35,8 +39,9 @@ struct Flight {
 impl Flights {
     pub(super) fn new(exec: &CudaExec, n_slots: usize) -> Result<Flights, DeviceError> {
         let flight = || {
-            let (done, drawn) = (exec.new_event()?, Vec::with_capacity(n_slots));
-            Ok::<_, DeviceError>(Flight { done, n_answers: 0, drawn })
+            let (began, done) = (exec.new_timed_event()?, exec.new_timed_event()?);
+            let drawn = Vec::with_capacity(n_slots);
+            Ok::<_, DeviceError>(Flight { began, done, n_answers: 0, drawn })
         };
         Ok(Flights { flights: [flight()?, flight()?], n_submitted: 0, n_landed: 0 })
     }
@@ -46,9 +51,19 @@ impl Flights {
         self.n_submitted - self.n_landed
     }
 
-    /// For a step that is waited for at once.
+    /// For a step that is waited for at once: where it begins.
+    pub(super) fn began(&self) -> &Event {
+        &self.flights[0].began
+    }
+
+    /// And where it is done.
     pub(super) fn done(&self) -> &Event {
         &self.flights[0].done
+    }
+
+    /// What the step of `turn` took, which is done.
+    pub(super) fn took(&self, turn: usize) -> Result<Duration, DeviceError> {
+        self.flights[turn].done.since(&self.flights[turn].began)
     }
 }
 
@@ -67,6 +82,9 @@ impl DeviceSteps {
         self.late.clear();
         let following = plan.rows.iter().filter(|row| row.follows.is_some());
         self.late.extend(following.map(|row| (row.token_idx, row.slot)));
+        let turn = self.flights.n_submitted % N_FLIGHTS;
+        cuda(rig.exec).stream().record(&self.flights.flights[turn].began)?;
+        gpu(rig.exec).laps.begin(turn);
         let graph_idx = self.begin(&mut rig, plan, entering, true)?;
         let n_emits = self.batch.emits.len();
         assert!((1..=self.logits.n_rows).contains(&n_emits), "{n_emits} tokens are drawn at once");
@@ -75,11 +93,10 @@ impl DeviceSteps {
             rig.project(&self.inputs, &self.logits, 0..n_emits)?;
             self.sample(&mut rig, (0, n_emits))?;
         }
-        let turn = self.flights.n_submitted % N_FLIGHTS;
         let n_padded = graph_idx.map(|idx| self.graphs[idx].0);
         self.read_answers(&rig, turn, n_padded.unwrap_or(n_emits))?;
+        self.mark(cuda(rig.exec), turn, &self.flights.flights[turn].done)?;
         let flight = &mut self.flights.flights[turn];
-        cuda(rig.exec).stream().record(&flight.done)?;
         flight.n_answers = plan.n_answers();
         flight.drawn.clear();
         flight.drawn.extend(self.batch.emits.iter().enumerate().map(|(emit_idx, point)| {
@@ -102,6 +119,7 @@ impl DeviceSteps {
     /// Waits for the oldest step that was submitted; what its rows yield.
     pub(in crate::model) fn land(
         &mut self,
+        exec: &Exec,
         communicator: &mut Communicator,
         rows: Option<&mut Vec<RowOutput>>,
     ) -> Result<(), StepError> {
@@ -116,6 +134,6 @@ impl DeviceSteps {
             }
         }
         self.flights.n_landed += 1;
-        Ok(())
+        self.count(exec, turn)
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use super::context::Context;
 use super::copy::{Copy, Fill};
@@ -151,7 +152,12 @@ impl Operation {
                 (call.function)(call.argument as *mut std::ffi::c_void);
                 Ok(())
             }
-            Operation::Task { task, .. } => task(cx),
+            Operation::Task { task, .. } => {
+                let began = Instant::now();
+                let done = task(cx);
+                cx.spend_ns(began.elapsed().as_nanos() as u64);
+                done
+            }
             Operation::Graph(runs) => runs.run(cx),
             Operation::Free(address) => {
                 super::alloc::free_now(*address);

@@ -24,7 +24,7 @@ const N_PENDING_MAX: usize = 4096;
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    /// The stream's virtual time: what its work would have taken, roughly.
+    /// The stream's virtual time: what copies would have taken, roughly, and what kernels took.
     clock_ns: AtomicU64,
     /// How far the host has seen work done.
     n_seen: AtomicU64,

@@ -10,7 +10,8 @@ use crate::support::{
 };
 
 /// `scale(x, factor)` multiplies the word of each thread, `reach(x)` writes a word,
-/// `bounded()` may have 64 threads, `shaped()` has 32 by 2.
+/// `bounded()` may have 64 threads, `shaped()` has 32 by 2, `timed(x)` says in nanoseconds what a
+/// loop took.
 const PTX: &CStr = c"
 .version 8.5
 .target sm_90a
@@ -59,6 +60,23 @@ const PTX: &CStr = c"
     trap;
     ret;
 }
+.visible .entry timed(.param .u64 x)
+{
+    .reg .pred %p<2>;
+    .reg .b32 %r<2>;
+    .reg .b64 %rd<5>;
+    ld.param.u64 %rd1, [x];
+    mov.u64 %rd2, %globaltimer;
+    mov.u32 %r1, 0;
+again:
+    add.u32 %r1, %r1, 1;
+    setp.lt.u32 %p1, %r1, 10000;
+    @%p1 bra again;
+    mov.u64 %rd3, %globaltimer;
+    sub.u64 %rd4, %rd3, %rd2;
+    st.global.u64 [%rd1], %rd4;
+    ret;
+}
 ";
 
 #[test]
@@ -72,6 +90,28 @@ fn one_kernel_runs_on_all_devices() {
         let expected: Vec<u32> = words.iter().map(|word| word * (3 + ordinal as u32)).collect();
         assert_eq!(read_words(address, 1000), expected);
     }
+}
+
+#[test]
+fn events_and_kernels_read_one_clock() {
+    let _context = Context::new(0);
+    let (address, stream) = (device_words(&[0, 0]), null_mut());
+    let mut events = [null_mut(); 2];
+    for event in &mut events {
+        ok(cu!(cuEventCreate(event, 0)));
+    }
+    let [start, end] = events;
+    ok(cu!(cuEventRecord(start, stream)));
+    ok(Launch::new(function(PTX, c"timed"), 1, 1).run(&[address]));
+    ok(cu!(cuEventRecord(end, stream)));
+    ok(cu!(cuEventSynchronize(end)));
+    let mut n_ms = 0.0;
+    ok(cu!(cuEventElapsedTime(&mut n_ms, start, end)));
+    let words = read_words(address, 2);
+    let loop_ms = (u64::from(words[1]) << 32 | u64::from(words[0])) as f64 / 1e6;
+    assert!(loop_ms > 0.0, "a loop takes time");
+    // To what a float of milliseconds can tell.
+    assert!(f64::from(n_ms) * (1.0 + 1e-6) >= loop_ms, "{n_ms} ms around {loop_ms} ms");
 }
 
 #[test]

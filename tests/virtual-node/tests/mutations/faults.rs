@@ -177,7 +177,22 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "an exchange is never counted", "reduce_norm" NORM,
-        Remove { after: "atom.global.add", line: "st.global.u32", nth: 1 },
+        Remove { after: "atom.global.add.u32", line: "st.global.u32", nth: 1 },
+        scenarios::reduce_norm_left_alone, Noticed::Result
+    ),
+    fault!(
+        "what an exchange waited has no end", "reduce_norm" NORM,
+        Remove { after: "ld.acquire", line: "atom.global.add.u64", nth: 0 },
+        scenarios::reduce_norm_left_alone, Noticed::Result
+    ),
+    fault!(
+        "what an exchange took has no end", "reduce_norm" NORM,
+        Remove { after: "atom.global.add.u32", line: "atom.global.add.u64", nth: 0 },
+        scenarios::reduce_norm_left_alone, Noticed::Result
+    ),
+    fault!(
+        "what an exchange took has no begin", "reduce_norm" NORM,
+        Remove { after: "", line: "atom.global.add.u64", nth: 0 },
         scenarios::reduce_norm_left_alone, Noticed::Result
     ),
     fault!(
@@ -187,7 +202,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "an exchange waits for blocks that only fetch", "reduce_norm" NORM,
-        Replace { after: "atom.global.add", line: "add.s32", from: ", -1", to: ", 1" },
+        Replace { after: "atom.global.add.u32", line: "add.s32", from: ", -1", to: ", 1" },
         scenarios::reduce_norm_left_alone, Noticed::Result
     ),
     fault!(
@@ -202,7 +217,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "nobody waits for the others' rows", "reduce_norm_two_shot" TWO_SHOT,
-        Replace { after: "atom.global.add", line: "setp.lt.s32", from: ", 0;", to: ", -9;" },
+        Replace { after: "atom.global.add.u32", line: "setp.lt.s32", from: ", 0;", to: ", -9;" },
         two_shot::reduce_norm, Noticed::Result
     ),
     fault!(
@@ -213,7 +228,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     fault!(
         "another block than the last says that all is written",
         "reduce_norm_two_shot" TWO_SHOT,
-        Replace { after: "atom.global.add", line: "setp.eq.s32", from: "eq", to: "ne" },
+        Replace { after: "atom.global.add.u32", line: "setp.eq.s32", from: "eq", to: "ne" },
         two_shot::reduce_norm, Noticed::Either
     ),
     fault!(

@@ -2,6 +2,7 @@
 //! warp, more than one block of a cluster, a tail.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use virtual_node::ptx::Module;
 
@@ -173,7 +174,7 @@ pub(crate) fn reduce_norm(module: &Module) -> Outcome {
     let node = Node::new(N_RANKS);
     let of_ranks =
         |bytes: &[u8]| -> Vec<u64> { (0..N_RANKS).map(|rank| node.upload(rank, bytes)).collect() };
-    let (flags, states) = (of_ranks(&[0; 32]), of_ranks(&[0; 8]));
+    let (flags, states) = (of_ranks(&[0; 32]), of_ranks(&[0; 24]));
     // Each exchange has partial results of its own, which are poison until their rank comes.
     let partials = [of_ranks(&[0xFF; HIDDEN * 2]), of_ranks(&[0xFF; HIDDEN * 2])];
     let has_failed = AtomicBool::new(false);
@@ -223,7 +224,7 @@ pub(crate) fn reduce_norm_of_two(module: &Module, is_connected: bool) -> Outcome
     let flags = node.upload(0, &[1u32; 8]);
     let partials: Vec<u64> = (0..2).map(|rank| node.upload(rank, &bf16s(20, HIDDEN))).collect();
     let (out, scales) = (node.allocate(0, HIDDEN), node.allocate(0, 4));
-    let meeting = Meeting { flags: &[flags, flags], state: node.upload(0, &[0u32; 2]), rank: 0 };
+    let meeting = Meeting { flags: &[flags, flags], state: node.upload(0, &[0u32; 6]), rank: 0 };
     let (residual, weight) = (node.upload(0, &f32s(9, HIDDEN)), node.upload(0, &f32s(8, HIDDEN)));
     let ahead = node.upload(0, &[0u8; AHEAD_BYTES]);
     let params = norm_params(&meeting, &partials, [residual, weight, out, scales, ahead]);
@@ -232,11 +233,11 @@ pub(crate) fn reduce_norm_of_two(module: &Module, is_connected: bool) -> Outcome
 }
 
 /// One rank of two, whose peer comes to their first meeting and never to the second: what the rank
-/// made of the first, and whether it waits in the second.
+/// made of the first, whether it says what that took, and whether it waits in the second.
 pub(crate) fn reduce_norm_left_alone(module: &Module) -> Outcome {
     let node = Node::new(2);
     let flags = node.upload(0, &[1u32; 8]);
-    let meeting = Meeting { flags: &[flags, flags], state: node.upload(0, &[0u32; 2]), rank: 0 };
+    let meeting = Meeting { flags: &[flags, flags], state: node.upload(0, &[0u32; 6]), rank: 0 };
     let (residual, weight) = (node.upload(0, &f32s(9, HIDDEN)), node.upload(0, &f32s(8, HIDDEN)));
     let (out, scales) = (node.allocate(0, HIDDEN), node.allocate(0, 4));
     let meet = |seed: u32| {
@@ -245,14 +246,20 @@ pub(crate) fn reduce_norm_left_alone(module: &Module) -> Outcome {
         let params = norm_params(&meeting, &partials, [residual, weight, out, scales, ahead]);
         node.launch_alone(module, 0, &norm_call(&params))
     };
+    let began = Instant::now();
     meet(20)?;
     let first = node.download(0, out, HIDDEN);
+    // Nanoseconds that the meeting took, and of them those that it waited.
+    let spent = node.download(0, meeting.state + 8, 16);
+    let [taken, waited] =
+        [0, 8].map(|at| u64::from_le_bytes(spent[at..at + 8].try_into().expect("eight bytes")));
+    let tells_time = waited <= taken && Duration::from_nanos(taken) <= began.elapsed();
     let waits = match meet(21) {
         Ok(()) => false,
         Err(fault) if fault.contains(STANDS_STILL) => true,
         Err(fault) => return Err(fault),
     };
-    Ok([first, vec![u8::from(waits)]].concat())
+    Ok([first, vec![u8::from(tells_time), u8::from(waits)]].concat())
 }
 
 /// How a rank meets the others.

@@ -74,7 +74,7 @@ impl Norm {
             flags: of_ranks(32, 0),
             outs: of_ranks(N_TOKENS * HIDDEN, 0xFF),
             scales: of_ranks(N_TOKENS * 4, 0xFF),
-            state: node.upload(RANK, &[0u32; 2]),
+            state: node.upload(RANK, &[0u32; 6]),
             residual: node.upload(RANK, &f32s(9, N_TOKENS * HIDDEN)),
             weight: node.upload(RANK, &f32s(8, HIDDEN)),
         };

@@ -1,7 +1,10 @@
 //! Ranks that meet in the kernel, each on a device of its own: in one shot, in two, again and
 //! again. What is summed and what must come of it is the parent's.
 
+use std::time::Duration;
+
 use super::*;
+use crate::kernels::launching::{SPENT_OFFSET_BYTES, STATE_BYTES};
 use crate::kernels::testing::ranks::{TestRank, on_ranks};
 
 /// What a rank of a test has for its launches.
@@ -52,6 +55,46 @@ fn exchanges(rank: &TestRank<'_>, n_tokens: usize, hidden: usize) {
 fn eight_ranks_meet() {
     on_ranks(8, |rank| exchanges(rank, 1, 16_384));
     on_ranks(8, |rank| exchanges(rank, 40, 128));
+}
+
+/// What exchanges took by the device's clock, and what of it they waited.
+fn spent_ns(rank: &TestRank<'_>, state: DevicePtr) -> [u64; 2] {
+    let words = rank.device.download::<u64>(state, STATE_BYTES / size_of::<u64>());
+    words[SPENT_OFFSET_BYTES / size_of::<u64>()..].try_into().expect("two numbers")
+}
+
+#[test]
+fn who_is_late_is_waited_for_and_that_is_told() {
+    const LATE: Duration = Duration::from_millis(20);
+    on_ranks(2, |rank| {
+        let member = Member::new(rank, 4 * 512);
+        let states = rank.share(member.exchange.state);
+        let inputs = Inputs::new(192, 2, 4, 512);
+        for (round, is_two_shot) in [false, true].into_iter().enumerate() {
+            let before_ns = spent_ns(rank, states[rank.rank]);
+            member.run(&inputs, Kind::Bf16, round, is_two_shot);
+            let after_ns = spent_ns(rank, states[rank.rank]);
+            let [taken_ns, waited_ns] = [0, 1].map(|i| after_ns[i] - before_ns[i]);
+            assert!(0 < waited_ns && waited_ns <= taken_ns, "{waited_ns} of {taken_ns} ns");
+        }
+        rank.meet();
+        let before_ns = spent_ns(rank, states[0]);
+        rank.meet();
+        if rank.rank == 1 {
+            // The other has come when it has noted that.
+            while spent_ns(rank, states[0])[1] == before_ns[1] {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(LATE);
+        }
+        member.run(&inputs, Kind::Bf16, 2, false);
+        if rank.rank == 0 {
+            let after_ns = spent_ns(rank, states[0]);
+            let [taken_ns, waited_ns] = [0, 1].map(|i| after_ns[i] - before_ns[i]);
+            assert!(Duration::from_nanos(waited_ns) >= LATE, "{waited_ns} ns");
+            assert!(waited_ns <= taken_ns, "{waited_ns} of {taken_ns} ns");
+        }
+    });
 }
 
 #[test]
