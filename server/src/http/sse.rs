@@ -20,6 +20,31 @@ pub fn event(value: &impl Serialize) -> Vec<u8> {
     event
 }
 
+/// How all events of a stream begin, written once: the members that are the same in each.
+#[derive(Debug)]
+pub struct Opening(Box<[u8]>);
+
+impl Opening {
+    /// Of events whose first members are those of `value`, an object.
+    pub fn new(value: &impl Serialize) -> Opening {
+        let mut opening = event(value);
+        let end = opening.iter().rposition(|&byte| byte == b'}').expect("an object ends");
+        opening.truncate(end);
+        Opening(opening.into())
+    }
+
+    /// The event that goes on with the members of `rest`, an object of one at least.
+    pub fn event(&self, rest: &impl Serialize) -> Vec<u8> {
+        let mut event = Vec::with_capacity(N_EVENT_BYTES);
+        event.extend_from_slice(&self.0);
+        let brace = event.len();
+        serde_json::to_writer(&mut event, rest).expect("values of ours can be written as JSON");
+        event[brace] = b',';
+        event.extend_from_slice(b"\n\n");
+        event
+    }
+}
+
 /// An event that has its kind beside it.
 pub fn named_event(kind: &str, value: &impl Serialize) -> Vec<u8> {
     let mut named = format!("event: {kind}\n").into_bytes();
@@ -63,6 +88,16 @@ mod tests {
         }
         assert!(data.is_empty(), "an event is not over: {data:?}");
         events
+    }
+
+    #[test]
+    fn what_is_opened_once_reads_as_what_is_written_whole() {
+        let opening = Opening::new(&json!({"id": "a\"}\n", "model": "m{}"}));
+        let rest = json!({"choices": [{"text": "}\n\n"}], "usage": null});
+        let events = read(&[opening.event(&rest), opening.event(&rest)].concat());
+        let whole = json!({"id": "a\"}\n", "model": "m{}", "choices": [{"text": "}\n\n"}],
+            "usage": null});
+        assert_eq!(events, [(); 2].map(|()| (String::new(), whole.to_string())));
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use super::super::fields::Fields;
 use super::super::generation::{Delta, End, Generations, Job};
 use super::super::observe::Record;
 use super::super::request::{AnswerLimit, Options};
-use super::super::sse;
+use super::super::sse::Opening;
 use super::super::state::{App, AppState};
 use super::conversation::{Conversation, Prepared};
 use super::error::Refusal;
@@ -25,8 +25,8 @@ use super::messages::{messages, template_options};
 use super::options::{self, Delivery};
 use super::speech::{Said, Speech};
 use super::wire::{
-    ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatText, Ending, Envelope, Reasoning,
-    Usage, WireCall, ending,
+    ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatText, Contents, Ending, Envelope,
+    Name, Reasoning, Usage, WireCall, ending,
 };
 use super::{format, stream, tools};
 
@@ -184,7 +184,8 @@ impl View {
         let choices = all.into_iter().enumerate().map(|(idx, whole)| self.choice(idx, whole));
         let choices = choices.collect();
         let usage = self.usage();
-        Ok(Json(self.envelope("chat.completion", choices, Some(usage))).into_response())
+        let (name, contents) = (self.name("chat.completion"), self.contents(choices, Some(usage)));
+        Ok(Json(Envelope { name, contents }).into_response())
     }
 
     fn choice(&self, choice_idx: usize, whole: Whole) -> ChatChoice {
@@ -210,9 +211,10 @@ impl View {
     }
 
     fn stream(mut self, generations: Generations, record: Arc<Record>) -> Response {
+        let opening = Opening::new(&self.name("chat.completion.chunk"));
         stream::respond(generations, record, move |delta| match delta {
-            Some(delta) => self.piece(delta),
-            None => self.last(),
+            Some(delta) => self.piece(delta, &opening),
+            None => self.last(&opening),
         })
     }
 
@@ -227,7 +229,7 @@ impl View {
         said
     }
 
-    fn piece(&mut self, delta: Delta) -> Option<Vec<u8>> {
+    fn piece(&mut self, delta: Delta, opening: &Opening) -> Option<Vec<u8>> {
         let said = self.take(&delta);
         let choice = &mut self.choices[delta.choice_idx];
         let is_first = !std::mem::replace(&mut choice.is_begun, true);
@@ -248,7 +250,7 @@ impl View {
             _ => None,
         };
         let chunk = self.chunk(delta, said, is_first);
-        let event = sse::event(&self.envelope("chat.completion.chunk", vec![chunk], usage));
+        let event = opening.event(&self.contents(vec![chunk], usage));
         self.is_begun = true;
         Some(event)
     }
@@ -272,12 +274,12 @@ impl View {
         }
     }
 
-    fn last(&mut self) -> Option<Vec<u8>> {
+    fn last(&mut self, opening: &Opening) -> Option<Vec<u8>> {
         let wants_usage =
             matches!(self.asked.delivery, Delivery::Stream { include_usage: true, .. });
         let none: Vec<ChatChunkChoice> = Vec::new();
         let usage = self.usage();
-        wants_usage.then(|| sse::event(&self.envelope("chat.completion.chunk", none, Some(usage))))
+        wants_usage.then(|| opening.event(&self.contents(none, Some(usage))))
     }
 
     fn usage(&self) -> Usage {
@@ -294,22 +296,15 @@ impl View {
         Ending { finish_reason, ..ending(end, &self.asked.stop_tokens) }
     }
 
-    fn envelope<Choice>(
-        &self,
-        object: &'static str,
-        choices: Vec<Choice>,
-        usage: Option<Usage>,
-    ) -> Envelope<'_, Choice> {
+    fn name(&self, object: &'static str) -> Name<'_> {
+        let Asked { id, model, created, .. } = &self.asked;
+        Name { id, object, created: *created, model }
+    }
+
+    fn contents<Choice>(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Contents<Choice> {
         let wants_prompt = self.asked.wants_token_ids && !self.is_begun;
-        Envelope {
-            id: &self.asked.id,
-            object,
-            created: self.asked.created,
-            model: &self.asked.model,
-            choices,
-            usage,
-            prompt_token_ids: wants_prompt.then(|| ids(&self.asked.prompt)),
-        }
+        let prompt_token_ids = wants_prompt.then(|| ids(&self.asked.prompt));
+        Contents { choices, usage, prompt_token_ids }
     }
 }
 

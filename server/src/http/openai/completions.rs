@@ -14,7 +14,7 @@ use super::super::fields::Fields;
 use super::super::generation::{Answer, Delta, Generations, Job};
 use super::super::observe::Record;
 use super::super::request::{AnswerLimit, Options};
-use super::super::sse;
+use super::super::sse::Opening;
 use super::super::state::{App, AppState};
 use super::error::Refusal;
 use super::format;
@@ -23,7 +23,9 @@ use super::logprobs::CompletionScores;
 use super::options::{self, Delivery};
 use super::prompts::{Prompt, prompts};
 use super::stream;
-use super::wire::{CompletionChoice, CompletionLogprobs, Ending, Envelope, Usage, ending};
+use super::wire::{
+    CompletionChoice, CompletionLogprobs, Contents, Ending, Envelope, Name, Usage, ending,
+};
 use crate::guide::AnswerRules;
 
 /// OpenAI's default, and vLLM's.
@@ -149,17 +151,19 @@ impl View {
             choices.push(self.choice(choice_idx, answer));
         }
         let usage = Usage::new(self.n_prompt(), self.n_cached(), self.n_generated);
-        Json(self.envelope(choices, Some(usage))).into_response()
+        let contents = contents(choices, Some(usage));
+        Json(Envelope { name: self.name(), contents }).into_response()
     }
 
     fn stream(mut self, generations: Generations, record: Arc<Record>) -> Response {
+        let opening = Opening::new(&self.name());
         stream::respond(generations, record, move |delta| match delta {
-            Some(delta) => self.piece(delta),
-            None => self.last(),
+            Some(delta) => self.piece(delta, &opening),
+            None => self.last(&opening),
         })
     }
 
-    fn piece(&mut self, delta: Delta) -> Option<Vec<u8>> {
+    fn piece(&mut self, delta: Delta, opening: &Opening) -> Option<Vec<u8>> {
         let choice_idx = delta.choice_idx;
         let is_prompt = delta.token.is_none() && delta.end.is_none();
         self.count(choice_idx, usize::from(delta.token.is_some()));
@@ -186,14 +190,14 @@ impl View {
             }
             _ => None,
         };
-        Some(sse::event(&self.envelope(vec![choice], usage)))
+        Some(opening.event(&contents(vec![choice], usage)))
     }
 
-    fn last(&mut self) -> Option<Vec<u8>> {
+    fn last(&mut self, opening: &Opening) -> Option<Vec<u8>> {
         let wants_usage =
             matches!(self.asked.delivery, Delivery::Stream { include_usage: true, .. });
         let usage = Usage::new(self.n_prompt(), self.n_cached(), self.n_generated);
-        wants_usage.then(|| sse::event(&self.envelope(Vec::new(), Some(usage))))
+        wants_usage.then(|| opening.event(&contents(Vec::new(), Some(usage))))
     }
 
     fn count(&mut self, choice_idx: usize, n_tokens: usize) {
@@ -211,19 +215,12 @@ impl View {
         self.asked.prompts.iter().map(|prompt| prompt.tokens.len()).sum()
     }
 
-    fn envelope(
-        &self,
-        choices: Vec<CompletionChoice>,
-        usage: Option<Usage>,
-    ) -> Envelope<'_, CompletionChoice> {
-        Envelope {
+    fn name(&self) -> Name<'_> {
+        Name {
             id: &self.asked.id,
             object: "text_completion",
             created: self.asked.created,
             model: &self.asked.model,
-            choices,
-            usage,
-            prompt_token_ids: None,
         }
     }
 
@@ -269,4 +266,8 @@ impl View {
         logprobs.append(scores.take(text, &part.scores));
         Some(logprobs)
     }
+}
+
+fn contents(choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Contents<CompletionChoice> {
+    Contents { choices, usage, prompt_token_ids: None }
 }

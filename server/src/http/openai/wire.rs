@@ -61,13 +61,27 @@ impl Usage {
     }
 }
 
-/// A whole response, or a chunk of a streamed one.
+/// A whole response.
 #[derive(Debug, Serialize)]
 pub(super) struct Envelope<'a, Choice> {
+    #[serde(flatten)]
+    pub(super) name: Name<'a>,
+    #[serde(flatten)]
+    pub(super) contents: Contents<Choice>,
+}
+
+/// What a response and all its chunks begin with.
+#[derive(Debug, Serialize)]
+pub(super) struct Name<'a> {
     pub(super) id: &'a str,
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) model: &'a str,
+}
+
+/// What a response, or a chunk of a streamed one, goes on with.
+#[derive(Debug, Serialize)]
+pub(super) struct Contents<Choice> {
     pub(super) choices: Vec<Choice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<Usage>,

@@ -52,7 +52,8 @@ pub(super) async fn whole(
     let mut watch = watch.expect("a model that was found is watched");
     let from_model = |error: ApiError| ModelRefusal(error.into()).into_response();
     let tensors = run(&app, &record, (&call, jobs), &mut watch).await.map_err(from_model)?;
-    let body = one_chunk(render(&call.caller, &tensors).to_string().into_bytes());
+    let body = serde_json::to_vec(&render(&call.caller, &tensors));
+    let body = one_chunk(body.expect("values of ours can be written as JSON"));
     watch.succeeded(call.n_rows);
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
 }
@@ -192,7 +193,7 @@ fn add(
 }
 
 /// One response: tensors of one element are written as the element, others as a flat list.
-fn render(caller: &Caller, tensors: &[Tensor]) -> Value {
+fn render<'a>(caller: &'a Caller, tensors: &'a [Tensor]) -> BTreeMap<&'a str, Value> {
     let mut members = BTreeMap::new();
     if let Some(id) = &caller.id {
         members.insert("id", json!(id));
@@ -204,7 +205,7 @@ fn render(caller: &Caller, tensors: &[Tensor]) -> Value {
         let value = if values.len() == 1 { values.remove(0) } else { Value::Array(values) };
         members.insert(&tensor.name, value);
     }
-    json!(members)
+    members
 }
 
 /// What is still to be said of a stream whose first piece is there. When the client is gone the
