@@ -223,3 +223,34 @@ impl HttpBody for Held {
         hint
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::super::seats::Seats;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_answer_goes_out_in_small_frames_of_which_its_length_is_known() {
+        let bytes: Vec<u8> = (0..2 * N_FRAME_BYTES + 100).map(|idx| (idx % 251) as u8).collect();
+        let seat = Seats::new(1).take().await;
+        let (body, rest) = (Body::from(bytes.clone()), Bytes::new());
+        let mut held = Held { body, rest, _busy: seat.seat().busy() };
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut read = Vec::new();
+        for n_bytes in [N_FRAME_BYTES, N_FRAME_BYTES, 100] {
+            let n_left = (bytes.len() - read.len()) as u64;
+            assert_eq!((held.size_hint().exact(), held.is_end_stream()), (Some(n_left), false));
+            let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut held).poll_frame(&mut cx) else {
+                panic!("{n_left} bytes are left");
+            };
+            let data = frame.into_data().expect("bytes");
+            assert_eq!(data.len(), n_bytes);
+            read.extend_from_slice(&data);
+        }
+        assert_eq!((held.size_hint().exact(), held.is_end_stream()), (Some(0), true));
+        assert!(matches!(Pin::new(&mut held).poll_frame(&mut cx), Poll::Ready(None)));
+        assert_eq!(read, bytes);
+    }
+}

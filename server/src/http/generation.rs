@@ -136,10 +136,7 @@ impl Answer {
     /// Adds a piece.
     pub fn absorb(&mut self, delta: Delta) {
         self.prompt_scores.extend(delta.prompt_scores);
-        match self.text.is_empty() {
-            true => self.text = delta.text,
-            false => self.text.push_str(&delta.text),
-        }
+        self.text.push_str(&delta.text);
         self.tokens.extend(delta.token);
         self.scores.extend(delta.score);
         self.end = self.end.take().or(delta.end);

@@ -125,6 +125,18 @@ fn a_call_is_told_as_soon_as_it_is_complete() {
     assert_eq!(parser.finish(), None);
 }
 
+/// Whoever opens lists for ever takes no more of the stack than a call may.
+#[test]
+fn what_is_nested_too_deeply_is_text() {
+    for (n_deep, is_call) in [(10, true), (100, false), (5000, false)] {
+        let (open, close) = ("[".repeat(n_deep), "]".repeat(n_deep));
+        let answer = format!("<TOOLCALL>[f(a={open}1{close})]</TOOLCALL>");
+        let pieces = run([answer.as_str()]);
+        assert_eq!(matches!(pieces[..], [ToolPiece::Call(_)]), is_call, "{n_deep} deep");
+        assert!(is_call || pieces == [text(&answer)], "{n_deep} deep: {pieces:?}");
+    }
+}
+
 /// What is held never grows beyond its bound, whatever comes.
 #[test]
 fn what_is_held_is_bounded() {

@@ -7,6 +7,7 @@ use prost::Message;
 
 use super::super::check::{self, Given, Values};
 use super::super::hostile::{below, n_reserved, next};
+use super::super::tensor::{Tensor, n_values};
 use super::convert::{self, Asked};
 use super::protocol::infer_parameter::ParameterChoice;
 use super::protocol::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
@@ -25,8 +26,9 @@ fn input(name: &str, data_type: &str, shape: &[i64]) -> InferInputTensor {
     }
 }
 
-/// Messages that are right: values behind them, and in lists of their own.
-fn sound() -> Vec<Vec<u8>> {
+/// Messages that are right, values behind them and in lists of their own; and two that ask for
+/// too much: an input twice, and a batch of more rows than there may be.
+fn messages() -> Vec<Vec<u8>> {
     let parameter = |choice| InferParameter { parameter_choice: Some(choice) };
     let raw = ModelInferRequest {
         model_name: "demo".to_owned(),
@@ -68,7 +70,12 @@ fn sound() -> Vec<Vec<u8>> {
         ],
         ..ModelInferRequest::default()
     };
-    [raw, typed].map(|message| message.encode_to_vec()).into()
+    let (mut twice, mut large) = (raw.clone(), raw.clone());
+    twice.inputs.push(input("text_input", "BYTES", &[1, 1]));
+    twice.raw_input_contents.push(b"\x01\0\0\0b".to_vec().into());
+    large.inputs = vec![input("max_tokens", "INT32", &[17, 1])];
+    large.raw_input_contents = vec![vec![0; 4 * 17].into()];
+    [raw, typed, twice, large].map(|message| message.encode_to_vec()).into()
 }
 
 /// Up to three changes: a bit, a piece that is gone or doubled, a number that is enormous, an end.
@@ -100,27 +107,47 @@ fn n_held(given: &[Given]) -> usize {
     given.iter().map(|one| one.name.capacity() + 8 * one.shape.capacity() + of(one)).sum()
 }
 
+fn holds_values(contents: &InferTensorContents) -> bool {
+    *contents != InferTensorContents::default()
+}
+
+/// What passes as sound has as many values as its shape says, and each input once.
+fn expect_whole(tensors: &[Tensor], case: u64) {
+    for (idx, tensor) in tensors.iter().enumerate() {
+        let n = n_values(&tensor.shape);
+        assert_eq!(n, Some(tensor.data.len() as u64), "case {case}: {tensor:?}");
+        let is_first = tensors[..idx].iter().all(|other| other.name != tensor.name);
+        assert!(is_first, "case {case}: {} twice", tensor.name);
+    }
+}
+
 #[test]
 fn a_million_hostile_messages_are_read_or_refused() {
-    let sound = sound();
+    let messages = messages();
     let mut state = 20_261_122;
     let (mut n_read, mut n_checked, mut n_refused) = (0, 0, 0);
     for case in 0..1_000_000_u64 {
-        let mut bytes = sound[below(&mut state, sound.len())].clone();
+        let mut bytes = messages[below(&mut state, messages.len())].clone();
         break_some(&mut bytes, &mut state);
         let Ok(message) = ModelInferRequest::decode(bytes.as_slice()) else {
             n_refused += 1;
             continue;
         };
+        let n_inputs = message.inputs.len();
+        let is_ambiguous = !message.raw_input_contents.is_empty()
+            && message.inputs.iter().filter_map(|input| input.contents.as_ref()).any(holds_values);
         let Ok(Asked { caller, given, .. }) = convert::read(message) else {
             n_refused += 1;
             continue;
         };
         n_read += 1;
+        assert_eq!(given.len(), n_inputs, "case {case}");
+        assert!(!is_ambiguous, "case {case}: values in two places, and which count? {given:?}");
         assert!(n_held(&given) <= N_RESERVED_MAX * bytes.len(), "case {case}: {given:?}");
         if let Ok(batch) = check::batch(&caller, given, 16) {
             n_checked += 1;
             assert!((1..=16).contains(&batch.n_rows), "case {case}");
+            expect_whole(&batch.tensors, case);
         }
     }
     let told = format!("{n_read} read, {n_checked} of them sound, {n_refused} refused");
