@@ -83,7 +83,8 @@ fn config(n_ranks: usize, n_threads: usize, kv_dtype: KvDtype) -> EngineConfig {
         kv_dtype: Some(kv_dtype),
         kv_bytes: None,
         is_deterministic: false,
-        rounds_inputs: false,
+        // As the program does.
+        rounds_inputs: true,
         overlaps_steps: false,
         caches_prefixes: false,
         host_kv: None,

@@ -68,13 +68,18 @@ pub(super) fn direct<S: Lanes>(s: S, product: Product<'_>) {
 #[inline(always)]
 fn direct_of<S: Lanes, E: Stored>(s: S, mut product: Product<'_>) {
     let n_rows = product.out.n_cols();
+    // Eight tokens of one panel stay in the first-level cache. Of several they do not: then four
+    // rows share what comes of each from the second, and weights are widened twice.
+    let n_tokens_max = if product.x.n_panels() == 1 { 8 } else { 4 };
     for begin in (0..n_rows).step_by(4) {
         let rows = begin..n_rows.min(begin + 4);
         let mut t = 0;
         while t < product.x.n_rows() {
             let rows = rows.clone();
             // The more tokens, the less often a weight is widened; and as even as they come.
-            t += match product.x.n_rows() - t {
+            let n_left = product.x.n_rows() - t;
+            let n_even = n_left.div_ceil(n_left.div_ceil(n_tokens_max));
+            t += match if n_tokens_max == 8 { n_left } else { n_even } {
                 8 | 11.. if S::HAS_MANY_REGISTERS => {
                     direct_rows::<S, E, 8, 2>(s, &mut product, t, rows)
                 }

@@ -25,7 +25,7 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// N, K, T.
-const SHAPES: [(usize, usize, usize); 18] = [
+const SHAPES: [(usize, usize, usize); 22] = [
     (1, 1, 1),
     (1, 15, 2),
     (3, 16, 1),
@@ -45,6 +45,11 @@ const SHAPES: [(usize, usize, usize); 18] = [
     // Several panels of columns, the last one short.
     (9, 2085, 19),
     (5, 4133, 5),
+    (7, 2085, 8),
+    // More tokens than a tile has, of one panel and of several.
+    (5, 33, 510),
+    (18, 2085, 97),
+    (67, 2085, 95),
 ];
 
 struct Case {

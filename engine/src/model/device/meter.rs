@@ -32,8 +32,12 @@ impl Meter {
         self.time.served += took;
         self.time.exchanged += summed;
         let Some(now_ns) = exchanges_ns else { return };
-        let since =
-            |idx: usize| Duration::from_nanos(now_ns[idx].wrapping_sub(self.before_ns[idx]));
+        // Begins and ends may be read by different processors of a device, whose clock is coarse: what
+        // seems to have taken less than nothing took nothing.
+        let since = |idx: usize| {
+            let ns = now_ns[idx].wrapping_sub(self.before_ns[idx]).cast_signed();
+            Duration::from_nanos(ns.max(0).cast_unsigned())
+        };
         self.time.exchanged += since(0);
         self.time.waited += since(1);
         self.before_ns = now_ns;
@@ -93,6 +97,8 @@ mod tests {
         meter.count([80, 7].map(Duration::from_nanos), Some([1070, 530]));
         assert_eq!(meter.take(), time(170, 77, 30));
         assert_eq!(meter.take(), time(0, 0, 0));
+        meter.count([9, 0].map(Duration::from_nanos), Some([1069, 535]));
+        assert_eq!(meter.take(), time(9, 0, 5));
         meter.count([5, 0].map(Duration::from_nanos), None);
         assert_eq!(meter.take(), time(5, 0, 0));
     }
