@@ -32,8 +32,8 @@ impl Meter {
         self.time.served += took;
         self.time.exchanged += summed;
         let Some(now_ns) = exchanges_ns else { return };
-        // Begins and ends may be read by different processors of a device, whose clock is coarse: what
-        // seems to have taken less than nothing took nothing.
+        // Begins and ends may be read by different processors of a device, whose clock is coarse:
+        // what seems to have taken less than nothing took nothing.
         let since = |idx: usize| {
             let ns = now_ns[idx].wrapping_sub(self.before_ns[idx]).cast_signed();
             Duration::from_nanos(ns.max(0).cast_unsigned())
