@@ -19,6 +19,9 @@ const VOCAB_SIZE: usize = 100;
 /// Nothing takes longer that comes at all, on any machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// What a slow rank takes for a step at least.
+const SLOW: Duration = Duration::from_millis(2);
+
 /// What goes wrong.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -27,6 +30,8 @@ enum Fault {
     Panic,
     /// Rank 1 returns an error at its fifth command.
     Fail,
+    /// Rank 1 works at every step for [`SLOW`].
+    Slow,
     /// Rank 0 never answers its first command. None is before it that would have to be in time, and
     /// of ranks that are equally far the first is named, so it does not matter how far rank 1 is.
     Hang,
@@ -91,6 +96,13 @@ impl Counting {
     /// plan does not have it then.
     fn step(&mut self, plan: &StepPlan, is_submitted: bool) -> Result<StepOutput, Planted> {
         drop(self.gate.read());
+        let began = Instant::now();
+        while matches!(self.fault, Fault::Slow)
+            && self.seat.rank.idx() == 1
+            && began.elapsed() < SLOW
+        {
+            std::thread::yield_now();
+        }
         // As the model does: no rank gets past a step without the others.
         self.seat.communicator.all_reduce_sum(&mut [0.0]).map_err(|_| Planted)?;
         let rows = plan.rows.iter().map(|row| {
@@ -237,6 +249,32 @@ fn a_failing_rank_ends_every_request_once_and_names_itself() {
             assert!(cause.contains(who) && cause.contains(what), "{fault:?}: {cause}");
             assert_eq!(engine.handle().n_live(), 0);
         }
+    }
+}
+
+#[test]
+fn a_slow_rank_is_told_by_the_steps_and_its_peer_waits() {
+    for way in WAYS {
+        let engine = engine(Fault::Slow, way);
+        let (_ticket, receiver) = submit(&engine, request(0, 60)).expect("it is taken");
+        assert_eq!(drain(&receiver).1, EndReason::Length);
+        let handle = engine.handle();
+        drop(engine);
+        let steps = handle.steps_since(0);
+        let busy = |idx: usize| {
+            steps
+                .iter()
+                .map(|step| step.ranks[idx].served - step.ranks[idx].waited)
+                .sum::<Duration>()
+        };
+        let waited: Duration = steps.iter().map(|step| step.ranks[0].waited).sum();
+        let stats = handle.stats();
+        assert_eq!(steps.len() as u64, stats.n_steps, "{way:?}");
+        assert!(busy(1) >= SLOW * steps.len() as u32, "{way:?}: {:?}", busy(1));
+        // Of sixty steps its peer can't have been held up at all of them.
+        assert!(waited >= SLOW, "{way:?}: {waited:?}");
+        let told = &stats.ranks[1];
+        assert_eq!(told.served - told.waited, busy(1), "{way:?}");
     }
 }
 

@@ -94,8 +94,9 @@ impl Group {
 
     /// Arrives once more within a call on which all agreed, and waits for all.
     pub(crate) fn arrive_and_wait(&self, rank: Rank) -> Result<(), CollectiveError> {
-        let phase = self.arrive(rank);
+        // Whoever has seen it arrive knows that it waits from then on.
         let arrived = Instant::now();
+        let phase = self.arrive(rank);
         self.signal.wait(|| self.is_over(phase) || self.is_aborted());
         self.clock(rank).wait(arrived.elapsed());
         if self.is_aborted() { Err(CollectiveError::Aborted) } else { Ok(()) }

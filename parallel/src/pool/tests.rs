@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -107,6 +107,34 @@ fn a_command_is_served_while_nobody_waits_for_it() {
     pool.send(script(sum)).expect("the ranks begin");
     let second = catch_unwind(AssertUnwindSafe(|| pool.send(script(sum))));
     assert!(second.is_err(), "the first was not received");
+}
+
+#[test]
+fn a_late_rank_works_while_its_peers_wait() {
+    const LATE: Duration = Duration::from_millis(20);
+    let mut pool = scripted(config(4, 8));
+    let gate = Arc::new(Mutex::new(()));
+    let held = gate.lock();
+    pool.send(script({
+        let gate = Arc::clone(&gate);
+        move |seat| {
+            if seat.rank.idx() == 2 {
+                drop(gate.lock());
+            }
+            sum(seat)
+        }
+    }))
+    .expect("the ranks begin");
+    until(|| is_waited_for(&pool, 2));
+    let began = Instant::now();
+    until(|| began.elapsed() >= LATE);
+    drop(held);
+    pool.receive().expect("the ranks are done");
+    for (idx, time) in pool.rank_times().enumerate() {
+        assert!(time.waited <= time.exchanged && time.exchanged <= time.served, "{idx}: {time:?}");
+        let told = if idx == 2 { time.served - time.waited } else { time.waited };
+        assert!(told >= LATE, "{idx}: {time:?}");
+    }
 }
 
 #[test]
