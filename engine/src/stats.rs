@@ -115,4 +115,7 @@ pub struct EngineStats {
     pub step_times: [StepTimes; StepKind::N],
     /// What each rank's time went into.
     pub ranks: Vec<RankTime>,
+    /// By how much longer the busiest rank of a step worked than the least busy one, waits for
+    /// peers aside; summed over steps.
+    pub rank_skew: Duration,
 }

@@ -61,6 +61,7 @@ const THINKING_TOKENS: &str = "Tokens of reasoning in finished answers to chats"
 const DROPPED_SPANS: &str = "Spans and steps for which the queue to the collector had no room";
 const EXCHANGED: &str = "Of that, summing with peers";
 const WAITED: &str = "Of that, waiting for a peer, as far as kernels of ours do";
+const SKEW: &str = "What the busiest rank of a step worked beyond the least busy one, waits aside";
 const FIRST_TOKEN: &str = "From submission to the first token";
 const TOKEN_GAP: &str = "Between a token and the next";
 const TOTAL: &str = "From submission to the last token";
@@ -284,6 +285,7 @@ impl Metrics {
             "lnserve_rank_busy_seconds_total", "Time a rank worked at steps", step.busy;
             "lnserve_rank_exchange_seconds_total", EXCHANGED, step.exchanging;
             "lnserve_rank_wait_seconds_total", WAITED, step.waiting;
+            "lnserve_rank_skew_seconds_total", SKEW, step.skew;
         }
     }
 

@@ -102,6 +102,11 @@ fn a_slow_rank_is_told_by_the_steps_and_its_peer_waits() {
         assert!(busy(1) >= SLOW * steps.len() as u32, "{way:?}: {:?}", busy(1));
         // Of sixty steps its peer can't have been held up at all of them.
         assert!(waited >= SLOW, "{way:?}: {waited:?}");
+        let skews = steps.iter().map(|step| {
+            let [first, second] = [0, 1].map(|idx| step.ranks[idx].served - step.ranks[idx].waited);
+            first.abs_diff(second)
+        });
+        assert_eq!(stats.rank_skew, skews.sum::<Duration>(), "{way:?}");
         let told = &stats.ranks[1];
         assert_eq!(told.served - told.waited, busy(1), "{way:?}");
     }

@@ -140,11 +140,18 @@ def adds_up(read, used):
     # The same sum, kept in whole nanoseconds here and there.
     equal("time by step", total(read, "lnserve_step_duration_seconds_sum"),
           total(read, "lnserve_step_seconds_total"))
+    worked = []
     for rank in ["0", "1"]:
         times = [total(read, f"lnserve_rank_{what}_seconds_total", f'rank="{rank}"')
                  for what in ["wait", "exchange", "busy"]]
         if not 0 < times[0] <= times[1] <= times[2]:
             sys.exit(f"rank {rank}: a wait is part of an exchange, that of work: {times}")
+        worked.append(times[2] - times[0])
+    # Of sums over steps the difference is at most the sum of differences, and no difference is
+    # more than what was worked.
+    skew = total(read, "lnserve_rank_skew_seconds_total")
+    if not abs(worked[0] - worked[1]) - 1e-6 <= skew <= sum(worked):
+        sys.exit(f"two ranks worked {worked} and differed by {skew}")
 
 
 def logged(log, used):

@@ -1,6 +1,8 @@
 //! What the loop leaves behind for those who watch: counters, gauges, a record of every step, and
 //! for some steps whose spans they served.
 
+use std::time::Duration;
+
 use parallel::{RankTime, RankWorker};
 use scheduler::{Row, StepPlan};
 
@@ -37,6 +39,14 @@ impl Recorder {
             rank.waited = now.waited.saturating_sub(before.waited);
             *before = now;
         }
+    }
+
+    /// By how much longer the busiest rank worked at the step than the least busy one.
+    fn skew(&self) -> Duration {
+        let worked = |rank: &RankTime| rank.served.saturating_sub(rank.waited);
+        let ranks = || self.next.ranks.iter().map(worked);
+        let (least, most) = (ranks().min(), ranks().max());
+        most.unwrap_or_default() - least.unwrap_or_default()
     }
 
     /// The step that was recorded last.
@@ -96,6 +106,7 @@ where
         stats.n_steps += 1;
         stats.step_time += took.ran;
         stats.ranks.clone_from(&self.recorder.before);
+        stats.rank_skew += self.recorder.skew();
     }
 
     /// Tells who traces steps of this one, if it is one of theirs and served a span.

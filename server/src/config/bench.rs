@@ -16,7 +16,7 @@ use crate::bench::{BenchError, Settings as BenchSettings};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  lnserve bench --concurrency 8 --isl 200 --osl 100       eight users, a minute, 127.0.0.1:8000
+  lnserve bench --concurrency 8 --isl 200 --osl 100       eight users, 100 requests, 127.0.0.1
   lnserve bench --rate 3 --duration 60 --html run.html    an open loop, three requests a second
   lnserve bench --preset s1 --url http://node:8000        250 users, 500 tokens in, 2,000 out
   lnserve bench --rate 1 --find-rate --slo ttft=6000 --slo tpot=175 --duration 60

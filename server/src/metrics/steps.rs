@@ -21,6 +21,7 @@ pub(super) struct StepMetrics {
     pub(super) busy: Family<RankLabels, TotalSeconds>,
     pub(super) exchanging: Family<RankLabels, TotalSeconds>,
     pub(super) waiting: Family<RankLabels, TotalSeconds>,
+    pub(super) skew: TotalSeconds,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -67,6 +68,7 @@ impl StepMetrics {
         }
         self.planning.set(stats.plan_time.as_secs_f64());
         self.publish_pages(stats);
+        self.skew.set(stats.rank_skew.as_secs_f64());
         for (rank, time) in stats.ranks.iter().enumerate() {
             let labels = RankLabels { rank };
             self.busy.get_or_create(&labels).set(time.served.as_secs_f64());
