@@ -6,13 +6,11 @@
 
 use std::ops::Range;
 
-use weights::{Dtype, Matrix, WeightScale};
+use weights::{Dtype, Matrix};
 
 use crate::device::HostViewMut;
 
-use super::element::{
-    Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored, widened_factor,
-};
+use super::element::{Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored};
 use super::lanes::{Lanes, padded};
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
 
@@ -24,32 +22,8 @@ pub(crate) struct Product<'a> {
     pub(crate) weights: &'a Matrix,
     /// The tile's first row of `weights`.
     pub(crate) row_begin: usize,
-    /// Of the weights.
-    pub(crate) scale: &'a WeightScale,
-    /// `[T]`: of the inputs.
-    pub(crate) x_scales: &'a [f32],
-    /// `[T, N]`: sums times the weights' scale, then times the input's.
+    /// `[T, N]`: sums of widened weights, see [`widened_factor`](super::widened_factor).
     pub(crate) out: HostViewMut<'a>,
-}
-
-impl Product<'_> {
-    /// What sums over weight rows `n..n + N` of the tile are multiplied by; 1 beyond their end. The
-    /// power of two that widening left out is exact wherever it goes, and goes with the scale.
-    #[inline(always)]
-    pub(super) fn row_factors<const N: usize>(&self, n: usize) -> [f32; N] {
-        let factor = widened_factor(self.weights.dtype);
-        match self.scale {
-            WeightScale::One => [factor; N],
-            WeightScale::PerTensor(scale) => [factor * scale; N],
-            WeightScale::PerRow(scales) => {
-                let mut factors = [1.0; N];
-                for (row, scale) in factors.iter_mut().zip(&scales[self.row_begin + n..]) {
-                    *row = factor * scale;
-                }
-                factors
-            }
-        }
-    }
 }
 
 /// A row of weights as [`chains`] takes it.
@@ -177,59 +151,20 @@ fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
         }
         sums = chains::<S, E, M, N>(s, x, w, sums);
     }
-    let (factors, mut out) = (product.row_factors::<N>(n), product.out.reborrow());
-    let x_scales = &product.x_scales[t..t + M];
-    for (i, sums) in tile_sums::<S, M, N>(s, &sums).iter().enumerate() {
-        let out = &mut out.row_mut(t + i)[n..n + N];
-        for j in 0..N {
-            out[j] = sums[j] * factors[j] * x_scales[i];
-        }
+    for (i, sums) in sums.iter().enumerate() {
+        write_sums::<S, N>(s, sums, &mut product.out.row_mut(t + i)[n..n + N]);
     }
 }
 
-/// The trees of all vectors of a tile of at most 32.
 #[inline(always)]
-pub(super) fn tile_sums<S: Lanes, const M: usize, const N: usize>(
-    s: S,
-    tile: &[[S::V; N]; M],
-) -> [[f32; N]; M] {
-    assert!(M * N <= 32, "{M} times {N}");
-    let mut sums = [[0.0; N]; M];
-    if M * N <= 4 {
-        let mut four = [s.splat(0.0); 4];
-        for k in 0..M * N {
-            four[k] = tile[k / N][k % N];
-        }
-        let four = s.sums_of_four(four);
-        for k in 0..M * N {
-            sums[k / N][k % N] = four[k];
-        }
-        return sums;
+fn write_sums<S: Lanes, const N: usize>(s: S, sums: &[S::V; N], out: &mut [f32]) {
+    if N == 1 {
+        out[0] = s.sum(sums[0]);
+        return;
     }
-    sixteen_sums::<S, M, N, 0>(s, tile, &mut sums);
-    if M * N > 16 {
-        sixteen_sums::<S, M, N, 16>(s, tile, &mut sums);
-    }
-    sums
-}
-
-/// Those of the vectors `FROM..FROM + 16`. Beyond their end stands the last one again, for nobody.
-#[inline(always)]
-fn sixteen_sums<S: Lanes, const M: usize, const N: usize, const FROM: usize>(
-    s: S,
-    tile: &[[S::V; N]; M],
-    sums: &mut [[f32; N]; M],
-) {
-    let mut sixteen = [tile[M - 1][N - 1]; 16];
-    for (k, vector) in sixteen.iter_mut().enumerate() {
-        let idx = (FROM + k).min(M * N - 1);
-        *vector = tile[idx / N][idx % N];
-    }
-    let mut lanes = [0.0; 16];
-    s.store(s.sums_of_sixteen(sixteen), &mut lanes);
-    for k in 0..16.min(M * N - FROM) {
-        sums[(FROM + k) / N][(FROM + k) % N] = lanes[k];
-    }
+    let mut four = [s.splat(0.0); 4];
+    four[..N].copy_from_slice(sums);
+    out.copy_from_slice(&s.sums_of_four(four)[..N]);
 }
 
 /// The chains of multiply-adds of `M` rows of x with `N` rows of weights, from `sums` on.
@@ -253,27 +188,7 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
             ahead[j] = &w[j].ahead[..n_blocks];
         }
     }
-    // One token or two wait for memory, which larger steps keep less busy.
-    let in_twos = E::COME_IN_TWOS && S::HAS_MANY_REGISTERS && M > 2;
-    let n_twos = if in_twos { n_blocks / 2 } else { 0 };
-    for two in 0..n_twos {
-        let mut w = [[s.splat(0.0); 2]; N];
-        for j in 0..N {
-            w[j] = E::widen_two(s, &w_blocks[j].as_chunks().0[two]);
-            if E::IS_FAR {
-                s.prefetch(&ahead[j][2 * two]);
-            }
-        }
-        for half in 0..2 {
-            for i in 0..M {
-                let x = s.load(&x_blocks[i][2 * two + half]);
-                for j in 0..N {
-                    sums[i][j] = E::Factors::mul_add(s, x, w[j][half], sums[i][j]);
-                }
-            }
-        }
-    }
-    for block in 2 * n_twos..n_blocks {
+    for block in 0..n_blocks {
         let mut w = [s.splat(0.0); N];
         for j in 0..N {
             w[j] = E::widen(s, &w_blocks[j][block]);
