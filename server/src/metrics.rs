@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use engine::StepRecord;
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -165,6 +166,11 @@ impl Metrics {
         if error == "queue_full" {
             self.triton.failed("REJECTED");
         }
+    }
+
+    /// What the engine does now, if anything.
+    pub fn newest_step(&self, step: Option<&StepRecord>) {
+        self.triton.newest_step(step);
     }
 
     /// HTTP requests under way.
@@ -330,6 +336,7 @@ impl Metrics {
             "nv_inference_pending_request_count", WAITING, triton.pending;
             "nv_trt_llm_request_metrics", "Generations in the engine, by state", triton.requests;
             "nv_trt_llm_kv_cache_block_metrics", "Pages of the KV cache, by state", triton.blocks;
+            "nv_trt_llm_inflight_batcher_metrics", "What the newest step is for", triton.batcher;
         }
     }
 }

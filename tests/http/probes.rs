@@ -128,6 +128,10 @@ fn metrics_count_what_was_done() {
     {
         value(&after, name);
     }
+    for what in ["generation_requests", "total_context_tokens"] {
+        let metric = "nv_trt_llm_inflight_batcher_metrics{model=\"demo\",version=\"1\"";
+        value(&after, &format!("{metric},inflight_batcher_specific_metric=\"{what}\"}}"));
+    }
     let canceled = "nv_inference_request_failure{model=\"demo\",version=\"1\",reason=\"CANCELED\"}";
     value(&after, canceled);
     for line in after.lines().filter(|line| line.starts_with("# TYPE ")) {

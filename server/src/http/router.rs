@@ -75,7 +75,10 @@ async fn version() -> Json<serde_json::Value> {
 
 async fn metrics_text(State(app): State<App>) -> impl IntoResponse {
     app.metrics.http_in_flight(app.in_flight.n());
-    let text = app.metrics.render(&app.engine.stats(), app.engine.info());
+    let stats = app.engine.stats();
+    let newest = app.engine.steps_since(stats.n_steps.saturating_sub(1)).pop();
+    app.metrics.newest_step(newest.as_ref().filter(|_| stats.n_running > 0));
+    let text = app.metrics.render(&stats, app.engine.info());
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use engine::{EngineInfo, EngineStats};
+use engine::{EngineInfo, EngineStats, StepRecord};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -31,6 +31,7 @@ pub(super) struct TritonMetrics {
     pub(super) pending: Gauge,
     pub(super) requests: Family<RequestTypeLabels, Gauge>,
     pub(super) blocks: Family<KvBlockLabels, Gauge>,
+    pub(super) batcher: Family<BatcherLabels, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +47,11 @@ pub(super) struct RequestTypeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct KvBlockLabels {
     kv_cache_block_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct BatcherLabels {
+    inflight_batcher_specific_metric: &'static str,
 }
 
 impl TritonMetrics {
@@ -67,6 +73,7 @@ impl TritonMetrics {
             pending: Gauge::default(),
             requests: Family::default(),
             blocks: Family::default(),
+            batcher: Family::default(),
         }
     }
 
@@ -95,6 +102,18 @@ impl TritonMetrics {
             part.add(us);
             // Of whole microseconds too, so that the parts add up to it.
             self.request_us.add(us);
+        }
+    }
+
+    /// What the newest step was for, or nobody where nothing runs. There is one batch under way.
+    pub(super) fn newest_step(&self, step: Option<&StepRecord>) {
+        for (inflight_batcher_specific_metric, n) in [
+            ("generation_requests", step.map_or(0, |step| step.n_decode_rows)),
+            ("total_context_tokens", step.map_or(0, |step| step.n_prefill_tokens)),
+            ("micro_batch_id", 0),
+        ] {
+            let labels = BatcherLabels { inflight_batcher_specific_metric };
+            self.batcher.get_or_create(&labels).set(n as i64);
         }
     }
 
