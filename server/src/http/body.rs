@@ -140,3 +140,55 @@ where
         Poll::Ready(chunk.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Waker;
+
+    use hyper::body::SizeHint;
+
+    use super::*;
+
+    /// Announces more than it has.
+    struct Boaster {
+        n_announced: u64,
+        chunks: Vec<Bytes>,
+    }
+
+    impl HttpBody for Boaster {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            let broken = || Err(std::io::ErrorKind::UnexpectedEof.into());
+            Poll::Ready(Some(self.chunks.pop().map(Frame::data).map_or_else(broken, Ok)))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.n_announced)
+        }
+    }
+
+    #[test]
+    fn what_is_announced_takes_no_room_before_it_comes() {
+        const N_MAX: usize = 64 << 20;
+        for (n_announced, n_chunks, n_chunk_bytes) in
+            [(N_MAX as u64, 0, 0), (N_MAX as u64, 1, 10), (N_MAX as u64, 64, 4 << 10)]
+        {
+            let chunks = vec![Bytes::from(vec![b' '; n_chunk_bytes]); n_chunks];
+            let body = Body::new(Boaster { n_announced, chunks });
+            let taken = allocation_counter::measure(|| {
+                let mut reading = pin!(read_within(body, N_MAX));
+                let read = reading.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                assert!(matches!(read, Poll::Ready(Err(Broken::Off))));
+            });
+            // A buffer that grows has twice its room, and the old one beside it meanwhile.
+            let n_most = N_FIRST_BYTES + 3 * n_chunks * n_chunk_bytes + (4 << 10);
+            assert!(taken.bytes_max <= n_most as u64, "{n_most} {taken:?}");
+        }
+    }
+}

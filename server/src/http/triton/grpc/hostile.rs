@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-use super::super::check::{self, Given, Values};
-use super::super::hostile::{below, n_reserved, next};
+use super::super::check::{self, Batch, Given, Values};
+use super::super::hostile::{below, in_proportion, n_reserved, next};
 use super::super::tensor::{Tensor, n_values};
 use super::convert::{self, Asked};
 use super::protocol::infer_parameter::ParameterChoice;
@@ -121,6 +121,19 @@ fn expect_whole(tensors: &[Tensor], case: u64) {
     }
 }
 
+/// What a message that can be read holds, if that is sound.
+fn read(bytes: &[u8], case: u64) -> Option<Option<Batch>> {
+    let message = ModelInferRequest::decode(bytes).ok()?;
+    let n_inputs = message.inputs.len();
+    let is_ambiguous = !message.raw_input_contents.is_empty()
+        && message.inputs.iter().filter_map(|input| input.contents.as_ref()).any(holds_values);
+    let Asked { caller, given, .. } = convert::read(message).ok()?;
+    assert_eq!(given.len(), n_inputs, "case {case}");
+    assert!(!is_ambiguous, "case {case}: values in two places, and which count? {given:?}");
+    assert!(n_held(&given) <= N_RESERVED_MAX * bytes.len(), "case {case}: {given:?}");
+    Some(check::batch(&caller, given, 16).ok())
+}
+
 #[test]
 fn a_million_hostile_messages_are_read_or_refused() {
     let messages = messages();
@@ -129,22 +142,12 @@ fn a_million_hostile_messages_are_read_or_refused() {
     for case in 0..1_000_000_u64 {
         let mut bytes = messages[below(&mut state, messages.len())].clone();
         break_some(&mut bytes, &mut state);
-        let Ok(message) = ModelInferRequest::decode(bytes.as_slice()) else {
-            n_refused += 1;
-            continue;
-        };
-        let n_inputs = message.inputs.len();
-        let is_ambiguous = !message.raw_input_contents.is_empty()
-            && message.inputs.iter().filter_map(|input| input.contents.as_ref()).any(holds_values);
-        let Ok(Asked { caller, given, .. }) = convert::read(message) else {
+        let Some(checked) = in_proportion(bytes.len(), case, || read(&bytes, case)) else {
             n_refused += 1;
             continue;
         };
         n_read += 1;
-        assert_eq!(given.len(), n_inputs, "case {case}");
-        assert!(!is_ambiguous, "case {case}: values in two places, and which count? {given:?}");
-        assert!(n_held(&given) <= N_RESERVED_MAX * bytes.len(), "case {case}: {given:?}");
-        if let Ok(batch) = check::batch(&caller, given, 16) {
+        if let Some(batch) = checked {
             n_checked += 1;
             assert!((1..=16).contains(&batch.n_rows), "case {case}");
             expect_whole(&batch.tensors, case);
