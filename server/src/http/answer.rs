@@ -69,20 +69,20 @@ impl AnswerText {
         if self.n_tokens <= self.n_tokens_min {
             return TextPiece { text, stop: None };
         }
-        self.matched(&text)
+        self.matched(text)
     }
 
     /// The tokens are over: what was held back.
     pub fn finish(&mut self) -> TextPiece {
         let rest = self.detokenizer.finish();
-        let mut piece = self.matched(&rest);
+        let mut piece = self.matched(rest);
         if piece.stop.is_none() {
             piece.text.push_str(&self.matcher.finish());
         }
         piece
     }
 
-    fn matched(&mut self, text: &str) -> TextPiece {
+    fn matched(&mut self, text: String) -> TextPiece {
         match self.matcher.push(text) {
             Stopped::No(text) => TextPiece { text, stop: None },
             Stopped::Yes { text, stop_idx } => {
@@ -90,4 +90,9 @@ impl AnswerText {
             }
         }
     }
+}
+
+/// Puts `text` behind `to`; where that is empty, it is taken as it lies.
+pub fn append(to: &mut String, text: String) {
+    if to.is_empty() { *to = text } else { to.push_str(&text) }
 }

@@ -14,7 +14,7 @@ use engine::{
 };
 use tokio::sync::mpsc;
 
-use super::answer::{AnswerText, TextRules};
+use super::answer::{AnswerText, TextRules, append};
 use super::error::ApiError;
 use super::observe::Record;
 use super::state::App;
@@ -136,7 +136,7 @@ impl Answer {
     /// Adds a piece.
     pub fn absorb(&mut self, delta: Delta) {
         self.prompt_scores.extend(delta.prompt_scores);
-        self.text.push_str(&delta.text);
+        append(&mut self.text, delta.text);
         self.tokens.extend(delta.token);
         self.scores.extend(delta.score);
         self.end = self.end.take().or(delta.end);

@@ -47,15 +47,16 @@ impl StopMatcher {
     }
 
     /// Takes the next piece of the text. Once stopped, further text is dropped.
-    pub fn push(&mut self, piece: &str) -> Stopped {
+    pub fn push(&mut self, piece: impl Into<String>) -> Stopped {
+        let piece = piece.into();
         if self.is_stopped {
             return Stopped::No(String::new());
         }
         if self.patterns.is_empty() {
-            return Stopped::No(piece.to_owned());
+            return Stopped::No(piece);
         }
         let n_held = self.held.len();
-        self.held.push_str(piece);
+        self.held.push_str(&piece);
         for (byte_idx, byte) in piece.bytes().enumerate() {
             if let Some((stop_idx, n_stop)) = self.advance(byte) {
                 let end = n_held + byte_idx + 1;

@@ -163,10 +163,12 @@ impl View {
         })
     }
 
-    fn piece(&mut self, delta: Delta, opening: &Opening) -> Option<Vec<u8>> {
+    fn piece(&mut self, mut delta: Delta, opening: &Opening) -> Option<Vec<u8>> {
         let choice_idx = delta.choice_idx;
         let is_prompt = delta.token.is_none() && delta.end.is_none();
         self.count(choice_idx, usize::from(delta.token.is_some()));
+        // A list that nobody reads is none.
+        delta.token = delta.token.filter(|_| self.asked.wants_token_ids);
         let choice = &mut self.choices[choice_idx];
         choice.n_cached = delta.n_cached;
         choice.pending.absorb(delta);

@@ -1,6 +1,7 @@
 //! What an answer says, told apart as it comes: reasoning, content, calls of tools. For all
 //! endpoints that know these.
 
+use super::super::answer;
 use super::super::generation::{Delta, End};
 use super::super::observe::random;
 use crate::text::{Piece, ReasoningSplitter, ToolCall, ToolCallParser, ToolPiece};
@@ -74,8 +75,8 @@ impl Speech {
         for piece in pieces {
             match piece {
                 Piece::Reasoning(_) if !self.tells_reasoning => {}
-                Piece::Reasoning(text) => append(&mut said.reasoning, &text),
-                Piece::Content(text) => self.content(&text, &mut said),
+                Piece::Reasoning(text) => append(&mut said.reasoning, text),
+                Piece::Content(text) => self.content(text, &mut said),
             }
         }
         if delta.end.is_some()
@@ -99,11 +100,11 @@ impl Speech {
         }
     }
 
-    fn content(&mut self, text: &str, said: &mut Said) {
+    fn content(&mut self, text: String, said: &mut Said) {
         match &mut self.tools {
             None => append(&mut said.content, text),
             Some(tools) => {
-                for piece in tools.push(text) {
+                for piece in tools.push(&text) {
                     self.piece(piece, said);
                 }
             }
@@ -112,7 +113,7 @@ impl Speech {
 
     fn piece(&mut self, piece: ToolPiece, said: &mut Said) {
         match piece {
-            ToolPiece::Text(text) => append(&mut said.content, &text),
+            ToolPiece::Text(text) => append(&mut said.content, text),
             // What was not asked for is not told: the caller could not answer it.
             ToolPiece::Call(_) if self.n_calls > 0 && !self.is_parallel => {}
             ToolPiece::Call(call) => {
@@ -133,17 +134,17 @@ impl Said {
     /// Adds what was said next.
     pub(super) fn absorb(&mut self, next: Said) {
         if let Some(text) = next.reasoning {
-            append(&mut self.reasoning, &text);
+            append(&mut self.reasoning, text);
         }
         if let Some(text) = next.content {
-            append(&mut self.content, &text);
+            append(&mut self.content, text);
         }
         self.calls.extend(next.calls);
     }
 }
 
-fn append(to: &mut Option<String>, text: &str) {
+fn append(to: &mut Option<String>, text: String) {
     if !text.is_empty() {
-        to.get_or_insert_default().push_str(text);
+        answer::append(to.get_or_insert_default(), text);
     }
 }

@@ -66,7 +66,7 @@ struct Prompt {
 }
 
 /// Outputs that come only if asked for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Wants {
     scores: bool,
     finish_reason: bool,
@@ -145,6 +145,12 @@ impl Call {
     /// Whether the end of a stream is worth a response of its own though it adds no text.
     pub(super) fn tells_of_its_end(&self) -> bool {
         self.wants.finish_reason || self.wants.perf_metrics
+    }
+
+    /// What a piece of the only answer says, where nothing but text was asked for.
+    pub(super) fn only_text<'a>(&self, piece: &'a Answer) -> Option<&'a str> {
+        let is_plain = self.wants == Wants::default() && self.prompts[0].echo.is_none();
+        is_plain.then_some(&piece.text)
     }
 
     /// The prompt has been said; the rest of a stream goes without it.

@@ -55,14 +55,22 @@ impl Pieces {
         }
     }
 
+    /// What a piece says, where that is all that its response would tell.
+    pub(super) fn only_text<'a>(&self, piece: &'a Answer) -> Option<&'a str> {
+        self.call.only_text(piece).filter(|_| says_something(piece))
+    }
+
     /// A piece's tensors; `None` where it has nothing to say. Load tools count responses as
     /// tokens: every token gets one, even without text.
     pub(super) fn render(&mut self, piece: &Answer) -> Option<Vec<Tensor>> {
-        let is_worth_it = !piece.tokens.is_empty()
-            || !piece.text.is_empty()
-            || (piece.end.is_some() && self.call.tells_of_its_end());
-        let tensors = is_worth_it.then(|| self.call.outputs(std::slice::from_ref(piece)))?;
+        let tells_of_its_end = piece.end.is_some() && self.call.tells_of_its_end();
+        let tensors = (says_something(piece) || tells_of_its_end)
+            .then(|| self.call.outputs(std::slice::from_ref(piece)))?;
         self.call.forget_prompt();
         Some(tensors)
     }
+}
+
+fn says_something(piece: &Answer) -> bool {
+    !piece.tokens.is_empty() || !piece.text.is_empty()
 }
