@@ -116,6 +116,26 @@ fn a_stream_says_what_the_whole_answer_says() {
     }
 }
 
+#[test]
+fn lists_are_a_batch() {
+    let one = with(&question(), json!({ "ignore_eos": true }));
+    let one = shared().post(GENERATE, &one).ok()["text_output"].clone();
+    let text = "What is 27 + 58?";
+    let two = json!({ "text_input": [text, text], "max_tokens": [12, 3],
+                      "ignore_eos": [true, true] });
+    let answer = shared().post(GENERATE, &two).ok();
+    let texts = answer["text_output"].as_array().expect("a list");
+    assert_eq!((texts.len(), &texts[0]), (2, &one));
+    let [long, short] = [0, 1].map(|idx| texts[idx].as_str().expect("text"));
+    assert!(long.starts_with(short) && short.len() < long.len(), "{answer}");
+    assert_eq!(shared().stream(STREAM, &two).values(), [answer]);
+    let many = json!({ "text_input": vec!["a"; 17], "max_tokens": vec![1; 17] });
+    let many = shared().post(GENERATE, &many);
+    let words = "[request id: <id_unknown>] inference request batch-size must be <= 16 for \
+                 'ensemble'";
+    assert_eq!((many.status(), many.json()), (400, json!({ "error": words })));
+}
+
 /// A body, the status it gets, and words of the error.
 const MISTAKES: &[(&str, u16, &str)] = &[
     ("", 500, "failed to parse the request JSON buffer: The document is empty. at 0"),

@@ -220,7 +220,7 @@ def main():
             process.terminate()
             process.wait()
     print(f"{n_cases} requests, {len(failed)} answered otherwise")
-    sys.exit(bool(failed) or n_cases < 130)
+    sys.exit(bool(failed) or n_cases < 230)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,16 @@ fn binary_data_that_does_not_fit() {
     }
 }
 
+/// No row of `answers.txt`: a real Triton 2.51 dies of it.
+#[test]
+fn outputs_are_no_classes() {
+    let outputs = json!([{ "name": "text_output", "parameters": { "classification": 2 } }]);
+    let reply = shared().post(INFER, &body(json!({ "outputs": outputs })));
+    assert_eq!((reply.status(), header(&reply, "content-type")), (501, Some(J)));
+    let words = "classification is not supported: the outputs are no classes";
+    assert_eq!(reply.json(), json!({ "error": words }));
+}
+
 #[test]
 fn shapes_and_depths_have_bounds() {
     let with = |members: Value| {

@@ -57,7 +57,7 @@ fn answers_are_tritons_byte_for_byte() {
         assert!(reply.head.header("content-length").is_some(), "{request}");
         n_answers += 1;
     }
-    assert!(n_answers >= 81, "{n_answers}");
+    assert!(n_answers >= 167, "{n_answers}");
 }
 
 #[test]

@@ -59,12 +59,26 @@ pub(super) fn batch(caller: &Caller, given: Vec<Given>, n_max: usize) -> Result<
         let data = read(spec.data_type, &shape, values).map_err(refuse)?;
         tensors.push(Tensor { name, shape, data });
     }
+    let n_rows = n_rows(caller, &tensors, &n_rows_each)?;
+    Ok(Batch { tensors, n_rows })
+}
+
+/// Rows of a batch whose tensors have so many each.
+///
+/// # Errors
+/// They differ, or there are none.
+pub(super) fn n_rows(
+    caller: &Caller,
+    tensors: &[Tensor],
+    n_rows_each: &[usize],
+) -> Result<usize, Refusal> {
     let n_rows = n_rows_each.last().copied().unwrap_or(1);
     // From the last on, as Triton's map of inputs goes.
     let differs = n_rows_each.iter().rposition(|&n| n != n_rows);
-    match differs {
+    let none = || (n_rows == 0).then(|| tensors.len() - 1);
+    match differs.or_else(none) {
         Some(idx) => Err(caller.refuse_input(&tensors[idx].name, Problem::BatchSize)),
-        None => Ok(Batch { tensors, n_rows }),
+        None => Ok(n_rows),
     }
 }
 
@@ -74,7 +88,8 @@ fn check_shape(spec: &InputSpec, shape: &[u64], n_max: usize) -> Result<usize, P
     let fits = |n: u64| spec.n_values.is_none_or(|wanted| wanted == n);
     let (n_batch, n) = match *shape {
         [n] => (1, n),
-        [n_batch, n] if n_batch > 0 => (n_batch, n),
+        [n_batch, n] => (n_batch, n),
+        [] => return Err(Problem::NoShape),
         _ => return Err(wrong_shape(spec, shape)),
     };
     if !fits(n) {

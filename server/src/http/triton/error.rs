@@ -62,6 +62,12 @@ pub enum Refusal {
         /// The model.
         name: String,
     },
+    /// There are none of that version.
+    #[error("requested model version is not available for model '{name}'")]
+    VersionNotAvailable {
+        /// The model.
+        name: String,
+    },
     /// There is no such model to load.
     #[error("failed to load '{name}', failed to poll from model repository")]
     NotInRepository {
@@ -71,6 +77,9 @@ pub enum Refusal {
     /// The configuration cannot be changed by loading.
     #[error("load parameters are not supported: the model is as it was started")]
     LoadParameters,
+    /// Outputs are texts and numbers.
+    #[error("classification is not supported: the outputs are no classes")]
+    Classification,
     /// There is one repository, without a name.
     #[error("'repository_name' specification is not supported")]
     RepositoryName,
@@ -205,11 +214,13 @@ impl Refusal {
             | Refusal::Setting(_)
             | Refusal::NotInRepository { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Refusal::NotAvailable { .. }
+            | Refusal::VersionNotAvailable { .. }
             | Refusal::TraceNumber { .. }
             | Refusal::UntracedModel { .. } => StatusCode::BAD_REQUEST,
             Refusal::Unloaded { .. } | Refusal::UnknownRegion { .. } => StatusCode::NOT_FOUND,
             Refusal::LogFormat { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::LoadParameters
+            | Refusal::Classification
             | Refusal::RepositoryName
             | Refusal::LogFile
             | Refusal::TraceFile
@@ -228,10 +239,12 @@ impl Refusal {
             Refusal::LogFormat { .. } | Refusal::TraceNumber { .. } => "invalid_value",
             Refusal::Unloaded { .. } => "model_unloaded",
             Refusal::NotAvailable { .. }
+            | Refusal::VersionNotAvailable { .. }
             | Refusal::NotInRepository { .. }
             | Refusal::UntracedModel { .. } => "model_not_found",
             Refusal::UnknownRegion { .. }
             | Refusal::LoadParameters
+            | Refusal::Classification
             | Refusal::RepositoryName
             | Refusal::LogFile
             | Refusal::TraceFile

@@ -14,6 +14,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::Span;
 
@@ -21,14 +22,15 @@ use super::super::body::{self, made, one_chunk};
 use super::super::error::ApiError;
 use super::super::generation::{Answer, Generations, Job};
 use super::super::observe::Record;
-use super::super::sse;
+use super::super::sse::{self, Opening};
 use super::super::state::{App, AppState};
 use super::call::{Call, Parameters};
+use super::check;
 use super::error::{ModelRefusal, Refusal, StreamRefusal};
 use super::infer::run;
 use super::inputs::{Caller, Inputs};
 use super::json::Members;
-use super::models::find;
+use super::models::{find, n_batch_max};
 use super::pieces::Pieces;
 use super::problem::Problem;
 use super::statistics::Watch;
@@ -82,7 +84,8 @@ pub(super) async fn stream(
     let mut pieces = Pieces::new(generations, call);
     let first = pieces.next().await.map_err(from_model)?;
     let (first, watch, span) = (Some(first), Some(watch), Span::current());
-    let mut events = Events { pieces, first, watch, span, _record: record };
+    let opening = Opening::new(&render(pieces.caller(), &[]));
+    let mut events = Events { pieces, opening, first, watch, span, _record: record };
     Ok(sse::response(made(move |cx| events.poll_next(cx))))
 }
 
@@ -123,7 +126,13 @@ async fn prepare(
 
 fn parse(body: &[u8], model: String, app: &AppState) -> Result<(Call, Vec<Job>), PrepareError> {
     let (caller, parameters, tensors) = read(json::members(body)?, model)?;
-    let rows = Inputs::rows(&caller, &tensors, 1)?;
+    let n_rows_each: Vec<usize> = tensors.iter().map(|tensor| tensor.shape[0] as usize).collect();
+    let n_rows = check::n_rows(&caller, &tensors, &n_rows_each)?;
+    let n_max = n_batch_max(app);
+    if n_rows > n_max {
+        return Err(caller.refuse(Problem::BatchTooLarge { n_max }).into());
+    }
+    let rows = Inputs::rows(&caller, &tensors, n_rows)?;
     let prepared = Call::prepare(caller, rows, parameters, app);
     prepared.map_err(|refusal| match refusal {
         Refusal::Api(_) => PrepareError::Model(refusal),
@@ -155,40 +164,47 @@ fn read(
                     return Err(Refusal::ParametersNotAnObject);
                 };
                 for (name, value) in within {
-                    let place = "Converting keyword: 'parameters': ";
-                    add(&caller, (place, name, value), &mut parameters, &mut tensors)?;
+                    let added = add((&name, &value), &mut parameters, &mut tensors);
+                    let within = |problem| Problem::InParameters(Box::new(problem));
+                    added.map_err(|problem| caller.refuse_input(&name, within(problem)))?;
                 }
             }
-            _ => add(&caller, ("", name, value), &mut parameters, &mut tensors)?,
+            _ => add((&name, &value), &mut parameters, &mut tensors)
+                .map_err(|problem| caller.refuse_input(&name, problem))?,
         }
     }
     Ok((caller, parameters, tensors))
 }
 
+/// A list for an input that takes one value is a batch, a row each.
 fn add(
-    caller: &Caller,
-    (within, name, value): (&'static str, String, Value),
+    (name, value): (&str, &Value),
     parameters: &mut Parameters,
     tensors: &mut Vec<Tensor>,
-) -> Result<(), Refusal> {
-    let Some(spec) = interface::input(&name) else {
+) -> Result<(), Problem> {
+    let Some(spec) = interface::input(name) else {
         if matches!(value, Value::Null | Value::Array(_) | Value::Object(_)) {
-            return Err(caller.refuse(Problem::ParameterType { within, name }));
+            return Err(Problem::ParameterType { name: name.to_owned() });
         }
         // Where they are no numbers they are somebody else's, as in Triton.
-        match (name.as_str(), value.as_u64()) {
+        match (name, value.as_u64()) {
             ("priority", Some(priority)) => parameters.priority = priority,
             ("timeout", Some(timeout_us)) => parameters.set_timeout_us(timeout_us),
             _ => {}
         }
         return Ok(());
     };
+    let data = spec.data_type.read_json(value)?;
     if tensors.iter().any(|tensor| tensor.name == name) {
-        return Err(caller.refuse_input(&name, Problem::InputTwice));
+        return Err(Problem::InputTwice);
     }
-    let data = spec.data_type.read_json(&value);
-    let data = data.map_err(|problem| caller.refuse_input(&name, problem))?;
-    tensors.push(Tensor { shape: vec![1, data.len() as u64], name, data });
+    let n = data.len() as u64;
+    let shape = match (spec.n_values, spec.data_type.n_bytes()) {
+        (None, _) => vec![1, n],
+        (Some(_), Some(expected)) if n == 0 => return Err(Problem::ByteSize { expected, n: 0 }),
+        (Some(_), _) => vec![n, 1],
+    };
+    tensors.push(Tensor { shape, name: name.to_owned(), data });
     Ok(())
 }
 
@@ -208,10 +224,18 @@ fn render<'a>(caller: &'a Caller, tensors: &'a [Tensor]) -> BTreeMap<&'a str, Va
     members
 }
 
+/// What most of a stream's responses tell beside their model.
+#[derive(Serialize)]
+struct OnlyText<'a> {
+    text_output: &'a str,
+}
+
 /// What is still to be said of a stream whose first piece is there. When the client is gone the
 /// connection drops it, which cancels the generation.
 struct Events {
     pieces: Pieces,
+    /// The members of every response that go before its text.
+    opening: Opening,
     first: Option<Option<Answer>>,
     /// Gone once all is said.
     watch: Option<Watch>,
@@ -230,6 +254,10 @@ impl Events {
             match piece {
                 Ok(Some(piece)) => {
                     self.watch.iter_mut().for_each(|watch| watch.answered(&piece));
+                    if let Some(text) = self.pieces.only_text(&piece) {
+                        let text = OnlyText { text_output: text };
+                        return Poll::Ready(Some(self.opening.event(&text).into()));
+                    }
                     if let Some(tensors) = self.pieces.render(&piece) {
                         let event = sse::event(&render(self.pieces.caller(), &tensors));
                         return Poll::Ready(Some(event.into()));

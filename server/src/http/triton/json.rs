@@ -4,7 +4,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::error::Refusal;
 
@@ -16,10 +16,18 @@ pub(super) struct Members(pub(super) Vec<(String, Value)>);
 /// # Errors
 /// The text is no JSON, or no object.
 pub(super) fn members(body: &[u8]) -> Result<Members, Refusal> {
-    serde_json::from_slice(body).map_err(|_| {
-        let mut scanner = Scanner { body, at: 0 };
-        scanner.document().err().unwrap_or(Refusal::NotAnObject)
-    })
+    serde_json::from_slice(body).map_err(|_| complaint(body).unwrap_or(Refusal::NotAnObject))
+}
+
+/// The members of a value; what is no object has none.
+///
+/// # Errors
+/// The text is no JSON.
+pub(super) fn members_if_any(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    match value(body)? {
+        Value::Object(members) => Ok(members),
+        _ => Ok(Map::new()),
+    }
 }
 
 /// Reads any value.
@@ -27,11 +35,19 @@ pub(super) fn members(body: &[u8]) -> Result<Members, Refusal> {
 /// # Errors
 /// The text is no JSON.
 pub(super) fn value(body: &[u8]) -> Result<Value, Refusal> {
-    serde_json::from_slice(body).map_err(|_| {
-        let mut scanner = Scanner { body, at: 0 };
-        let complaint = Refusal::Malformed { problem: "Invalid encoding in string.", at: 0 };
-        scanner.document().err().unwrap_or(complaint)
-    })
+    let unknown = Refusal::Malformed { problem: "Invalid value.", at: 0 };
+    serde_json::from_slice(body).map_err(|_| complaint(body).unwrap_or(unknown))
+}
+
+/// RapidJSON's complaint about a text; a text in another encoding than UTF-8, which it does not ask
+/// about, is told in its words too.
+fn complaint(body: &[u8]) -> Option<Refusal> {
+    let mut scanner = Scanner { body, at: 0 };
+    if let Err(refusal) = scanner.document() {
+        return Some(refusal);
+    }
+    let at = std::str::from_utf8(body).err()?.valid_up_to();
+    Some(Refusal::Malformed { problem: "Invalid encoding in string.", at })
 }
 
 impl<'de> Deserialize<'de> for Members {
@@ -138,19 +154,17 @@ impl Scanner<'_> {
                 return Ok(());
             }
             if !self.took(b',') {
-                return Err(self.problem("Missing a comma or ] after an array element."));
+                return Err(self.problem("Missing a comma or ']' after an array element."));
             }
             self.blanks();
         }
     }
 
     fn string(&mut self) -> Result<(), Refusal> {
-        let start = self.at;
         self.at += 1;
         loop {
             match self.peek() {
                 None => {
-                    self.at = start;
                     return Err(self.problem("Missing a closing quotation mark in string."));
                 }
                 Some(b'"') => {
@@ -170,14 +184,17 @@ impl Scanner<'_> {
         match self.peek() {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
             Some(b'u') => {
-                self.at += 1;
-                for _ in 0..4 {
-                    if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
-                        self.at = start;
-                        let words = "Incorrect hex digit after \\u escape in string.";
-                        return Err(self.problem(words));
+                let is_low = |unit: &u16| (0xdc00..0xe000).contains(unit);
+                let unit = self.unit(start)?;
+                let has_its_half = match unit {
+                    0xd800..0xdc00 if self.took(b'\\') && self.peek() == Some(b'u') => {
+                        is_low(&self.unit(start)?)
                     }
-                    self.at += 1;
+                    unit => !(0xd800..0xe000).contains(&unit),
+                };
+                if !has_its_half {
+                    self.at = start;
+                    return Err(self.problem("The surrogate pair in string is invalid."));
                 }
             }
             _ => {
@@ -186,6 +203,17 @@ impl Scanner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The number behind `u`, of an escape that begins at `start`.
+    fn unit(&mut self, start: usize) -> Result<u16, Refusal> {
+        self.at += 1;
+        let digits = self.body.get(self.at..self.at + 4);
+        let digits = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        let unit = digits.and_then(|digits| u16::from_str_radix(digits, 16).ok());
+        self.at = if unit.is_some() { self.at + 4 } else { start };
+        unit.ok_or_else(|| self.problem("Incorrect hex digit after \\u escape in string."))
     }
 
     fn word(&mut self, word: &[u8]) -> Result<(), Refusal> {
@@ -198,6 +226,7 @@ impl Scanner<'_> {
     }
 
     fn number(&mut self) -> Result<(), Refusal> {
+        let start = self.at;
         let _ = self.took(b'-');
         if !self.took(b'0') && !self.digits() {
             return Err(self.problem("Invalid value."));
@@ -210,6 +239,12 @@ impl Scanner<'_> {
             if !self.digits() {
                 return Err(self.problem("Miss exponent in number."));
             }
+        }
+        let digits = std::str::from_utf8(&self.body[start..self.at]);
+        let number = digits.ok().and_then(|digits| digits.parse::<f64>().ok());
+        if !number.is_some_and(f64::is_finite) {
+            self.at = start;
+            return Err(self.problem("Number too big to be stored in double."));
         }
         Ok(())
     }
@@ -257,7 +292,15 @@ mod tests {
             (r#"{"text_input": "a""#, "Missing a comma or '}' after an object member. at 18"),
             (r#"{"a" 1}"#, "Missing a colon after a name of object member. at 5"),
             (r#"{"a":1} x"#, "The document root must not be followed by other values. at 8"),
-            ("[1 2]", "Missing a comma or ] after an array element. at 3"),
+            ("[1 2]", "Missing a comma or ']' after an array element. at 3"),
+            (r#"{"a":["abc"#, "Missing a closing quotation mark in string. at 10"),
+            ("[-1e400]", "Number too big to be stored in double. at 1"),
+            (r#"["\ud800"]"#, "The surrogate pair in string is invalid. at 2"),
+            (r#"["\ud800\u0041"]"#, "The surrogate pair in string is invalid. at 2"),
+            (r#"["\ud800\ud800"]"#, "The surrogate pair in string is invalid. at 2"),
+            (r#"["\ud800\n"]"#, "The surrogate pair in string is invalid. at 2"),
+            (r#"["\u12g4"]"#, "Incorrect hex digit after \\u escape in string. at 2"),
+            (r#"["\u12"#, "Incorrect hex digit after \\u escape in string. at 2"),
             (r#"{"a":"\x"}"#, "Invalid escape character in string. at 6"),
             (r#"{"a":1.}"#, "Miss fraction part in number. at 7"),
         ];
@@ -265,6 +308,9 @@ mod tests {
             let refusal = members(body.as_bytes()).err().expect("refused");
             assert_eq!(refusal.to_string(), format!("{prefix}{words}"), "{body}");
         }
+        let refusal = members(b"{\"a\":\"\xff\"}").err().expect("refused");
+        assert_eq!(refusal.to_string(), format!("{prefix}Invalid encoding in string. at 6"));
+        assert!(members(br#"{"a":"\ud83d\ude00"}"#).is_ok());
         for body in ["[1]", r#""x""#, "3"] {
             assert_eq!(members(body.as_bytes()).err(), Some(Refusal::NotAnObject), "{body}");
         }

@@ -5,6 +5,7 @@
 use axum::extract::State;
 use axum::response::Response;
 
+use super::super::error::ApiError;
 use super::super::state::{App, AppState};
 use super::VERSION;
 use super::error::{Refusal, json};
@@ -158,7 +159,11 @@ pub(super) fn available<'a>(
     name: &str,
     version: Option<&str>,
 ) -> Result<&'a Model, Refusal> {
-    models::find(app, name, version).map_err(|_| Refusal::NotAvailable { name: name.to_owned() })
+    let name = name.to_owned();
+    models::find(app, &name, version).map_err(|refusal| match refusal {
+        Refusal::Api(ApiError::UnknownVersion { .. }) => Refusal::VersionNotAvailable { name },
+        _ => Refusal::NotAvailable { name },
+    })
 }
 
 fn statistics(model: &Model) -> Node {

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 
@@ -47,6 +47,7 @@ use super::error::ApiError;
 use super::observe::Record;
 use super::state::App;
 use error::{InferRefusal, ProbeRefusal};
+use target::Target;
 
 /// The only version that a model has.
 const VERSION: &str = "1";
@@ -60,9 +61,9 @@ pub fn router(app: &App) -> Router<App> {
         .route("/v2", just_get(get(metadata::server)))
         .route("/v2/models/stats", just_get(get(metadata::all_statistics)))
         .merge(of_models("/v2/models/{model}"))
-        .merge(of_models("/v2/models/{model}/versions/{version}"))
+        .merge(of_models("/v2/models/{model}/versions/{version}").route_layer(from_fn(numbered)))
         .merge(settings())
-        .method_not_allowed_fallback(|| async { Refusal::from(ApiError::WrongMethod) })
+        .method_not_allowed_fallback(wrong_method)
         .route_layer(from_fn_with_state(Arc::clone(app), authorize));
     health.merge(models)
 }
@@ -78,6 +79,7 @@ fn of_models(path: &str) -> Router<App> {
         .route(&path("/infer"), post(infer::infer).fallback(wrong_infer))
         .route(&path("/generate"), post(generate::whole))
         .route(&path("/generate_stream"), post(generate::stream))
+        .method_not_allowed_fallback(wrong_method)
 }
 
 /// What an operator asks for and turns.
@@ -112,12 +114,21 @@ fn settings() -> Router<App> {
 
 /// A GET route also takes HEAD in axum; Triton's do not.
 fn just_get(route: MethodRouter<App>) -> MethodRouter<App> {
-    route.head(|| async { Refusal::from(ApiError::WrongMethod) })
+    route.head(wrong_method)
 }
 
 /// The same where errors are plain text.
 fn probe(route: MethodRouter<App>) -> MethodRouter<App> {
     route.head(wrong_probe).fallback(wrong_probe)
+}
+
+/// A version is a number: where it is none there is no path, whatever the method.
+async fn numbered(_: Target, request: Request, next: Next) -> Response {
+    next.run(request).await
+}
+
+async fn wrong_method() -> Refusal {
+    ApiError::WrongMethod.into()
 }
 
 async fn wrong_probe() -> ProbeRefusal {

@@ -9,6 +9,11 @@ use super::access::Access;
 /// Triton's word for a request without an id.
 const NO_ID: &str = "<id_unknown>";
 
+/// What an input has to name one of.
+const ONE_SOURCE: &str = "Input must set only one of the following fields: 'data', \
+                          'binary_data_size' in 'parameters', 'shared_memory_region' in \
+                          'parameters'";
+
 /// What Triton adds to its complaint about a shape.
 const SHAPE_NOTE: &str = "Setting a non-zero max_batch_size in the model config requires a batch \
                           dimension to be prepended to each input shape. If you want to specify \
@@ -57,6 +62,14 @@ pub(super) enum Problem {
     BatchSize,
     /// The input has no values.
     NoData,
+    /// It has them in several places.
+    SeveralData { places: Vec<&'static str> },
+    /// Its shape has no sizes, not even the batch's.
+    NoShape,
+    /// The request's `parameters` are no object.
+    ParametersNotAnObject,
+    /// A member of `parameters` has a problem, told of generate only.
+    InParameters(Box<Problem>),
     /// The values lie in memory of the client's, which is not offered.
     SharedMemory { region: String },
     /// The body is shorter than its binary tensors.
@@ -79,9 +92,8 @@ pub(super) enum Problem {
     ParameterKind { name: String, expected: &'static str },
     /// A parameter's name is Triton's own.
     ReservedParameter,
-    /// An unknown parameter is neither number, truth value nor string. `within` is where it stands:
-    /// empty, or `Converting keyword: 'parameters': `.
-    ParameterType { within: &'static str, name: String },
+    /// An unknown parameter is neither number, truth value nor string.
+    ParameterType { name: String },
     /// Required inputs are missing. Names are quoted.
     InputsMissing { n_required: usize, n_known: usize, given: Vec<String>, missing: Vec<String> },
 }
@@ -101,9 +113,11 @@ impl Problem {
     /// What fails in the JSON reader is INTERNAL; the rest is the client's fault.
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Problem::Unparsed { .. } | Problem::NotText | Problem::ValueCount => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Problem::Unparsed { .. }
+            | Problem::NotText
+            | Problem::ValueCount
+            | Problem::ParametersNotAnObject => StatusCode::INTERNAL_SERVER_ERROR,
+            Problem::InParameters(problem) => problem.status(),
             Problem::SharedMemory { .. } => StatusCode::NOT_FOUND,
             Problem::Compression => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::BAD_REQUEST,
@@ -119,8 +133,10 @@ impl Problem {
             Problem::Unparsed { .. }
             | Problem::NotText
             | Problem::WrongType { .. }
+            | Problem::ParametersNotAnObject
             | Problem::ParameterKind { .. }
             | Problem::ParameterType { .. } => "invalid_type",
+            Problem::InParameters(problem) => problem.label(),
             Problem::NotUtf8 => "not_utf8",
             Problem::Compression => "body_encoded",
             Problem::SharedMemory { .. } => "unsupported",
@@ -132,24 +148,26 @@ impl Problem {
 impl fmt::Display for Located {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Located { id, model, input, problem } = self;
+        if let Some(words) = problem.words() {
+            return f.write_str(words);
+        }
         let request = format!("[request id: {}]", id.as_deref().unwrap_or(NO_ID));
         match problem {
             Problem::Unparsed { member, access } => {
                 write!(f, "Unable to parse '{member}': {access}")
             }
-            Problem::NotText => f.write_str(
-                "Unable to parse JSON bytes array: attempt to access JSON non-string as string",
-            ),
             Problem::TooDeep { n_max } => {
                 write!(f, "JSON nesting depth exceeds maximum allowed limit ({n_max})")
             }
-            Problem::ValueCount => f.write_str(
-                "Unable to parse 'data': Shape does not match true shape of 'data' field",
-            ),
-            Problem::NoData => f.write_str(
-                "Input must set only one of the following fields: 'data', 'binary_data_size' in \
-                 'parameters', 'shared_memory_region' in 'parameters'. But no field is set",
-            ),
+            Problem::SeveralData { places } => {
+                write!(f, "{ONE_SOURCE}. But set")?;
+                places.iter().try_for_each(|place| write!(f, " '{place}'"))
+            }
+            Problem::NoData => write!(f, "{ONE_SOURCE}. But no field is set"),
+            Problem::InParameters(problem) => {
+                let within = Located { problem: (**problem).clone(), ..self.clone() };
+                write!(f, "Converting keyword: 'parameters': {within}")
+            }
             Problem::SharedMemory { region } => {
                 write!(f, "Unable to find shared memory region: '{region}'")
             }
@@ -159,14 +177,9 @@ impl fmt::Display for Located {
             Problem::HeaderLength { given, n_bytes } => {
                 write!(f, "inference header size should be in range (0, {n_bytes}), got: {given}")
             }
-            Problem::Compression => f.write_str("Unsupported compression type"),
-            Problem::ReservedParameter => f.write_str(
-                "parameter keys starting with 'triton_' are reserved for Triton usage and should \
-                 not be specified.",
-            ),
-            Problem::ParameterType { within, name } => write!(
+            Problem::ParameterType { name } => write!(
                 f,
-                "{within}parameter '{name}' has invalid type. It should be either 'int', 'bool', \
+                "parameter '{name}' has invalid type. It should be either 'int', 'bool', \
                  or 'string'."
             ),
             Problem::Raw { n_inputs } => write!(
@@ -201,6 +214,27 @@ impl fmt::Display for Located {
 }
 
 impl Problem {
+    /// What is said of it whatever the request.
+    fn words(&self) -> Option<&'static str> {
+        match self {
+            Problem::NotText => Some(
+                "Unable to parse JSON bytes array: attempt to access JSON non-string as string",
+            ),
+            Problem::ValueCount => {
+                Some("Unable to parse 'data': Shape does not match true shape of 'data' field")
+            }
+            Problem::ParametersNotAnObject => {
+                Some("failed to get request params.: attempt to get members for non-object")
+            }
+            Problem::Compression => Some("Unsupported compression type"),
+            Problem::ReservedParameter => Some(
+                "parameter keys starting with 'triton_' are reserved for Triton usage and should \
+                 not be specified.",
+            ),
+            _ => None,
+        }
+    }
+
     /// Problems of one input or output.
     fn fmt_input(
         &self,
@@ -214,23 +248,6 @@ impl Problem {
                 f,
                 "{request} input byte size mismatch for input '{input}' for model '{model}'. \
                  Expected {expected}, got {n}"
-            ),
-            Problem::StringCount { n, expected } => write!(
-                f,
-                "{request} unexpected number of string elements {n} for inference input \
-                 '{input}' for model '{model}', expecting {expected}"
-            ),
-            Problem::StringLength { n_left } => write!(
-                f,
-                "{request} incomplete string length indicator for inference input '{input}' for \
-                 model '{model}', expecting 4 bytes but only {n_left} bytes available. Please make \
-                 sure the string length indicator is in one buffer."
-            ),
-            Problem::StringData { n_bytes, n_left } => write!(
-                f,
-                "{request} incomplete string data for inference input '{input}' for model \
-                 '{model}', expecting string of length {n_bytes} but only {n_left} bytes \
-                 available. Please make sure the string data is in one buffer."
             ),
             Problem::TwoContents => write!(
                 f,
@@ -252,6 +269,11 @@ impl Problem {
             Problem::OutputTwice => {
                 write!(f, "{request} output '{input}' already exists in request")
             }
+            Problem::NoShape => write!(
+                f,
+                "{request} input '{input}' has no shape but model requires batch dimension for \
+                 '{model}'"
+            ),
             Problem::Shape { expected, given } => write!(
                 f,
                 "{request} unexpected shape for input '{input}' for model '{model}'. Expected \
@@ -268,6 +290,40 @@ impl Problem {
                 f,
                 "unexpected size for input '{input}', expecting {n_missing} additional bytes for \
                  model '{model}'"
+            ),
+            of_strings => of_strings.fmt_strings(f, request, (input, model)),
+        }
+    }
+
+    /// Problems of an input's strings.
+    fn fmt_strings(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        request: &str,
+        (input, model): (&str, &str),
+    ) -> fmt::Result {
+        match self {
+            Problem::StringCount { n, expected } if n < expected => write!(
+                f,
+                "{request} expected {expected} string elements for inference input '{input}' for \
+                 model '{model}', got {n}"
+            ),
+            Problem::StringCount { n, expected } => write!(
+                f,
+                "{request} unexpected number of string elements {n} for inference input \
+                 '{input}' for model '{model}', expecting {expected}"
+            ),
+            Problem::StringLength { n_left } => write!(
+                f,
+                "{request} incomplete string length indicator for inference input '{input}' for \
+                 model '{model}', expecting 4 bytes but only {n_left} bytes available. Please make \
+                 sure the string length indicator is in one buffer."
+            ),
+            Problem::StringData { n_bytes, n_left } => write!(
+                f,
+                "{request} incomplete string data for inference input '{input}' for model \
+                 '{model}', expecting string of length {n_bytes} but only {n_left} bytes \
+                 available. Please make sure the string data is in one buffer."
             ),
             other => unreachable!("{other:?} is told without an input"),
         }

@@ -4,15 +4,16 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use serde_json::{Map, Value};
 
 use super::super::body;
 use super::super::state::App;
 use super::VERSION;
 use super::access::boolean;
 use super::error::{Refusal, empty, json};
+use super::json::members_if_any;
 use super::models::{self, ModelState};
 use super::node::{list, object};
-use super::settings::members;
 
 /// `POST /v2/repository[/R]/index`: `{"ready":true}` leaves out what is not.
 pub(super) async fn index(
@@ -46,8 +47,11 @@ pub(super) async fn load(
     (headers, body): (HeaderMap, Body),
 ) -> Result<Response, Refusal> {
     let body = body::read(&headers, body, &app.config.limits).await?;
-    if members(&body)?.get("parameters").is_some_and(|given| *given != serde_json::json!({})) {
-        return Err(Refusal::LoadParameters);
+    if let Some(parameters) = members(&body)?.get("parameters") {
+        let parameters = parameters.as_object().ok_or(Refusal::NotAnObject)?;
+        if !parameters.is_empty() {
+            return Err(Refusal::LoadParameters);
+        }
     }
     models::set_loaded(&app, &model, true)?;
     Ok(empty())
@@ -61,6 +65,11 @@ pub(super) async fn unload(
 ) -> Result<Response, Refusal> {
     models::set_loaded(&app, &model, false)?;
     Ok(empty())
+}
+
+/// What a body says that may also be empty.
+fn members(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    if body.is_empty() { Ok(Map::new()) } else { members_if_any(body) }
 }
 
 /// Load and unload of a repository's model.

@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 
 use super::super::body;
 use super::super::state::{App, AppState};
-use super::access::{boolean, string, unsigned};
+use super::access::{array, boolean, string, unsigned};
 use super::error::{Refusal, json};
-use super::json::value;
+use super::json::members_if_any;
 use super::node::{Node, list, object};
 use super::target::Target;
 use crate::log::Verbosity;
@@ -54,20 +54,6 @@ impl Default for Settings {
     }
 }
 
-/// The members of a body that may be empty.
-///
-/// # Errors
-/// It is no JSON, or no object.
-pub(super) fn members(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    if body.is_empty() {
-        return Ok(Map::new());
-    }
-    match value(body)? {
-        Value::Object(members) => Ok(members),
-        _ => Err(Refusal::NotAnObject),
-    }
-}
-
 /// `GET /v2/logging`.
 pub(super) async fn logging(State(app): State<App>) -> Response {
     json(&log_settings(&app).node())
@@ -80,7 +66,7 @@ pub(super) async fn set_logging(
     body: Body,
 ) -> Result<Response, Refusal> {
     let body = body::read(&headers, body, &app.config.limits).await?;
-    let settings = change_log(&app, &members(&body)?)?;
+    let settings = change_log(&app, &members_if_any(&body)?)?;
     Ok(json(&settings.node()))
 }
 
@@ -108,7 +94,7 @@ pub(super) fn change_log(
         ("log_warning", &mut verbosity.warning),
         ("log_error", &mut verbosity.error),
     ] {
-        if let Some(value) = members.get(name) {
+        if let Some(value) = members.get(name).filter(|value| !value.is_null()) {
             *to = boolean(value)?;
         }
     }
@@ -151,7 +137,7 @@ pub(super) async fn set_tracing(
     body: Body,
 ) -> Result<Response, Refusal> {
     let body = body::read(&headers, body, &app.config.limits).await?;
-    change_trace(&app, &members(&body)?)?;
+    change_trace(&app, &members_if_any(&body)?)?;
     Ok(tracing(State(app)).await)
 }
 
@@ -199,11 +185,11 @@ impl TraceSettings {
         if members.contains_key("trace_file") {
             return Err(Refusal::TraceFile);
         }
-        let is_off = |level: &Value| level.as_str() == Some("OFF");
-        match members.get("trace_level") {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(levels)) if levels.iter().all(is_off) => {}
-            Some(_) => return Err(Refusal::TraceLevel),
+        let levels = members.get("trace_level").filter(|levels| !levels.is_null());
+        for level in levels.map(array).transpose()?.unwrap_or_default() {
+            if string(level)? != "OFF" {
+                return Err(Refusal::TraceLevel);
+            }
         }
         let number = |name: &'static str, now: i64, usual: i64| match members.get(name) {
             None => Ok(now),

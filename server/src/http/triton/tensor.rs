@@ -82,6 +82,16 @@ impl DataType {
         }
     }
 
+    /// Bytes of a value; none where values differ.
+    pub(super) fn n_bytes(self) -> Option<u64> {
+        match self {
+            DataType::Bytes => None,
+            DataType::Bool => Some(1),
+            DataType::Int32 | DataType::Fp32 => Some(4),
+            DataType::Int64 | DataType::Uint64 => Some(8),
+        }
+    }
+
     /// Reads binary values, little-endian; BYTES have their lengths before them.
     ///
     /// # Errors

@@ -151,12 +151,7 @@ pub(super) fn read(body: &[u8], headers: &HeaderMap, model: &str) -> Result<Aske
         return Err(caller.refuse(Problem::Raw { n_inputs }));
     }
     let (text, binary) = body.split_at(n_header.unwrap_or(body.len()));
-    let value = json::value(text)?;
-    // What is no object has no members.
-    let members = match value {
-        Value::Object(members) => members,
-        _ => Map::new(),
-    };
+    let members = json::members_if_any(text)?;
     let plain = |access: Access, member: &str| Problem::Unparsed { member: member.into(), access };
     if let Some(id) = members.get("id") {
         let id = string(id).map_err(|access| caller.refuse(plain(access, "id")))?;
@@ -199,7 +194,7 @@ fn parameters(given: Option<&Value>) -> Result<(Parameters, bool), Problem> {
     let mut parameters = Parameters::default();
     let mut are_binary = false;
     let Some(given) = given else { return Ok((parameters, are_binary)) };
-    for (name, value) in object(given).map_err(|access| access.of("parameters"))? {
+    for (name, value) in given.as_object().ok_or(Problem::ParametersNotAnObject)? {
         let of_name = |access: Access| access.of(name.as_str());
         match name.as_str() {
             "priority" => parameters.priority = unsigned(value).map_err(of_name)?,
@@ -208,7 +203,7 @@ fn parameters(given: Option<&Value>) -> Result<(Parameters, bool), Problem> {
             "sequence_start" | "sequence_end" => drop(boolean(value).map_err(of_name)?),
             _ if name.starts_with("triton_") => return Err(Problem::ReservedParameter),
             _ if value.is_null() || value.is_array() || value.is_object() => {
-                return Err(Problem::ParameterType { within: "", name: name.clone() });
+                return Err(Problem::ParameterType { name: name.clone() });
             }
             _ => {}
         }
@@ -219,6 +214,7 @@ fn parameters(given: Option<&Value>) -> Result<(Parameters, bool), Problem> {
 /// One of `inputs`; takes its bytes from `left`.
 fn read_input(input: &Value, left: &mut &[u8], caller: &Caller) -> Result<Given, Refusal> {
     let members = object(input).map_err(|_| caller.refuse(Problem::NoData))?;
+    let source = source(members).map_err(|problem| caller.refuse(problem))?;
     let text = |name: &'static str| {
         let read = member(members, name).and_then(string);
         read.map(str::to_owned).map_err(|access| caller.refuse(access.of(name)))
@@ -233,8 +229,12 @@ fn read_input(input: &Value, left: &mut &[u8], caller: &Caller) -> Result<Given,
     if interface::input(&name).is_none() && super::tensor::is_data_type(&data_type) {
         return Err(refuse(Problem::UnknownInput));
     }
-    let values = match (n_binary(members).map_err(refuse)?, members.get("data")) {
-        (Some(n_bytes), _) => {
+    let values = match source {
+        Source::Json(data) => Values::Json(data.clone()),
+        Source::Region(region) => {
+            return Err(refuse(Problem::SharedMemory { region: region.to_owned() }));
+        }
+        Source::Binary(n_bytes) => {
             let n_left = left.len() as u64;
             let Some((bytes, rest)) =
                 usize::try_from(n_bytes).ok().and_then(|n| left.split_at_checked(n))
@@ -244,22 +244,40 @@ fn read_input(input: &Value, left: &mut &[u8], caller: &Caller) -> Result<Given,
             *left = rest;
             Values::Binary(bytes.to_vec())
         }
-        (None, Some(data)) => Values::Json(data.clone()),
-        (None, None) => return Err(refuse(Problem::NoData)),
     };
     Ok(Given { name, data_type, shape, values })
 }
 
-/// Bytes of an input's binary values, if it has such.
-fn n_binary(input: &Map<String, Value>) -> Result<Option<u64>, Problem> {
-    let Some(parameters) = input.get("parameters") else { return Ok(None) };
-    let parameters = object(parameters).map_err(|access| access.of("parameters"))?;
-    if let Some(region) = parameters.get("shared_memory_region") {
-        let region = string(region).map_err(|access| access.of("shared_memory_region"))?;
-        return Err(Problem::SharedMemory { region: region.to_owned() });
+/// Where an input says that its values are.
+enum Source<'a> {
+    Json(&'a Value),
+    /// So many of the bytes behind the JSON.
+    Binary(u64),
+    /// Memory of the client's.
+    Region(&'a str),
+}
+
+/// The one place that an input names. `parameters` that are no object name none.
+fn source(input: &Map<String, Value>) -> Result<Source<'_>, Problem> {
+    let parameters = input.get("parameters");
+    let parameter = |name: &str| parameters.and_then(|parameters| parameters.get(name));
+    let places = [
+        ("data", input.get("data")),
+        ("binary_data_size", parameter("binary_data_size")),
+        ("shared_memory_region", parameter("shared_memory_region")),
+    ];
+    let named = places.into_iter().filter_map(|(place, value)| Some((place, value?)));
+    match named.collect::<Vec<_>>().as_slice() {
+        [] => Err(Problem::NoData),
+        [("data", data)] => Ok(Source::Json(data)),
+        [("binary_data_size", n_bytes)] => {
+            unsigned(n_bytes).map(Source::Binary).map_err(|access| access.of("binary_data_size"))
+        }
+        [(place, region)] => string(region).map(Source::Region).map_err(|access| access.of(*place)),
+        several => {
+            Err(Problem::SeveralData { places: several.iter().map(|(place, _)| *place).collect() })
+        }
     }
-    let n_bytes = parameters.get("binary_data_size").map(unsigned).transpose();
-    n_bytes.map_err(|access| access.of("binary_data_size"))
 }
 
 fn read_outputs(
@@ -270,8 +288,7 @@ fn read_outputs(
     let outputs = array(outputs).map_err(|access| caller.refuse(access.of("outputs")))?;
     let mut named: Vec<(String, bool)> = Vec::new();
     for output in outputs {
-        let members = object(output).map_err(|access| caller.refuse(access.of("outputs")))?;
-        let name = member(members, "name").and_then(string);
+        let name = output.get("name").ok_or(Access::Missing { member: "name" }).and_then(string);
         let name = name.map_err(|access| caller.refuse(access.of("name")))?;
         let refuse = |problem| caller.refuse_input(name, problem);
         if !interface::is_output(name) {
@@ -281,18 +298,17 @@ fn read_outputs(
             return Err(refuse(Problem::OutputTwice));
         }
         let mut is_binary = are_binary;
-        if let Some(parameters) = members.get("parameters") {
-            let parameters =
-                object(parameters).map_err(|access| refuse(access.of("parameters")))?;
+        if let Some(parameters) = output.get("parameters") {
             if let Some(binary) = parameters.get("binary_data") {
                 is_binary = boolean(binary).map_err(|access| refuse(access.of("binary_data")))?;
             }
-            if let Some(region) = parameters.get("shared_memory_region").and_then(Value::as_str) {
-                return Err(refuse(Problem::SharedMemory { region: region.to_owned() }));
+            if let Some(region) = parameters.get("shared_memory_region") {
+                let place = "shared_memory_region";
+                let region = string(region).map_err(|access| refuse(access.of(place)))?.to_owned();
+                return Err(refuse(Problem::SharedMemory { region }));
             }
             if parameters.get("classification").is_some_and(|n| n.as_u64() != Some(0)) {
-                let remedy = "the outputs are no classes";
-                return Err(ApiError::Unsupported { field: "classification".into(), remedy }.into());
+                return Err(Refusal::Classification);
             }
         }
         named.push((name.to_owned(), is_binary));

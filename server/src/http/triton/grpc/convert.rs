@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::super::super::error::ApiError;
 use super::super::VERSION;
 use super::super::call::Parameters;
 use super::super::check::{Given, Values};
@@ -61,8 +60,7 @@ pub(super) fn read(request: ModelInferRequest) -> Result<Asked, Refusal> {
         }
         refuse_region(&output.parameters).map_err(refuse)?;
         if output.parameters.contains_key("classification") {
-            let remedy = "the outputs are no classes";
-            return Err(ApiError::Unsupported { field: "classification".into(), remedy }.into());
+            return Err(Refusal::Classification);
         }
         outputs.push(output.name);
     }
