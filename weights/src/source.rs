@@ -75,6 +75,13 @@ impl Bytes {
         }
     }
 
+    /// Has the system bring `range` into its memory as readers like it best, before it is read.
+    pub fn fetch(&self, range: Range<usize>) {
+        if let Bytes::Mapped(file) = self {
+            file.fetch(range);
+        }
+    }
+
     /// A way of one's own to them.
     pub fn reader(&self) -> Reader {
         let file = match self {

@@ -14,8 +14,9 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use super::LoadingError;
 use super::schedule::{Schedule, Want};
 
-/// Windows for each rank: one is filled while the other is taken.
-const N_WINDOWS_PER_RANK: usize = 2;
+/// Windows for each rank: one is filled while others are taken. The more there are, the less often
+/// a rank waits for another.
+const N_WINDOWS_PER_RANK: usize = 4;
 
 /// Shared by the ranks of an engine that is being built.
 pub(crate) struct Meeting {

@@ -11,18 +11,27 @@ use std::ops::Range;
 
 use weights::Bytes;
 
-/// Bytes of a run of rows that a rank reads for itself, at most and at least: long enough that a
-/// link of 50 GB/s has no pauses (40 µs), and that several threads share one.
-const PIECE_BYTES_MAX: usize = 8 << 20;
-const PIECE_BYTES_MIN: usize = 2 << 20;
+/// Threads of all ranks that read at once, where there are as many processor cores.
+const N_READERS_MAX: usize = 16;
 
-/// The same over all ranks: what is on its way should still be in the processor's caches when it
-/// leaves, and memory that was never touched takes longer to get than to fill.
-const PIECES_BYTES: usize = 16 << 20;
+/// Bytes of a run of rows that a rank reads for itself on one thread: they should still be in the
+/// processor's nearer caches when they leave. One thread fills them more slowly than a link of 50
+/// GB/s empties them.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// The same where several threads share a piece, at most and at least.
+const SHARED_PIECE_BYTES_MAX: usize = 8 << 20;
+const SHARED_PIECE_BYTES_MIN: usize = 2 << 20;
+
+/// What such pieces of all ranks come to.
+const SHARED_PIECES_BYTES: usize = 16 << 20;
 
 /// Bytes of a window that ranks share: what one has read, the others find in the processor's
 /// caches.
-pub(super) const WINDOW_BYTES: usize = 1 << 20;
+pub(super) const WINDOW_BYTES: usize = 256 << 10;
+
+/// Bytes that a rank has the system fetch at a time, before they are read.
+const FETCHED_BYTES: usize = 4 << 20;
 
 /// Something that a rank takes out of a file.
 #[derive(Clone, Debug)]
@@ -87,9 +96,18 @@ pub(super) struct Schedule {
     pub(super) window_bytes: usize,
 }
 
+/// Threads on which each of `n_ranks` reads.
+pub(super) fn n_readers(n_ranks: usize) -> usize {
+    let n_cores = std::thread::available_parallelism().map_or(1, |n_cores| n_cores.get());
+    (n_cores.min(N_READERS_MAX) / n_ranks).max(1)
+}
+
 /// Bytes of a run of rows that each of `n_ranks` reads for itself.
 pub(super) fn piece_bytes(n_ranks: usize) -> usize {
-    (PIECES_BYTES / n_ranks).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
+    if n_readers(n_ranks) == 1 {
+        return PIECE_BYTES;
+    }
+    (SHARED_PIECES_BYTES / n_ranks).clamp(SHARED_PIECE_BYTES_MIN, SHARED_PIECE_BYTES_MAX)
 }
 
 impl Region {
@@ -110,6 +128,30 @@ impl Region {
         ranks.sort_unstable();
         ranks.dedup();
         ranks
+    }
+
+    /// What the rank has the system fetch when it comes to a piece at `at`, having had all up to
+    /// `fetched_end` fetched by itself and the others, which is set forward: its share of the next
+    /// strides, each of which has a part for every rank. So the disk has something to do for all
+    /// ranks at once, and is a stride ahead of them.
+    pub(super) fn fetches(
+        &self,
+        rank_idx: usize,
+        at: usize,
+        fetched_end: &mut usize,
+    ) -> Vec<Range<usize>> {
+        let ranks = self.ranks();
+        let part_idx = ranks.iter().position(|&idx| idx == rank_idx).expect("it takes some of it");
+        let stride = ranks.len() * FETCHED_BYTES;
+        let mut parts = Vec::new();
+        while *fetched_end < self.span.end && *fetched_end < at + stride {
+            let begin = (*fetched_end + part_idx * FETCHED_BYTES).min(self.span.end);
+            let end = (begin + FETCHED_BYTES).min(self.span.end);
+            parts.push(begin..end);
+            *fetched_end += stride;
+        }
+        parts.retain(|part| !part.is_empty());
+        parts
     }
 }
 
@@ -233,6 +275,32 @@ mod tests {
         ];
         let expected = [(0..64, Source::Shared, vec![0]), (64..128, Source::Shared, vec![0])];
         assert_eq!(shapes(&Schedule::new(vec![wants])), expected);
+    }
+
+    #[test]
+    fn all_that_is_read_is_fetched_once_before_it_is_and_not_far_ahead() {
+        const N_RANKS: usize = 3;
+        const BEGIN: usize = 1000;
+        let n_rows = 8 * FETCHED_BYTES / 3000;
+        let bytes: &'static [u8] = vec![1; BEGIN + n_rows * 3000].leak();
+        let wants = by_columns(BEGIN, n_rows, 3000, N_RANKS).into_iter();
+        let wants = wants.map(|want| vec![Want { bytes: Bytes::Static(bytes), ..want }]).collect();
+        let schedule = Schedule::new(wants);
+        let region = &schedule.regions[0];
+        let mut fetched_ends = [BEGIN; N_RANKS];
+        let mut fetched: Vec<Range<usize>> = Vec::new();
+        for piece in &schedule.pieces {
+            for (rank_idx, end) in fetched_ends.iter_mut().enumerate() {
+                fetched.extend(region.fetches(rank_idx, piece.span.start, end));
+            }
+            fetched.sort_by_key(|part| part.start);
+            let follow = fetched.windows(2).all(|parts| parts[0].end == parts[1].start);
+            assert!(follow && fetched[0].start == BEGIN, "no byte twice, none left out");
+            let ahead = fetched.last().expect("something was fetched").end - piece.span.start;
+            let left = region.span.end - piece.span.start;
+            let stride = N_RANKS * FETCHED_BYTES;
+            assert!((left.min(stride)..=2 * stride).contains(&ahead), "{ahead} of {left}");
+        }
     }
 
     #[test]

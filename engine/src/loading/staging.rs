@@ -10,13 +10,10 @@ use weights::{Dtype, Matrix, Reader};
 
 use super::meeting::LoadingSeat;
 use super::ring::Ring;
-use super::schedule::{Piece, Region, Schedule, Source, Taker, Want, piece_bytes};
+use super::schedule::{Piece, Region, Schedule, Source, Taker, Want, n_readers, piece_bytes};
 use super::{Copying, LoadingError, MatrixCopy};
 use crate::device::cuda::CudaExec;
 use crate::device::{DeviceError, DeviceView, Element};
-
-/// Threads of all ranks that read at once, where there are as many processor cores.
-const N_READERS_MAX: usize = 16;
 
 /// Bytes that one of a rank's threads reads at least.
 const READ_BYTES_MIN: usize = 1 << 20;
@@ -29,6 +26,8 @@ struct Stager<'a> {
     readers: Option<ThreadPool>,
     /// Of the file that this rank reads its own from.
     reader: Option<Reader>,
+    /// Up to where all ranks together had the system fetch the region that is read.
+    fetched_end: usize,
     /// A row as f32.
     wide: Vec<f32>,
 }
@@ -51,8 +50,9 @@ pub(crate) fn stage(
         let piece_bytes = n_bytes_max.min(piece_bytes(seat.n_ranks())).max(row_bytes_max);
         let ring = Ring::new(exec, piece_bytes, progress)?;
         let readers = readers(seat.n_ranks())?;
+        let (reader, wide) = (None, Vec::new());
         let mut stager =
-            Stager { seat: &seat, copies, ring, readers, reader: None, wide: Vec::new() };
+            Stager { seat: &seat, copies, ring, readers, reader, fetched_end: 0, wide };
         stager.run(&schedule)?;
         stager.ring.flush()?;
         exec.synchronize()?;
@@ -63,9 +63,8 @@ pub(crate) fn stage(
 
 /// Threads beside the rank's own that read, if there are processor cores for them.
 fn readers(n_ranks: usize) -> Result<Option<ThreadPool>, DeviceError> {
-    let n_cores = std::thread::available_parallelism().map_or(1, |n_cores| n_cores.get());
-    let n_threads = n_cores.min(N_READERS_MAX) / n_ranks;
-    if n_threads < 2 {
+    let n_threads = n_readers(n_ranks);
+    if n_threads == 1 {
         return Ok(None);
     }
     let pool = ThreadPoolBuilder::new().num_threads(n_threads).build();
@@ -121,6 +120,7 @@ impl Stager<'_> {
             if !region.is_for(rank_idx) {
                 continue;
             }
+            self.fetch(region, piece);
             let Some(window_idx) = piece.window_idx else {
                 self.own(region, &piece.span)?;
                 continue;
@@ -170,6 +170,26 @@ impl Stager<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Has the system fetch what comes next, on as many threads as read.
+    fn fetch(&mut self, region: &Region, piece: &Piece) {
+        if piece.span.start == region.span.start {
+            self.fetched_end = piece.span.start;
+        }
+        let rank_idx = self.seat.rank_idx();
+        for part in region.fetches(rank_idx, piece.span.start, &mut self.fetched_end) {
+            let Some(readers) = &self.readers else {
+                region.bytes.fetch(part);
+                continue;
+            };
+            readers.install(|| {
+                let begins = part.clone().into_par_iter().step_by(READ_BYTES_MIN);
+                begins.for_each(|begin| {
+                    region.bytes.fetch(begin..(begin + READ_BYTES_MIN).min(part.end));
+                });
+            });
+        }
     }
 
     /// Reads rows that are this rank's alone to where the device copies from.

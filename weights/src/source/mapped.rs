@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Once, OnceLock};
 
 use libc::{c_int, c_void, off_t, siginfo_t};
-use rustix::fs::{Advice, fadvise};
+use memmap2::{Advice, UncheckedAdvice};
+use rustix::fs::fadvise;
 
 use crate::error::LoadError;
 
@@ -30,6 +31,9 @@ const N_EXTENTS_MAX: usize = 1 << 16;
 /// Bytes of a hole's ends that are looked at: blocks of a disk have 64 KiB at most.
 const N_END_BYTES_MAX: u64 = 128 << 10;
 
+/// What a large page of memory holds, where systems that we run on have them.
+const LARGE_PAGE_BYTES: usize = 2 << 20;
+
 /// A file in memory, read-only.
 pub struct MappedFile {
     map: memmap2::Mmap,
@@ -41,6 +45,8 @@ pub struct MappedFile {
     /// Ascending parts that are no holes; `None` where the system does not tell.
     extents: Option<Vec<Range<u64>>>,
     watched_idx: Option<usize>,
+    /// Whether faults in the mapping fetch large pages; set when that is first wanted.
+    has_large_pages: OnceLock<bool>,
 }
 
 /// Where a watched mapping lies; nowhere where `end` is 0.
@@ -72,7 +78,8 @@ impl MappedFile {
         let extents = extents(&file, map.len() as u64);
         let watched_idx = watch(map.as_ptr().addr(), map.len());
         let n_bytes_read = AtomicU64::new(0);
-        Ok(MappedFile { map, file, path, n_bytes_read, extents, watched_idx })
+        let has_large_pages = OnceLock::new();
+        Ok(MappedFile { map, file, path, n_bytes_read, extents, watched_idx, has_large_pages })
     }
 
     /// Reads what lies at `offset` into `out`, not through the mapping: no page of it becomes
@@ -105,8 +112,32 @@ impl MappedFile {
     /// the system has read ahead. `None` where there is no way to it, which only costs time.
     pub(super) fn open_again(&self) -> Option<File> {
         let again = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).ok()?;
-        let _ = fadvise(&again, 0, None, Advice::Sequential);
+        let _ = fadvise(&again, 0, None, rustix::fs::Advice::Sequential);
         Some(again)
+    }
+
+    /// Has the system fetch `range` from the disk in large pages, if it has them, and waits until
+    /// most of it is there. What it reads ahead of reads starts with the smallest pages wherever
+    /// they jump, and readers of slices jump. A fault where large pages are asked for brings two at
+    /// once (Linux since 5.18, on file systems that have them), whatever the disk's read-ahead is
+    /// set to. Later reads take from large pages several times as fast. What fails here only costs
+    /// time, and a file that shrank is found by who reads it.
+    pub(super) fn fetch(&self, range: Range<usize>) {
+        let end = range.end.min(self.map.len());
+        let ask = || self.map.advise(Advice::HugePage).is_ok();
+        if range.start >= end || !*self.has_large_pages.get_or_init(ask) {
+            return;
+        }
+        let first = range.start / LARGE_PAGE_BYTES * LARGE_PAGE_BYTES;
+        for page in (first..end).step_by(LARGE_PAGE_BYTES) {
+            // A byte of it, without a signal where the file has lost it.
+            let _ = self.map.advise_range(Advice::PopulateRead, page.max(range.start), 1);
+        }
+        let n_bytes = (end - first).next_multiple_of(LARGE_PAGE_BYTES).min(self.map.len() - first);
+        // SAFETY: what is taken out of a read-only mapping of a file is there again, from the
+        // file, when somebody looks at it.
+        let _ =
+            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, n_bytes) };
     }
 
     /// Counts values that are read.
