@@ -136,6 +136,16 @@ impl Operation {
         matches!(self, Operation::Note(_) | Operation::Empty)
     }
 
+    /// Whether a node that does not compute only counts it: then it takes no thread either.
+    pub(super) fn is_only_counted(&self) -> bool {
+        let is_dry = Config::get().is_dry();
+        match self {
+            Operation::Copy(copy) => is_dry && copy.goes_to_a_device(),
+            Operation::Fill(_) => is_dry,
+            _ => false,
+        }
+    }
+
     pub(super) fn run_instant(&self, clock_ns: &AtomicU64) {
         if let Operation::Note(moment) = self {
             moment.store(clock_ns.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -120,13 +120,16 @@ impl Queue {
         let is_idle = state.n_done == state.n_enqueued;
         state.n_enqueued += 1;
         let ticket = Ticket { queue: self.clone(), n_done: state.n_enqueued };
-        if is_idle && after.is_empty() && operation.is_instant() {
-            // No need to wake a thread for a note in the margin.
-            operation.run_instant(&self.clock_ns);
+        let is_free = operation.is_instant() || operation.is_only_counted();
+        let takes_no_thread = is_idle && after.is_empty() && is_free;
+        let item = Item { context: context.clone(), after, operation };
+        if takes_no_thread {
+            // No need to wake a thread for a note in the margin, and neither comes to the gate.
+            self.run(&item);
             state.n_done += 1;
             return ticket;
         }
-        state.pending.push_back(Item { context: context.clone(), after, operation });
+        state.pending.push_back(item);
         if !state.has_worker {
             state.has_worker = true;
             let queue = self.clone();
