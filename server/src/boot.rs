@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use engine::{BootError, Engine, EngineConfig, LoadProgress};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use thiserror::Error;
 use weights::{Checkpoint, LoadError, Uneven};
 
 use crate::config::ModelSource;
 use crate::demo::DEMO_FILES;
+use crate::progress;
 use crate::text::{TextLoadError, TextModel};
 
 /// A model that runs.
@@ -106,13 +107,8 @@ pub fn boot(model: &ModelSource, config: &EngineConfig) -> Result<Booted, StartE
 
 /// Draws `bar` on the terminal from the first bytes on that are sent to a device.
 fn loading(bar: Arc<OnceLock<ProgressBar>>) -> LoadProgress {
-    const LOOK: &str = "loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
     Arc::new(move |n_sent, n_in_all| {
-        let bar = bar.get_or_init(|| {
-            let look = ProgressStyle::with_template(LOOK).expect("the template is well formed");
-            ProgressBar::new(n_in_all).with_style(look)
-        });
-        bar.set_position(n_sent);
+        bar.get_or_init(|| progress::bar("loading ", n_in_all)).set_position(n_sent);
     })
 }
 

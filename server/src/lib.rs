@@ -9,6 +9,7 @@ pub mod guide;
 pub mod http;
 pub mod log;
 pub mod metrics;
+mod progress;
 pub mod text;
 mod total;
 pub mod traces;

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lnserve: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(error.status())
         }
     }
 }

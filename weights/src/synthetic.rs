@@ -11,7 +11,8 @@ mod values;
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::catalog::Catalog;
@@ -155,7 +156,8 @@ pub fn write_synthetic(
     config: &SyntheticConfig,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
-    write(dir, config, (false, progress))
+    let mut go_on = |n_done, n_total| ControlFlow::Continue(progress(n_done, n_total));
+    write_until(dir, config, false, &mut go_on)
 }
 
 /// The same, but matrices are holes in the files: they read as zeroes and take no room. Norms and
@@ -171,20 +173,30 @@ pub fn write_sparse(
     config: &SyntheticConfig,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
-    write(dir, config, (true, progress))
+    let mut go_on = |n_done, n_total| ControlFlow::Continue(progress(n_done, n_total));
+    write_until(dir, config, true, &mut go_on)
 }
 
-fn write(
+/// [`write_sparse`] where `is_sparse`, else [`write_synthetic`], which `progress` may end.
+///
+/// # Errors
+/// As those, and if `progress` ended it. Nothing of what was written is left behind.
+///
+/// # Panics
+/// If `n_shards` is 0.
+pub fn write_until(
     dir: &Path,
     config: &SyntheticConfig,
-    (is_sparse, progress): (bool, &mut dyn FnMut(u64, u64)),
+    is_sparse: bool,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), LoadError> {
     assert!(config.n_shards > 0, "at least one shard");
     let failed = |source| LoadError::Write { path: dir.display().to_string(), source };
-    fs::create_dir_all(dir).map_err(failed)?;
     if fs::exists(dir.join("config.json")).map_err(failed)? {
         return Err(LoadError::NotEmpty { dir: dir.display().to_string() });
     }
+    let mut attempt = Attempt::new(dir);
+    fs::create_dir_all(dir).map_err(failed)?;
     let shards = Shard::plan(config);
     if is_sparse {
         let most = shards.iter().map(Shard::n_bytes).max().unwrap_or(0);
@@ -193,25 +205,65 @@ fn write(
     let mut writer = shards::Writer::new(config, &shards, progress);
     writer.is_sparse = is_sparse;
     for shard in &shards {
-        writer.write(dir, shard)?;
+        writer.write(attempt.file(&shard.file), shard)?;
     }
     if shards.len() > 1 {
-        write_text(dir, shards::INDEX_FILE, &shards::index_json(&shards))?;
+        attempt.write(shards::INDEX_FILE, &shards::index_json(&shards))?;
     }
     for (name, text) in tokenizer::files(&config.spec) {
-        write_text(dir, name, &text)?;
+        attempt.write(name, &text)?;
     }
     if config.format == SyntheticFormat::ModelOptFp8 {
-        write_text(dir, "hf_quant_config.json", &config_json::hf_quant_config())?;
+        attempt.write("hf_quant_config.json", &config_json::hf_quant_config())?;
     }
     // Last, so that a directory with a config.json is a whole checkpoint.
-    write_text(dir, "config.json", &config_json::config(&config.spec, config.format))
+    attempt.write("config.json", &config_json::config(&config.spec, config.format))?;
+    attempt.is_whole = true;
+    Ok(())
 }
 
-fn write_text(dir: &Path, name: &str, text: &str) -> Result<(), LoadError> {
-    let path = dir.join(name);
-    let failed = |source| LoadError::Write { path: path.display().to_string(), source };
-    fs::write(&path, text).map_err(failed)
+/// Files and folders that go unless the checkpoint became whole.
+struct Attempt {
+    dir: PathBuf,
+    /// Those that were not there before, the innermost first.
+    folders: Vec<PathBuf>,
+    files: Vec<PathBuf>,
+    is_whole: bool,
+}
+
+impl Attempt {
+    fn new(dir: &Path) -> Attempt {
+        let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let folders = dir.ancestors().take_while(is_new).map(Path::to_owned).collect();
+        Attempt { dir: dir.to_owned(), folders, files: Vec::new(), is_whole: false }
+    }
+
+    /// The path of a file that is written from now on.
+    fn file(&mut self, name: &str) -> &Path {
+        self.files.push(self.dir.join(name));
+        self.files.last().expect("it was added")
+    }
+
+    fn write(&mut self, name: &str, text: &str) -> Result<(), LoadError> {
+        let path = self.file(name);
+        let failed = |source| LoadError::Write { path: path.display().to_string(), source };
+        fs::write(path, text).map_err(failed)
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        // What somebody else put there meanwhile stays, and with it its folder.
+        for file in &self.files {
+            let _ = fs::remove_file(file);
+        }
+        for folder in &self.folders {
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -109,6 +109,14 @@ pub enum CliError {
         /// By how much it may be.
         percent: f64,
     },
+    /// A signal ended it.
+    #[error("{name}: nothing was left behind")]
+    Interrupted {
+        /// Which, as people know it.
+        name: &'static str,
+        /// What a shell reports for a program that it ended.
+        status: u8,
+    },
     /// A file, a socket or the terminal.
     #[error("{what}: {source}")]
     Io {
@@ -117,6 +125,16 @@ pub enum CliError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+impl CliError {
+    /// What the program ends with.
+    pub fn status(&self) -> u8 {
+        match self {
+            CliError::Interrupted { status, .. } => *status,
+            _ => 1,
+        }
+    }
 }
 
 impl From<LoadError> for CliError {

@@ -74,7 +74,7 @@ fn heed_signals(runtime: &Runtime, model: String) -> anyhow::Result<JoinHandle<(
         let begin = if out.is_terminal() { "\n" } else { "" };
         let name = interrupted.name;
         let _ = writeln!(out, "{begin}lnserve: {name} while {model} was loaded; nothing is kept");
-        std::process::exit(interrupted.status)
+        std::process::exit(interrupted.status.into())
     }))
 }
 

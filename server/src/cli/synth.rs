@@ -1,11 +1,12 @@
 //! `lnserve synth`: a checkpoint of random weights.
 
-use indicatif::{ProgressBar, ProgressStyle};
-use weights::synthetic::{SyntheticConfig, write_sparse, write_synthetic};
+use weights::synthetic::{SyntheticConfig, write_until};
 
+use super::interrupts::Watch;
 use super::table::grouped;
 use super::{CliError, model_spec};
 use crate::config::{ByteSize, SynthCommand};
+use crate::progress::bar;
 
 /// Bytes of a shard where nobody says how many there are to be: as published checkpoints are cut.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -13,7 +14,8 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 /// Writes the checkpoint and says what it wrote.
 ///
 /// # Errors
-/// The model is unknown, or the directory cannot be written.
+/// The model is unknown, the directory cannot be written, or Ctrl-C or SIGTERM came: then nothing
+/// is left behind.
 pub fn run(command: &SynthCommand) -> Result<(), CliError> {
     let mut config = SyntheticConfig {
         spec: model_spec(&command.config)?,
@@ -23,21 +25,15 @@ pub fn run(command: &SynthCommand) -> Result<(), CliError> {
     };
     config.n_shards =
         command.n_shards.unwrap_or_else(|| config.n_bytes().div_ceil(SHARD_BYTES).max(1) as usize);
-    // Hidden by itself where standard error is not a terminal.
-    let bar = ProgressBar::new(config.n_bytes()).with_style(
-        ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left")
-            .expect("the template is valid"),
-    );
-    let mut progress = |n_bytes, n_total| {
-        bar.set_length(n_total);
-        bar.set_position(n_bytes);
+    let watch = Watch::begin()?;
+    let bar = bar("", config.n_bytes());
+    let mut progress = |n_done, _| {
+        bar.set_position(n_done);
+        watch.go_on()
     };
-    let written = match command.is_sparse {
-        true => write_sparse(&command.out, &config, &mut progress),
-        false => write_synthetic(&command.out, &config, &mut progress),
-    };
+    let written = write_until(&command.out, &config, command.is_sparse, &mut progress);
     bar.finish_and_clear();
-    written?;
+    watch.outcome(written)?;
     println!(
         "wrote {}: {} parameters, {} of tensors; look at it with `lnserve inspect {0}`",
         command.out.display(),

@@ -5,13 +5,13 @@ use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use weights::BlockSpec;
 use weights::verify::{Half, Place, Problem, Survey};
 
 use super::CliError;
 use super::table::{grouped, table};
 use crate::config::{ByteSize, VerifyCommand};
+use crate::progress::bar;
 
 /// Blocks of a line, as in `inspect`.
 const N_BLOCKS_PER_LINE: usize = 64;
@@ -39,10 +39,7 @@ fn read_all(survey: &Survey, n_threads: usize) -> Vec<Problem> {
     let (n_files, n_tensors) = (survey.checksums.len(), survey.tensors.len());
     let of_tensors: u64 = survey.tensors.iter().map(|tensor| tensor.n_bytes).sum();
     let of_files: u64 = survey.checksums.iter().map(|checksum| checksum.n_bytes).sum();
-    // Hidden by itself where standard error is not a terminal.
-    let look = "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-    let bar = ProgressBar::new(of_tensors + of_files)
-        .with_style(ProgressStyle::with_template(look).expect("the template is valid"));
+    let bar = bar("", of_tensors + of_files);
     let (next, found) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
         loop {
@@ -157,5 +154,124 @@ fn mark(is_broken: bool, has_colour: bool) -> String {
         (true, false) => "✗".to_owned(),
         (false, true) => "\x1b[32m█\x1b[0m".to_owned(),
         (false, false) => "█".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weights::presets::preset;
+    use weights::verify::VerifyError;
+
+    use super::*;
+
+    /// Blocks of LN-Ultra: a whole one, one without attention, one without anything.
+    fn blocks() -> [BlockSpec; 3] {
+        let spec = preset("ultra-253b").expect("a preset");
+        let find = |has_mixer, has_ffn| {
+            let is_it = |block: &&BlockSpec| {
+                (block.mixer.is_some(), block.ffn.is_some()) == (has_mixer, has_ffn)
+            };
+            spec.blocks.iter().find(is_it).cloned()
+        };
+        let whole = find(true, true).expect("it has whole ones");
+        let absent = BlockSpec { mixer: None, ffn: None };
+        [whole, find(false, true).expect("most have no attention"), absent]
+    }
+
+    fn problems(places: &[Place]) -> Vec<Problem> {
+        let of = |place: &Place| Problem {
+            place: place.clone(),
+            shard: None,
+            error: VerifyError::ChecksumLine { line: 1 },
+        };
+        places.iter().map(of).collect()
+    }
+
+    #[test]
+    fn the_picture_has_a_cell_for_each_half_of_a_block_where_it_is_broken() {
+        let sound = "  blocks 0 to 2\n  mixer  █··\n  ffn    ██·\n\
+                     \x20 embedding, last norm and head █\n  █ sound, ✗ broken, · absent\n";
+        assert_eq!(picture(&blocks(), &[], false), sound);
+        // A file is nowhere in the model.
+        assert_eq!(picture(&blocks(), &problems(&[Place::Whole]), false), sound);
+        let broken = [
+            Place::Block(0, Half::Ffn),
+            Place::Block(1, Half::Ffn),
+            // What should not be there can be broken all the same.
+            Place::Block(2, Half::Mixer),
+            Place::Ends,
+        ];
+        assert_eq!(
+            picture(&blocks(), &problems(&broken), false),
+            "  blocks 0 to 2\n  mixer  █·✗\n  ffn    ✗✗·\n\
+             \x20 embedding, last norm and head ✗\n  █ sound, ✗ broken, · absent\n"
+        );
+        let (good, bad) = ("\x1b[32m█\x1b[0m", "\x1b[31m✗\x1b[0m");
+        let coloured = picture(&blocks(), &problems(&broken), true);
+        assert!(coloured.contains(&format!("  mixer  {good}·{bad}\n")), "{coloured}");
+        assert!(coloured.contains(&format!("  ffn    {bad}{bad}·\n")), "{coloured}");
+    }
+
+    #[test]
+    fn the_picture_of_many_blocks_breaks_its_lines_and_counts_on() {
+        let [whole, ..] = blocks();
+        let blocks = vec![whole; 2 * N_BLOCKS_PER_LINE + 3];
+        let last = 2 * N_BLOCKS_PER_LINE + 1;
+        let broken = [Place::Block(N_BLOCKS_PER_LINE, Half::Mixer), Place::Block(last, Half::Ffn)];
+        let text = picture(&blocks, &problems(&broken), false);
+        let lines: Vec<&str> = text.lines().collect();
+        let row = |broken_idx: Option<usize>, n: usize| -> String {
+            (0..n).map(|idx| if Some(idx) == broken_idx { '✗' } else { '█' }).collect()
+        };
+        let n = N_BLOCKS_PER_LINE;
+        let expected = [
+            "  blocks 0 to 63".to_owned(),
+            format!("  mixer  {}", row(None, n)),
+            format!("  ffn    {}", row(None, n)),
+            "  blocks 64 to 127".to_owned(),
+            format!("  mixer  {}", row(Some(0), n)),
+            format!("  ffn    {}", row(None, n)),
+            "  blocks 128 to 130".to_owned(),
+            format!("  mixer  {}", row(None, 3)),
+            format!("  ffn    {}", row(Some(1), 3)),
+        ];
+        assert_eq!(lines[..9], expected);
+    }
+
+    #[test]
+    fn the_report_names_problems_files_and_numbers() {
+        use weights::synthetic::{SyntheticConfig, SyntheticFormat, write_synthetic};
+        let name = format!("lnserve-verify-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let spec = preset("tiny").expect("a preset");
+        let config = SyntheticConfig { spec, format: SyntheticFormat::Bf16, n_shards: 2, seed: 1 };
+        write_synthetic(&dir, &config, &mut |_, _| {}).expect("it can be written");
+        let mut survey = Survey::open(&dir);
+        let sound = report(&survey, false);
+        assert!(sound.contains("in 2 files, 0 checksums: all sound"), "{sound}");
+        assert!(!sound.contains("BROKEN") && sound.contains("  embedding, last norm and head █"));
+        let shard = survey.shards[1].file.clone();
+        let error = || VerifyError::NotFinite {
+            tensor: "model.layers.1.mlp.up_proj.weight".to_owned(),
+            element_idx: 7,
+            value: f32::NAN,
+        };
+        let place = Place::Block(1, Half::Ffn);
+        let problem =
+            || Problem { place: place.clone(), shard: Some(shard.clone()), error: error() };
+        survey.problems.push(problem());
+        let text = report(&survey, false);
+        let line =
+            format!("  ✗ {shard}: `model.layers.1.mlp.up_proj.weight` holds NaN at element 7\n");
+        assert!(text.starts_with(&line) && text.contains("0 checksums: 1 problem\n"), "{text}");
+        let rows: Vec<&str> = text.lines().filter(|line| line.contains("safetensors ")).collect();
+        assert!(
+            rows.len() == 2 && rows[0].contains("sound") && rows[1].contains("BROKEN"),
+            "{text}"
+        );
+        survey.problems.extend((0..N_SHOWN_MAX + 1).map(|_| problem()));
+        let text = report(&survey, false);
+        assert!(text.contains("\n  and 2 more\n") && text.contains(": 52 problems"), "{text}");
+        std::fs::remove_dir_all(&dir).expect("it is ours");
     }
 }

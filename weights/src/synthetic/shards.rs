@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ fn modelopt_scales(parameter: &ParameterSpec) -> impl Iterator<Item = ScaleKind>
 
 /// A file to be written.
 pub(super) struct Shard {
-    file: String,
+    pub(super) file: String,
     tensors: Vec<PlannedTensor>,
 }
 
@@ -227,7 +228,8 @@ pub(super) fn index_json(shards: &[Shard]) -> String {
 /// Streams shards to disk.
 pub(super) struct Writer<'a> {
     config: &'a SyntheticConfig,
-    progress: &'a mut dyn FnMut(u64, u64),
+    progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    is_ended: bool,
     n_done: u64,
     n_total: u64,
     chunk: Vec<u8>,
@@ -239,17 +241,20 @@ impl<'a> Writer<'a> {
     pub(super) fn new(
         config: &'a SyntheticConfig,
         shards: &[Shard],
-        progress: &'a mut dyn FnMut(u64, u64),
+        progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Writer<'a> {
         let tensors = shards.iter().flat_map(|shard| &shard.tensors);
         let n_total = tensors.map(PlannedTensor::n_bytes).sum();
-        Writer { config, progress, n_done: 0, n_total, chunk: Vec::new(), is_sparse: false }
+        let (is_ended, is_sparse) = (false, false);
+        Writer { config, progress, is_ended, n_done: 0, n_total, chunk: Vec::new(), is_sparse }
     }
 
-    pub(super) fn write(&mut self, dir: &Path, shard: &Shard) -> Result<(), LoadError> {
-        let path = dir.join(&shard.file);
-        let result = File::create(&path).and_then(|mut file| self.write_to(&mut file, shard));
-        result.map_err(|source| LoadError::Write { path: path.display().to_string(), source })
+    pub(super) fn write(&mut self, path: &Path, shard: &Shard) -> Result<(), LoadError> {
+        let result = File::create(path).and_then(|mut file| self.write_to(&mut file, shard));
+        result.map_err(|source| match self.is_ended {
+            true => LoadError::Interrupted,
+            false => LoadError::Write { path: path.display().to_string(), source },
+        })
     }
 
     fn write_to(&mut self, file: &mut File, shard: &Shard) -> io::Result<()> {
@@ -316,7 +321,10 @@ impl<'a> Writer<'a> {
         file.write_all(&self.chunk)?;
         self.n_done += self.chunk.len() as u64;
         self.chunk.clear();
-        (self.progress)(self.n_done, self.n_total);
+        if (self.progress)(self.n_done, self.n_total).is_break() {
+            self.is_ended = true;
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         Ok(())
     }
 }

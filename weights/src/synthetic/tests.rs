@@ -205,6 +205,53 @@ fn a_checkpoint_is_not_overwritten() {
 }
 
 #[test]
+fn one_that_is_ended_or_fails_leaves_nothing_behind() {
+    let config = tiny(SyntheticFormat::ModelOptFp8, 3);
+    let written = Written::new("ended", &config);
+    let names = |dir: &Path| {
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.collect::<BTreeSet<_>>()
+    };
+    let before = names(&written.dir);
+    let (outer, theirs) = (written.dir.join("new"), written.dir.join("theirs"));
+    fs::create_dir(&theirs).unwrap();
+    fs::write(theirs.join("note"), "theirs").unwrap();
+    for is_sparse in [false, true] {
+        let mut n_calls_in_all = 0;
+        let mut count = |_, _| {
+            n_calls_in_all += 1;
+            ControlFlow::Continue(())
+        };
+        write_until(&written.dir.join("whole"), &config, is_sparse, &mut count).unwrap();
+        fs::remove_dir_all(written.dir.join("whole")).unwrap();
+        for n_calls_max in [1, n_calls_in_all / 2, n_calls_in_all] {
+            for dir in [outer.join("inner"), theirs.clone()] {
+                let mut n_calls = 0;
+                let ended = write_until(&dir, &config, is_sparse, &mut |_, _| {
+                    n_calls += 1;
+                    assert!(fs::exists(dir.join("model-00001-of-00003.safetensors")).unwrap());
+                    match n_calls == n_calls_max {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
+                    }
+                });
+                assert!(matches!(ended, Err(LoadError::Interrupted)), "{ended:?}");
+                assert_eq!(n_calls, n_calls_max);
+            }
+            assert!(!outer.exists(), "neither the folder nor the one around it");
+            assert_eq!(names(&theirs), BTreeSet::from(["note".into()]));
+        }
+    }
+    // The last file cannot be written: its name is a folder's.
+    fs::create_dir(theirs.join("tokenizer.json")).unwrap();
+    let error = write_synthetic(&theirs, &config, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json"), "{error}");
+    assert_eq!(names(&theirs), BTreeSet::from(["note".into(), "tokenizer.json".into()]));
+    fs::remove_dir_all(&theirs).unwrap();
+    assert_eq!(names(&written.dir), before);
+}
+
+#[test]
 fn the_tokenizer_has_a_token_for_every_id() {
     for name in ["tiny", "bench-0.6b", "nano-8b"] {
         let spec = preset(name).unwrap();
