@@ -1,8 +1,9 @@
 //! How fast weights get from files to devices, beside what the machine can do at all.
 //!
-//! `cargo bench --bench loading [-- --gib 4] [--ranks 8] [--dir DIR] [--json]`
+//! `cargo bench --bench loading [-- --gib 4] [--ranks 8] [--dir DIR] [--made DIR] [--json]`
 //!
-//! A synthetic checkpoint is written, loaded by the shipped code, and removed. The devices are
+//! A synthetic checkpoint is written, loaded by the shipped code, and removed; with `--made` it
+//! stays in that folder, where the next run finds it. The devices are
 //! those of a virtual node that counts and does not compute: a copy from pinned memory to a device
 //! costs the processor nothing there, as it costs nothing where a copy engine does it, and the
 //! device's memory takes none of the host's. So what is timed is everything up to the pinned
@@ -63,13 +64,9 @@ fn main() -> anyhow::Result<ExitCode> {
     let n_gib: f64 = argument("--gib")?.unwrap_or(4.0);
     let n_ranks: usize = argument("--ranks")?.unwrap_or(8);
     let parent = argument::<PathBuf>("--dir")?.unwrap_or_else(std::env::temp_dir);
-    let dir = Removed(parent.join(format!("lnserve-loading-{}", std::process::id())));
-    write(&dir.0.join("whole"), n_gib)?;
-    let files = Files::open(&dir.0.join("whole"))?;
-    let cut = dir.0.join("cut");
-    let go_on = &mut |_, _| ControlFlow::Continue(());
-    write_sharded(&Checkpoint::open(&files.dir)?, &cut, n_ranks, go_on)?;
-    let cut = Files::open(&cut)?;
+    let made: Option<PathBuf> = argument("--made")?;
+    let removed = Removed(parent.join(format!("lnserve-loading-{}", std::process::id())));
+    let [files, cut] = make(made.as_deref().unwrap_or(&removed.0), n_gib, n_ranks)?;
     report.note(&format!(
         "{:.2} GB in {} files for {n_ranks} ranks, {} threads read beside them",
         files.n_bytes() as f64 / 1e9,
@@ -78,8 +75,8 @@ fn main() -> anyhow::Result<ExitCode> {
     ));
     let cold = Rates::measure([&files, &cut], n_ranks, true)?;
     let warm = Rates::measure([&files, &cut], n_ranks, false)?;
-    let [copied, near] = [N_COPIED_BYTES, READ_BYTES]
-        .map(|n_each| median((0..N_ROUNDS).map(|_| copy(files.n_bytes(), n_each)).collect()));
+    let copied = warm.copied;
+    let near = median((0..N_ROUNDS).map(|_| copy(files.n_bytes(), READ_BYTES)).collect());
     for (name, rates) in [("cold", &cold), ("warm", &warm)] {
         report.row(&format!("{name}: loader"), rates.loaded, "GB/s");
         report.row(&format!("{name}: loader, files cut for the ranks"), rates.cut, "GB/s");
@@ -106,6 +103,19 @@ fn main() -> anyhow::Result<ExitCode> {
     ));
     ensure!(resident <= RESIDENT_BYTES_MAX, "a rank takes {resident} bytes beyond its weights");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whole files and those cut for the ranks, made where they are not there.
+fn make(dir: &Path, n_gib: f64, n_ranks: usize) -> anyhow::Result<[Files; 2]> {
+    let [whole, cut] = ["whole", "cut"].map(|name| dir.join(name));
+    if !whole.exists() {
+        write(&whole, n_gib)?;
+    }
+    if !cut.exists() {
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        write_sharded(&Checkpoint::open(&whole)?, &cut, n_ranks, go_on)?;
+    }
+    Ok([Files::open(&whole)?, Files::open(&cut)?])
 }
 
 fn reached(is_reached: bool) -> &'static str {
@@ -254,18 +264,20 @@ struct Rates {
     cut: f64,
     read: f64,
     direct: f64,
+    /// From memory to memory.
+    copied: f64,
     /// Bytes beyond what was resident before, of all ranks.
     resident: f64,
 }
 
 impl Rates {
-    /// Each in turn, so that a disk that changes its mind changes it for all.
+    /// Each in turn, so that a machine that changes its mind changes it for all.
     fn measure(
         [files, cut_files]: [&Files; 2],
         n_ranks: usize,
         is_cold: bool,
     ) -> anyhow::Result<Rates> {
-        let [mut loaded, mut cut, mut read, mut direct] = [const { Vec::new() }; 4];
+        let [mut loaded, mut cut, mut read, mut direct, mut copied] = [const { Vec::new() }; 5];
         let mut resident = 0f64;
         for _ in 0..N_ROUNDS {
             files.prepare(is_cold, n_ranks)?;
@@ -278,9 +290,11 @@ impl Rates {
             }
             files.prepare(is_cold, n_ranks)?;
             direct.push(files.read(Cache::Past)?);
+            copied.push(copy(files.n_bytes(), N_COPIED_BYTES));
         }
-        let [loaded, cut, read, direct] = [loaded, cut, read, direct].map(median);
-        Ok(Rates { loaded, cut, read, direct, resident })
+        let rates = [loaded, cut, read, direct, copied].map(median);
+        let [loaded, cut, read, direct, copied] = rates;
+        Ok(Rates { loaded, cut, read, direct, copied, resident })
     }
 }
 

@@ -61,7 +61,7 @@ pub fn alone(name: &str, test: impl FnOnce()) {
 }
 
 /// Gives a process the part that it plays in another one's test.
-const PART: &str = "LNSERVE_TEST_PART";
+pub const PART: &str = "LNSERVE_TEST_PART";
 
 /// The part that this process plays in another one's test, if it does.
 pub fn part() -> Option<String> {

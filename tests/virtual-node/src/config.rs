@@ -53,6 +53,10 @@ pub struct Config {
     /// `VIRTUAL_NODE_KERNELS`: a folder of further `X.cubin` + `X.ptx` pairs, so that a CUBIN that
     /// the product does not ship can be loaded too.
     pub kernels: Option<PathBuf>,
+    /// `VIRTUAL_NODE_HOLD`: `BYTES:PIPE`, a named pipe at which the first copies of so many bytes
+    /// or more from the host to a device wait until somebody has written to it and closed it. So a
+    /// test stops a program while it loads.
+    pub hold: Option<(u64, PathBuf)>,
 }
 
 impl Config {
@@ -90,6 +94,7 @@ impl Config {
             trace: get("VIRTUAL_NODE_TRACE").is_some_and(|value| value != "0"),
             n_threads,
             kernels: get("VIRTUAL_NODE_KERNELS").map(PathBuf::from),
+            hold: get("VIRTUAL_NODE_HOLD").map(hold).transpose()?,
         })
     }
 
@@ -149,6 +154,9 @@ pub enum ConfigError {
     /// No check has this name.
     #[error("VIRTUAL_NODE_CHECKS lists races, init, sectors, banks and splits, not {0}")]
     Check(String),
+    /// What is to be held, and where.
+    #[error("VIRTUAL_NODE_HOLD is a number of bytes, a colon and a pipe's path, not {0}")]
+    Hold(String),
 }
 
 fn number(name: &'static str, value: Option<String>, max: usize) -> Result<usize, ConfigError> {
@@ -157,6 +165,11 @@ fn number(name: &'static str, value: Option<String>, max: usize) -> Result<usize
         Ok(number) if (1..=max).contains(&number) => Ok(number),
         _ => Err(ConfigError::Number { name, max, value }),
     }
+}
+
+fn hold(text: String) -> Result<(u64, PathBuf), ConfigError> {
+    let parts = text.split_once(':').and_then(|(n, path)| Some((n.parse().ok()?, path.into())));
+    parts.ok_or(ConfigError::Hold(text))
 }
 
 fn checks(list: &str) -> Result<CheckConfig, ConfigError> {
@@ -193,6 +206,8 @@ mod tests {
     fn settings_are_read() {
         assert!(parse("VIRTUAL_NODE_MODE", "dry").expect("a mode").is_dry());
         assert_eq!(parse("VIRTUAL_NODE_DEVICES", "2").expect("a number").n_devices, 2);
+        let hold = parse("VIRTUAL_NODE_HOLD", "4096:/tmp/pipe").expect("a pipe").hold;
+        assert_eq!(hold, Some((4096, "/tmp/pipe".into())));
         let checks = parse("VIRTUAL_NODE_CHECKS", "races, banks").expect("checks").checks;
         assert_eq!(
             (checks.races, checks.init, checks.sectors, checks.banks),
@@ -207,6 +222,8 @@ mod tests {
             ("VIRTUAL_NODE_DEVICES", "9"),
             ("VIRTUAL_NODE_DEVICES", "0"),
             ("VIRTUAL_NODE_CHECKS", "races,speed"),
+            ("VIRTUAL_NODE_HOLD", "/tmp/pipe"),
+            ("VIRTUAL_NODE_HOLD", "many:/tmp/pipe"),
         ] {
             let problem = parse(name, value).expect_err(value).to_string();
             assert!(problem.contains(name), "{problem}");

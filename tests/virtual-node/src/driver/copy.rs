@@ -8,6 +8,7 @@ use super::operation::{Failure, Operation, WorkCx};
 use super::status::{Answer, Status};
 use super::stream::{self, Stream};
 use super::{capture, complain};
+use crate::config::Config;
 use crate::memory::{Memory, Place};
 use crate::report::{self, CopyKind};
 
@@ -157,9 +158,14 @@ impl Copy {
         }
     }
 
+    pub(super) fn goes_to_a_device(&self) -> bool {
+        self.to.is_device()
+    }
+
     pub(super) fn run(&self, cx: &WorkCx<'_>) -> Result<(), Failure> {
+        let is_only_counted = cx.is_dry && self.goes_to_a_device();
         let touches_host = |end: &End| matches!(end, End::Pinned(_) | End::Pageable(_));
-        if touches_host(&self.to) || touches_host(&self.from) {
+        if !is_only_counted && (touches_host(&self.to) || touches_host(&self.from)) {
             cx.wait_for_the_host();
         }
         let n_bytes = self.shape.n_bytes();
@@ -234,6 +240,7 @@ pub(super) fn submit(copy: Copy, stream: &Stream) -> Answer {
     if stream.capture.lock().is_some() {
         return stream.submit(Operation::Copy(copy)).map(|_| ());
     }
+    hold(&copy);
     let returns_late = matches!(copy.to, End::Pageable(_));
     let ticket = stream.submit(Operation::Copy(copy.stage()))?;
     if let Some(ticket) = ticket.filter(|_| returns_late) {
@@ -241,6 +248,15 @@ pub(super) fn submit(copy: Copy, stream: &Stream) -> Answer {
         stream.context.clone().check()?;
     }
     Ok(())
+}
+
+/// Waits where a test wants large copies from the host to wait; see [`Config::hold`].
+fn hold(copy: &Copy) {
+    let Some((n_bytes_min, pipe)) = &Config::get().hold else { return };
+    if copy.kind() == CopyKind::HostToDevice && copy.shape.n_bytes() >= *n_bytes_min {
+        // Opened when somebody opens it to write, at its end when that one has closed it.
+        let _ = std::fs::read(pipe);
+    }
 }
 
 /// A copy in the order of the legacy stream. It returns when it is done, unless no host memory is

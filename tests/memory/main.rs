@@ -1,5 +1,7 @@
 //! What the memory plan says is what devices give, to the byte.
 
+mod interrupted;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
