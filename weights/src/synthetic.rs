@@ -156,7 +156,10 @@ pub fn write_synthetic(
     config: &SyntheticConfig,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
-    let mut go_on = |n_done, n_total| ControlFlow::Continue(progress(n_done, n_total));
+    let mut go_on = |n_done, n_total| {
+        progress(n_done, n_total);
+        ControlFlow::Continue(())
+    };
     write_until(dir, config, false, &mut go_on)
 }
 
@@ -173,7 +176,10 @@ pub fn write_sparse(
     config: &SyntheticConfig,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), LoadError> {
-    let mut go_on = |n_done, n_total| ControlFlow::Continue(progress(n_done, n_total));
+    let mut go_on = |n_done, n_total| {
+        progress(n_done, n_total);
+        ControlFlow::Continue(())
+    };
     write_until(dir, config, true, &mut go_on)
 }
 
