@@ -8,7 +8,7 @@ use scheduler::{SlotIdx, TokenId};
 
 use crate::batch::EmitPoint;
 use crate::guide::TokenSet;
-use crate::kernels::sample::cpu::{Scratch, argmax, draw, hash, score, uniform};
+use crate::kernels::sample::cpu::{Scratch, are_finite, argmax, draw, hash, score, uniform};
 use crate::rank::{Entering, RowOutput};
 use crate::request::{Request, TokenScore};
 
@@ -79,7 +79,7 @@ impl Sampler {
             slot.last = None;
             return;
         }
-        if logits.iter().any(|logit| !logit.is_finite()) {
+        if !are_finite(logits) {
             output.is_broken = true;
         }
         let request = Arc::clone(&slot.request);

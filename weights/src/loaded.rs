@@ -50,6 +50,7 @@ pub struct Matrix {
 
 impl Matrix {
     /// The stored bytes of row `row_idx`.
+    #[inline]
     pub fn row(&self, row_idx: usize) -> &[u8] {
         assert!(row_idx < self.n_rows, "row {row_idx} of {}", self.n_rows);
         let begin = self.offset + row_idx * self.row_stride;

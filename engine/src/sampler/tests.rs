@@ -3,6 +3,7 @@
 use super::*;
 use scheduler::SlotIdx;
 
+use crate::kernels::testing::Rng;
 use crate::request::{SamplingParams, Terms};
 
 fn request(sampling: SamplingParams) -> Request {
@@ -274,5 +275,37 @@ fn broken_logits_are_noticed() {
         let mut output = RowOutput::default();
         sampler.take(&point(), (&[0.0, broken, 1.0, 2.0], None), &mut output);
         assert!(output.is_broken);
+    }
+}
+
+/// By looking at one after the other.
+fn plain_argmax(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (idx, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = idx;
+        }
+    }
+    best
+}
+
+#[test]
+fn the_first_of_the_greatest_is_found_wherever_it_stands() {
+    let mut rng = Rng::new(31);
+    for n in [1, 15, 16, 17, 1023, 1024, 1025, 3000] {
+        // Few values, so that the greatest stands in many places.
+        let row: Vec<f32> = (0..n).map(|_| (rng.next_u64() % 200) as f32 - 190.0).collect();
+        let mut rows = vec![row.clone(), vec![f32::NEG_INFINITY; n], vec![-0.0; n]];
+        for idx in [0, n / 2, n - 1] {
+            for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1000.0] {
+                let mut row = row.clone();
+                row[idx] = odd;
+                assert_eq!(are_finite(&row), odd.is_finite(), "{odd} at {idx} of {n}");
+                rows.push(row);
+            }
+        }
+        for row in rows {
+            assert_eq!(argmax(&row).idx(), plain_argmax(&row), "{n}: {row:?}");
+        }
     }
 }

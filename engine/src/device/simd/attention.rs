@@ -11,7 +11,7 @@ use crate::device::{Aligned, HostView};
 use super::element::{Singles, Widened};
 use super::lanes::Lanes;
 use super::math;
-use super::product::{Blocks, chains, widened_rows};
+use super::product::{Blocks, chains, tile_sums, widened_rows};
 
 /// Positions of a chunk; chunks begin at its multiples.
 pub(crate) const N_CHUNK_POSITIONS: usize = 32;
@@ -234,8 +234,8 @@ fn score_rows<S: Lanes, const M: usize>(
         if position + 4 <= positions.end {
             let keys = widened_rows::<4>(keys, stride, n_whole);
             let sums = chains::<S, Widened<Singles>, M, 4>(s, rows, keys, [[s.splat(0.0); 4]; M]);
-            for (scores, sums) in scores.iter_mut().zip(&sums) {
-                let sums = s.sums_of_four(*sums);
+            let sums = tile_sums::<S, M, 4>(s, &sums);
+            for (scores, sums) in scores.iter_mut().zip(sums) {
                 for (score, sum) in scores[position..].iter_mut().zip(sums) {
                     *score = sum * score_factor;
                 }

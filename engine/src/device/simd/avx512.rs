@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::transmute;
 
 use super::lanes::Lanes;
+use super::math;
 
 /// Proof that the processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; and with `HAS_BF16`
 /// AVX-512 BF16 and VBMI as well.
@@ -106,6 +107,64 @@ unsafe fn looked_up_pairs(stored: &[u8; 32]) -> __m512 {
     }
 }
 
+/// The same of 64 codes: each is looked up once among the low and once among the high bytes, which
+/// are then laid side by side.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VBMI.
+#[inline(always)]
+unsafe fn looked_up_twice(stored: &[[u8; 32]; 2]) -> [__m512; 2] {
+    /// Eight codes each: what is laid side by side are halves of every 16 bytes.
+    static EIGHTS: [i64; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+    // SAFETY: the caller's; the pointers are those of 64, of 64 and of twice 64 bytes.
+    unsafe {
+        let [low, high] = [E4M3_BYTES[0].as_ptr(), E4M3_BYTES[1].as_ptr()];
+        let (low_a, low_b) =
+            (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(low.add(64).cast()));
+        let (high_a, high_b) =
+            (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(high.add(64).cast()));
+        let eights = _mm512_loadu_si512(EIGHTS.as_ptr().cast());
+        let codes = _mm512_permutexvar_epi64(eights, _mm512_loadu_si512(stored.as_ptr().cast()));
+        let low = _mm512_permutex2var_epi8(low_a, codes, low_b);
+        let high = _mm512_permutex2var_epi8(high_a, codes, high_b);
+        // high | (codes & sign)
+        let sign = _mm512_set1_epi8(i8::MIN);
+        let high = _mm512_ternarylogic_epi64::<0xEA>(sign, codes, high);
+        let pairs = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
+        [_mm512_castsi512_ps(pairs[0]), _mm512_castsi512_ps(pairs[1])]
+    }
+}
+
+/// Of four vectors, their lanes i, i + 4, i + 8 and i + 12 added: four lanes of `a`, then of `b`,
+/// of `c` and of `d`.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn quarters_added([a, b, c, d]: [__m512; 4]) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let ab = halves_added(a, b);
+        let cd = halves_added(c, d);
+        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
+    }
+}
+
+/// Of every four lanes of `a`, the first two, each with the second one after it; then of `b`.
+///
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn pairs_added(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: the caller's.
+    unsafe {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let first = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        _mm512_add_ps(first, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
+    }
+}
+
 impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     type V = __m512;
 
@@ -168,6 +227,33 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
             let even = _mm512_castsi512_ps(_mm512_srli_epi32::<16>(even));
             _mm512_or_ps(_mm512_cvtph_ps(odd), even)
         })
+    }
+
+    #[inline(always)]
+    fn two_pairs_of_e4m3(self, stored: &[[u8; 32]; 2]) -> [__m512; 2] {
+        if HAS_BF16 {
+            return proven!(looked_up_twice(stored));
+        }
+        [self.pairs_of_e4m3(&stored[0]), self.pairs_of_e4m3(&stored[1])]
+    }
+
+    #[inline(always)]
+    fn codes_of_e4m3(self, values: __m512) -> [u8; 16] {
+        let mut codes = [0; 16];
+        proven!({
+            let bits = _mm512_castps_si512(values);
+            let rebias = _mm512_set1_ps(math::E4M3_REBIAS);
+            let rebiased = _mm512_mul_ps(_mm512_abs_ps(values), rebias);
+            let magnitude = _mm512_srli_epi32::<20>(_mm512_castps_si512(rebiased));
+            let nan = _mm512_set1_epi32(i32::from(math::E4M3_NAN));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+            let magnitude = _mm512_mask_mov_epi32(magnitude, is_nan, nan);
+            // magnitude | (bits >> 24 & sign)
+            let (sign, bits) = (_mm512_set1_epi32(0x80), _mm512_srli_epi32::<24>(bits));
+            let whole = _mm512_ternarylogic_epi32::<0xEA>(sign, bits, magnitude);
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(whole));
+        });
+        codes
     }
 
     #[inline(always)]
@@ -265,17 +351,32 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     fn sums_of_four(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
         let mut sums = [0.0; 4];
         proven!({
-            // Eight lanes of a and b each, and of c and d; then four of each; then two; then one.
-            let ab = halves_added(a, b);
-            let cd = halves_added(c, d);
-            let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
-            let four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            // Four lanes of each; then two; then one.
+            let four = quarters_added([a, b, c, d]);
             let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
             let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
             let firsts = _mm512_maskz_compress_ps(0x1111, one);
             _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
         });
         sums
+    }
+
+    #[inline(always)]
+    fn sums_of_sixteen(self, v: [__m512; 16]) -> __m512 {
+        /// Where lane i comes from: of every four, the first four have the first.
+        static FIRSTS_LAST: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
+        proven!({
+            // Four lanes of each in turn; then two, of two vectors; then one, of all four.
+            let a = quarters_added([v[0], v[1], v[2], v[3]]);
+            let b = quarters_added([v[4], v[5], v[6], v[7]]);
+            let c = quarters_added([v[8], v[9], v[10], v[11]]);
+            let d = quarters_added([v[12], v[13], v[14], v[15]]);
+            let (ab, cd) = (pairs_added(a, b), pairs_added(c, d));
+            let low = _mm512_shuffle_ps::<0b10_00_10_00>(ab, cd);
+            let sums = _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_01_11_01>(ab, cd));
+            let places = _mm512_loadu_si512(FIRSTS_LAST.as_ptr().cast());
+            _mm512_permutexvar_ps(places, sums)
+        })
     }
 
     #[inline(always)]

@@ -53,8 +53,17 @@ pub(super) trait Element {
     /// Rows lie in main memory, each read once.
     const IS_FAR: bool;
 
+    /// Two blocks are widened in less time than one and one.
+    const COME_IN_TWOS: bool = false;
+
     /// The elements, times the inverse of [`widened_factor`].
     fn widen<S: Lanes>(s: S, block: &Self::Block) -> S::V;
+
+    /// The same of neighbouring blocks.
+    #[inline(always)]
+    fn widen_two<S: Lanes>(s: S, blocks: &[Self::Block; 2]) -> [S::V; 2] {
+        [Self::widen(s, &blocks[0]), Self::widen(s, &blocks[1])]
+    }
 }
 
 /// An element type as it lies in a file.
@@ -88,7 +97,7 @@ pub(super) struct E4m3Pairs;
 pub(super) struct Bf16Pairs;
 
 macro_rules! element {
-    ($name:ident, $n_bytes:literal, $factors:ident, $widen:ident) => {
+    ($name:ident, $n_bytes:literal, $factors:ident, $widen:ident $(, $widen_two:ident)?) => {
         impl Element for $name {
             type Block = [u8; $n_bytes];
             type Factors = $factors;
@@ -99,6 +108,15 @@ macro_rules! element {
             fn widen<S: Lanes>(s: S, block: &[u8; $n_bytes]) -> S::V {
                 s.$widen(block)
             }
+
+            $(
+                const COME_IN_TWOS: bool = true;
+
+                #[inline(always)]
+                fn widen_two<S: Lanes>(s: S, blocks: &[[u8; $n_bytes]; 2]) -> [S::V; 2] {
+                    s.$widen_two(blocks)
+                }
+            )?
         }
 
         impl Stored for $name {
@@ -115,7 +133,7 @@ element!(F32, 64, Singles, widen_f32);
 element!(F16, 32, Singles, widen_f16);
 element!(Bf16, 32, Singles, widen_bf16);
 element!(E4m3, 16, Singles, widen_e4m3);
-element!(E4m3Pairs, 32, Pairs, pairs_of_e4m3);
+element!(E4m3Pairs, 32, Pairs, pairs_of_e4m3, two_pairs_of_e4m3);
 element!(Bf16Pairs, 64, Pairs, widen_f32);
 
 #[inline(always)]

@@ -1,5 +1,7 @@
 //! The sixteen lanes that every algorithm is written in.
 
+use super::math;
+
 /// Vectors of sixteen f32 and what may be done with them. Holding a value of an implementing type
 /// proves that its instructions are there: that is what makes these methods safe.
 ///
@@ -30,6 +32,21 @@ pub(super) trait Lanes: Copy {
     /// The same as sixteen pairs of bf16, which hold every e4m3 value: neighbours share a lane, the
     /// even one in its low half.
     fn pairs_of_e4m3(self, stored: &[u8; 32]) -> Self::V;
+    /// The same of neighbouring blocks.
+    #[inline(always)]
+    fn two_pairs_of_e4m3(self, stored: &[[u8; 32]; 2]) -> [Self::V; 2] {
+        [self.pairs_of_e4m3(&stored[0]), self.pairs_of_e4m3(&stored[1])]
+    }
+    /// The codes of values that [`math::round_e4m3`] gave.
+    #[inline(always)]
+    fn codes_of_e4m3(self, values: Self::V) -> [u8; 16] {
+        let (mut lanes, mut codes) = ([0.0; 16], [0; 16]);
+        self.store(values, &mut lanes);
+        for i in 0..16 {
+            codes[i] = math::e4m3_code(lanes[i]);
+        }
+        codes
+    }
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -67,6 +84,17 @@ pub(super) trait Lanes: Copy {
     #[inline(always)]
     fn sums_of_four(self, v: [Self::V; 4]) -> [f32; 4] {
         [self.sum(v[0]), self.sum(v[1]), self.sum(v[2]), self.sum(v[3])]
+    }
+    /// The same tree of sixteen vectors: lane i is that of the i-th.
+    #[inline(always)]
+    fn sums_of_sixteen(self, v: [Self::V; 16]) -> Self::V {
+        let mut sums = [[0.0; 4]; 4];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            *sums = self.sums_of_four([v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]]);
+        }
+        let mut lanes = [0.0; 16];
+        lanes.copy_from_slice(sums.as_flattened());
+        self.load(&lanes)
     }
     /// The greatest lane, by [`Lanes::max`] in the same tree.
     fn greatest(self, v: Self::V) -> f32;

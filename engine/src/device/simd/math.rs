@@ -7,6 +7,12 @@ const SIGN: u32 = 0x8000_0000;
 /// Greatest finite e4m3.
 const E4M3_MAX: f32 = 448.0;
 
+/// The code of NaN, without its sign.
+pub(super) const E4M3_NAN: u8 = 0x7F;
+
+/// 2^-120: what is left of f32's bias is then e4m3's, for subnormals as well.
+pub(super) const E4M3_REBIAS: f32 = f32::from_bits((127 - 120) << 23);
+
 /// 1.5 * 2^23: adding it rounds a small number to an integer, which then sits in the low bits.
 const TO_INTEGER: f32 = 12_582_912.0;
 
@@ -60,12 +66,9 @@ pub(super) fn round_e4m3<S: Lanes>(s: S, x: S::V) -> S::V {
 /// The code of a value that [`round_e4m3`] gave.
 #[inline(always)]
 pub(super) fn e4m3_code(value: f32) -> u8 {
-    const NAN_CODE: u8 = 0x7F;
-    /// 2^-120: what is left of f32's bias is then e4m3's, for subnormals as well.
-    const REBIAS: f32 = f32::from_bits((127 - 120) << 23);
     let sign = (value.to_bits() >> 24) as u8 & 0x80;
     if value.is_nan() {
-        return sign | NAN_CODE;
+        return sign | E4M3_NAN;
     }
-    sign | ((value.abs() * REBIAS).to_bits() >> 20) as u8
+    sign | ((value.abs() * E4M3_REBIAS).to_bits() >> 20) as u8
 }

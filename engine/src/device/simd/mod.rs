@@ -9,7 +9,7 @@
 //! the portable level where the target itself has fused multiply-add (as aarch64 does); elsewhere
 //! it rounds products and is only close, but for products of pairs, which are exact.
 //!
-//! It knows shapes and element types, but no scales and no threads.
+//! It knows shapes, element types and scales, but no threads.
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -161,7 +161,8 @@ for_every_level! {
     encode_e4m3(x: &[f32], scale: f32, out: &mut [u8]) = rows::encode_e4m3;
     /// `out = gate / (1 + exp(-gate)) * up`.
     silu_times(gate: &[f32], up: &[f32], out: &mut [f32]) = rows::silu_times;
-    /// `out[t][n] = Σ_k x[t][k] · w[n][k]`, weights widened as they are read: for few tokens.
+    /// `out[t][n] = Σ_k x[t][k] · w[n][k]`, scaled; weights are widened as they are read: for few
+    /// tokens.
     direct_product(product: Product<'_>) = product::direct;
     /// The same bits, weights widened once for all tokens of the tile: for many.
     panel_product(product: Product<'_>, scratch: &mut ProductScratch) = panels::by_panels;
@@ -181,8 +182,10 @@ for_every_level! {
 for_every_level! {
     /// 32 codes as pairs.
     pairs_of_e4m3(stored: &[u8; 32]) -> [f32; 16] = tests::pairs_of_e4m3;
-    /// The sums of four vectors, at once and one by one.
-    sums_both_ways(rows: &[[f32; 16]; 4]) -> [[f32; 4]; 2] = tests::sums_both_ways;
+    /// 64 codes.
+    two_pairs_of_e4m3(stored: &[[u8; 32]; 2]) -> [[f32; 16]; 2] = tests::two_pairs_of_e4m3;
+    /// The sums of sixteen vectors, one by one, in fours and at once.
+    sums_every_way(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 3] = tests::sums_every_way;
 }
 
 #[cfg(test)]

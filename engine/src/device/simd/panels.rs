@@ -7,12 +7,12 @@
 
 use weights::{Dtype, Matrix};
 
-use crate::device::{Aligned, HostViewMut};
+use crate::device::Aligned;
 
 use super::element::{Bf16, Bf16Pairs, E4m3, E4m3Pairs, F16, F32, Factors, Stored};
 use super::lanes::Lanes;
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
-use super::product::{Blocks, Product, for_element};
+use super::product::{Blocks, Product, for_element, tile_sums};
 
 /// Most tokens of a tile whose columns are one panel: enough that widening is next to nothing.
 pub(crate) const PANEL_TOKENS: usize = 508;
@@ -85,15 +85,14 @@ fn by_panels_of<S: Lanes, E: Stored>(s: S, mut product: Product<'_>, scratch: &m
     for panel_idx in 0..product.x.n_panels() {
         let width = product.x.panel_width(panel_idx);
         let panel = Panel {
-            x: product.x,
             panel_idx,
             wide: &mut wide[..n_rows.div_ceil(GROUP) * width],
             sums: &mut sums[..],
             n_rows,
             ahead: Ahead::of::<E>(&product, panel_idx),
-            out: product.out.reborrow(),
+            product: Product { out: product.out.reborrow(), ..product },
         };
-        panel.add::<S, E>(s, (product.weights, product.row_begin));
+        panel.add::<S, E>(s);
     }
 }
 
@@ -142,7 +141,8 @@ impl<'a> Ahead<'a> {
 
 /// A panel of columns of a tile.
 struct Panel<'a> {
-    x: Packed<'a>,
+    /// Its output is written with the last panel.
+    product: Product<'a>,
     panel_idx: usize,
     /// `[N / GROUP, panel]`
     wide: &'a mut [Wide],
@@ -150,19 +150,18 @@ struct Panel<'a> {
     sums: &'a mut [[f32; 16]],
     n_rows: usize,
     ahead: Ahead<'a>,
-    /// `[T, N]`: written with the last panel.
-    out: HostViewMut<'a>,
 }
 
 impl<'a> Panel<'a> {
     #[inline(always)]
-    fn add<S: Lanes, E: Stored>(mut self, s: S, weights: (&Matrix, usize)) {
-        let mut t = match self.x.n_rows() {
-            N_FIRST.. if S::HAS_MANY_REGISTERS => self.add_stored::<S, E, N_FIRST>(s, weights),
-            _ => self.add_stored::<S, E, 1>(s, weights),
+    fn add<S: Lanes, E: Stored>(mut self, s: S) {
+        let n_tokens = self.product.x.n_rows();
+        let mut t = match n_tokens {
+            N_FIRST.. if S::HAS_MANY_REGISTERS => self.add_stored::<S, E, N_FIRST>(s),
+            _ => self.add_stored::<S, E, 1>(s),
         };
-        while t < self.x.n_rows() {
-            let t_left = self.x.n_rows() - t;
+        while t < n_tokens {
+            let t_left = n_tokens - t;
             // Register tiles as even as they come.
             t += match t_left.div_ceil(t_left.div_ceil(N_MORE)) {
                 6 if S::HAS_MANY_REGISTERS => self.add_wide::<S, E::Factors, 6>(s, t),
@@ -177,15 +176,11 @@ impl<'a> Panel<'a> {
 
     /// The first `M` tokens with all rows, which are left widened; gives back `M`.
     #[inline(always)]
-    fn add_stored<S: Lanes, E: Stored, const M: usize>(
-        &mut self,
-        s: S,
-        (weights, row_begin): (&Matrix, usize),
-    ) -> usize {
-        let width = self.x.panel_width(self.panel_idx);
+    fn add_stored<S: Lanes, E: Stored, const M: usize>(&mut self, s: S) -> usize {
+        let Product { weights, row_begin, .. } = self.product;
+        let width = self.product.x.panel_width(self.panel_idx);
         let x = self.tokens::<M>(0);
-        let (begin, is_end) =
-            (self.panel_idx * PANEL_BLOCKS, self.panel_idx + 1 == self.x.n_panels());
+        let (begin, is_end) = (self.panel_idx * PANEL_BLOCKS, self.is_last());
         for n in (0..self.n_rows).step_by(GROUP) {
             let mut blocks: [&[E::Block]; GROUP] = [&[]; GROUP];
             let mut last: [Option<E::Block>; GROUP] = [None; GROUP];
@@ -215,7 +210,7 @@ impl<'a> Panel<'a> {
     /// Tokens `t..t + M` with all rows as they were widened; gives back `M`.
     #[inline(always)]
     fn add_wide<S: Lanes, F: Factors, const M: usize>(&mut self, s: S, t: usize) -> usize {
-        let width = self.x.panel_width(self.panel_idx);
+        let width = self.product.x.panel_width(self.panel_idx);
         let x = self.tokens::<M>(t);
         for n in (0..self.n_rows).step_by(GROUP) {
             let ahead = self.ahead.lines();
@@ -236,9 +231,14 @@ impl<'a> Panel<'a> {
     fn tokens<const M: usize>(&self, t: usize) -> [Blocks<'a>; M] {
         let mut x: [Blocks<'_>; M] = [&[]; M];
         for (i, x) in x.iter_mut().enumerate() {
-            *x = self.x.row(self.panel_idx, t + i);
+            *x = self.product.x.row(self.panel_idx, t + i);
         }
         x
+    }
+
+    #[inline(always)]
+    fn is_last(&self) -> bool {
+        self.panel_idx + 1 == self.product.x.n_panels()
     }
 
     /// What the panels before came to.
@@ -266,22 +266,40 @@ impl<'a> Panel<'a> {
         n: usize,
         tile: [[S::V; GROUP]; M],
     ) {
-        let n_there = GROUP.min(self.n_rows - n);
+        if self.is_last() {
+            return self.write::<S, M>(s, t, n, &tile);
+        }
         let stride = self.n_rows.next_multiple_of(GROUP);
-        let is_last = self.panel_idx + 1 == self.x.n_panels();
         for (i, tile) in tile.iter().enumerate() {
-            if is_last {
-                let sums = s.sums_of_four(*tile);
-                let out = &mut self.out.row_mut(t + i)[n..n + n_there];
-                match <&mut [f32; GROUP]>::try_from(&mut *out) {
-                    Ok(out) => *out = sums,
-                    Err(_) => out.copy_from_slice(&sums[..n_there]),
-                }
-                continue;
-            }
             let sums = &mut self.sums[(t + i) * stride + n..][..GROUP];
             for (j, sum) in tile.iter().enumerate() {
                 s.store(*sum, &mut sums[j]);
+            }
+        }
+    }
+
+    /// Tokens `t..t + M` with rows `n..n + GROUP`, as far as there are such.
+    #[inline(always)]
+    fn write<S: Lanes, const M: usize>(
+        &mut self,
+        s: S,
+        t: usize,
+        n: usize,
+        tile: &[[S::V; GROUP]; M],
+    ) {
+        let n_there = GROUP.min(self.n_rows - n);
+        let factors = self.product.row_factors::<GROUP>(n);
+        let x_scales = &self.product.x_scales[t..t + M];
+        let sums = tile_sums::<S, M, GROUP>(s, tile);
+        for i in 0..M {
+            let mut scaled = [0.0; GROUP];
+            for j in 0..GROUP {
+                scaled[j] = sums[i][j] * factors[j] * x_scales[i];
+            }
+            let out = &mut self.product.out.row_mut(t + i)[n..n + n_there];
+            match <&mut [f32; GROUP]>::try_from(&mut *out) {
+                Ok(out) => *out = scaled,
+                Err(_) => out.copy_from_slice(&scaled[..n_there]),
             }
         }
     }
@@ -306,7 +324,25 @@ fn stored_tile<S: Lanes, E: Stored, const M: usize>(
         w_blocks[j] = &w[j][..n_blocks];
     }
     let wide = &mut wide[..n_blocks];
-    for block in 0..n_blocks {
+    let n_twos = if E::COME_IN_TWOS && S::HAS_MANY_REGISTERS { n_blocks / 2 } else { 0 };
+    for two in 0..n_twos {
+        let mut w = [[s.splat(0.0); 2]; GROUP];
+        for j in 0..GROUP {
+            w[j] = E::widen_two(s, &w_blocks[j].as_chunks().0[two]);
+        }
+        for half in 0..2 {
+            for j in 0..GROUP {
+                s.store(w[j][half], &mut wide[2 * two + half][j]);
+            }
+            for i in 0..M {
+                let x = s.load(&x_blocks[i][2 * two + half]);
+                for j in 0..GROUP {
+                    sums[i][j] = E::Factors::mul_add(s, x, w[j][half], sums[i][j]);
+                }
+            }
+        }
+    }
+    for block in 2 * n_twos..n_blocks {
         let mut w = [s.splat(0.0); GROUP];
         for j in 0..GROUP {
             w[j] = E::widen(s, &w_blocks[j][block]);

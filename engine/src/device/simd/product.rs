@@ -6,11 +6,13 @@
 
 use std::ops::Range;
 
-use weights::{Dtype, Matrix};
+use weights::{Dtype, Matrix, WeightScale};
 
 use crate::device::HostViewMut;
 
-use super::element::{Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored};
+use super::element::{
+    Bf16, Bf16Pairs, E4m3, E4m3Pairs, Element, F16, F32, Factors, Stored, widened_factor,
+};
 use super::lanes::{Lanes, padded};
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
 
@@ -22,8 +24,53 @@ pub(crate) struct Product<'a> {
     pub(crate) weights: &'a Matrix,
     /// The tile's first row of `weights`.
     pub(crate) row_begin: usize,
-    /// `[T, N]`: sums of widened weights, see [`widened_factor`](super::widened_factor).
+    /// Of the weights.
+    pub(crate) scale: &'a WeightScale,
+    /// `[T]`: of the inputs.
+    pub(crate) x_scales: &'a [f32],
+    /// `[T, N]`: sums times the weights' scale, then times the input's.
     pub(crate) out: HostViewMut<'a>,
+}
+
+impl Product<'_> {
+    /// Scales what was written as sums. Few tokens have few sums to a row: all at the end takes
+    /// less time than each as it comes.
+    #[inline(always)]
+    fn scale(&mut self) {
+        let factor = widened_factor(self.weights.dtype);
+        for t in 0..self.out.n_rows() {
+            let (x_scale, row) = (self.x_scales[t], self.out.row_mut(t));
+            match self.scale {
+                WeightScale::One => row.iter_mut().for_each(|y| *y = *y * factor * x_scale),
+                WeightScale::PerTensor(scale) => {
+                    row.iter_mut().for_each(|y| *y = *y * (factor * scale) * x_scale);
+                }
+                WeightScale::PerRow(scales) => {
+                    for (y, scale) in row.iter_mut().zip(&scales[self.row_begin..]) {
+                        *y = *y * (factor * scale) * x_scale;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What sums over weight rows `n..n + N` of the tile are multiplied by; 1 beyond their end. The
+    /// power of two that widening left out is exact wherever it goes, and goes with the scale.
+    #[inline(always)]
+    pub(super) fn row_factors<const N: usize>(&self, n: usize) -> [f32; N] {
+        let factor = widened_factor(self.weights.dtype);
+        match self.scale {
+            WeightScale::One => [factor; N],
+            WeightScale::PerTensor(scale) => [factor * scale; N],
+            WeightScale::PerRow(scales) => {
+                let mut factors = [1.0; N];
+                for (row, scale) in factors.iter_mut().zip(&scales[self.row_begin + n..]) {
+                    *row = factor * scale;
+                }
+                factors
+            }
+        }
+    }
 }
 
 /// A row of weights as [`chains`] takes it.
@@ -97,6 +144,7 @@ fn direct_of<S: Lanes, E: Stored>(s: S, mut product: Product<'_>) {
             };
         }
     }
+    product.scale();
 }
 
 /// Tokens `t..t + M` with weight rows `rows`, `N` at a time; gives back `M`.
@@ -167,6 +215,53 @@ fn write_sums<S: Lanes, const N: usize>(s: S, sums: &[S::V; N], out: &mut [f32])
     out.copy_from_slice(&s.sums_of_four(four)[..N]);
 }
 
+/// The trees of all vectors of a tile of at most 32.
+#[inline(always)]
+pub(super) fn tile_sums<S: Lanes, const M: usize, const N: usize>(
+    s: S,
+    tile: &[[S::V; N]; M],
+) -> [[f32; N]; M] {
+    assert!(M * N <= 32, "{M} times {N}");
+    let mut sums = [[0.0; N]; M];
+    if M * N <= 4 {
+        let mut four = [s.splat(0.0); 4];
+        for k in 0..M * N {
+            four[k] = tile[k / N][k % N];
+        }
+        let four = s.sums_of_four(four);
+        for k in 0..M * N {
+            sums[k / N][k % N] = four[k];
+        }
+        return sums;
+    }
+    sixteen_sums::<S, M, N, 0>(s, tile, &mut sums);
+    if M * N > 16 {
+        sixteen_sums::<S, M, N, 16>(s, tile, &mut sums);
+    }
+    sums
+}
+
+/// Those of the vectors `FROM..FROM + 16`. Beyond their end stands the last one again, for nobody.
+#[inline(always)]
+fn sixteen_sums<S: Lanes, const M: usize, const N: usize, const FROM: usize>(
+    s: S,
+    tile: &[[S::V; N]; M],
+    sums: &mut [[f32; N]; M],
+) {
+    let mut sixteen = [tile[M - 1][N - 1]; 16];
+    let mut k = 0;
+    while k < 16 {
+        let idx = (FROM + k).min(M * N - 1);
+        sixteen[k] = tile[idx / N][idx % N];
+        k += 1;
+    }
+    let mut lanes = [0.0; 16];
+    s.store(s.sums_of_sixteen(sixteen), &mut lanes);
+    for k in 0..16.min(M * N - FROM) {
+        sums[(FROM + k) / N][(FROM + k) % N] = lanes[k];
+    }
+}
+
 /// The chains of multiply-adds of `M` rows of x with `N` rows of weights, from `sums` on.
 #[inline(always)]
 pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
@@ -188,7 +283,27 @@ pub(super) fn chains<S: Lanes, E: Element, const M: usize, const N: usize>(
             ahead[j] = &w[j].ahead[..n_blocks];
         }
     }
-    for block in 0..n_blocks {
+    // One token or two wait for memory, which larger steps keep less busy.
+    let in_twos = E::COME_IN_TWOS && S::HAS_MANY_REGISTERS && M > 2;
+    let n_twos = if in_twos { n_blocks / 2 } else { 0 };
+    for two in 0..n_twos {
+        let mut w = [[s.splat(0.0); 2]; N];
+        for j in 0..N {
+            w[j] = E::widen_two(s, &w_blocks[j].as_chunks().0[two]);
+            if E::IS_FAR {
+                s.prefetch(&ahead[j][2 * two]);
+            }
+        }
+        for half in 0..2 {
+            for i in 0..M {
+                let x = s.load(&x_blocks[i][2 * two + half]);
+                for j in 0..N {
+                    sums[i][j] = E::Factors::mul_add(s, x, w[j][half], sums[i][j]);
+                }
+            }
+        }
+    }
+    for block in 2 * n_twos..n_blocks {
         let mut w = [s.splat(0.0); N];
         for j in 0..N {
             w[j] = E::widen(s, &w_blocks[j][block]);

@@ -90,12 +90,16 @@ pub(super) fn quantize_e4m3<S: Lanes>(s: S, x: &mut [f32], scale: f32) {
 pub(super) fn encode_e4m3<S: Lanes>(s: S, x: &[f32], scale: f32, out: &mut [u8]) {
     assert_eq!(x.len(), out.len(), "a code for every element");
     let scale = s.splat(scale);
-    let mut out_blocks = out.chunks_mut(16);
-    for_each_block!(x, |block| {
-        let mut rounded = [0.0; 16];
-        s.store(math::round_e4m3(s, s.div(s.load(block), scale)), &mut rounded);
-        for (code, value) in out_blocks.next().into_iter().flatten().zip(rounded) {
-            *code = math::e4m3_code(value);
-        }
-    });
+    let ((blocks, tail), (out_blocks, out_tail)) = (x.as_chunks(), out.as_chunks_mut());
+    for (block, out) in blocks.iter().zip(out_blocks) {
+        *out = encoded(s, block, scale);
+    }
+    if !tail.is_empty() {
+        out_tail.copy_from_slice(&encoded(s, &padded(tail), scale)[..tail.len()]);
+    }
+}
+
+#[inline(always)]
+fn encoded<S: Lanes>(s: S, block: &[f32; 16], scale: S::V) -> [u8; 16] {
+    s.codes_of_e4m3(math::round_e4m3(s, s.div(s.load(block), scale)))
 }

@@ -15,9 +15,26 @@ pub(super) fn pairs_of_e4m3<S: Lanes>(s: S, stored: &[u8; 32]) -> [f32; 16] {
 }
 
 #[inline(always)]
-pub(super) fn sums_both_ways<S: Lanes>(s: S, rows: &[[f32; 16]; 4]) -> [[f32; 4]; 2] {
-    let [a, b, c, d] = [s.load(&rows[0]), s.load(&rows[1]), s.load(&rows[2]), s.load(&rows[3])];
-    [s.sums_of_four([a, b, c, d]), [s.sum(a), s.sum(b), s.sum(c), s.sum(d)]]
+pub(super) fn two_pairs_of_e4m3<S: Lanes>(s: S, stored: &[[u8; 32]; 2]) -> [[f32; 16]; 2] {
+    let (two, mut pairs) = (s.two_pairs_of_e4m3(stored), [[0.0; 16]; 2]);
+    s.store(two[0], &mut pairs[0]);
+    s.store(two[1], &mut pairs[1]);
+    pairs
+}
+
+#[inline(always)]
+pub(super) fn sums_every_way<S: Lanes>(s: S, rows: &[[f32; 16]; 16]) -> [[f32; 16]; 3] {
+    let mut v = [s.splat(0.0); 16];
+    let mut sums = [[0.0; 16]; 3];
+    for i in 0..16 {
+        v[i] = s.load(&rows[i]);
+        sums[0][i] = s.sum(v[i]);
+    }
+    for i in (0..16).step_by(4) {
+        sums[1][i..i + 4].copy_from_slice(&s.sums_of_four([v[i], v[i + 1], v[i + 2], v[i + 3]]));
+    }
+    s.store(s.sums_of_sixteen(v), &mut sums[2]);
+    sums
 }
 
 fn simds() -> impl Iterator<Item = Simd> {
@@ -54,8 +71,12 @@ fn every_pair_of_e4m3_codes_is_a_pair_of_bf16() {
     // Every code in either half of a pair.
     let codes: Vec<u8> = (0..=255).flat_map(|code: u8| [code, code.wrapping_add(101)]).collect();
     for simd in simds() {
-        for block in codes.as_chunks::<32>().0 {
+        let blocks = codes.as_chunks::<32>().0;
+        let two = |two| super::two_pairs_of_e4m3(simd, two);
+        let in_twos: Vec<[f32; 16]> = blocks.as_chunks().0.iter().flat_map(two).collect();
+        for (block, in_two) in blocks.iter().zip(in_twos) {
             let pairs = super::pairs_of_e4m3(simd, block);
+            assert_eq!(pairs.map(f32::to_bits), in_two.map(f32::to_bits), "{simd:?}: {block:?}");
             for (pair, [even, odd]) in pairs.iter().zip(block.as_chunks().0) {
                 let halves = [(pair.to_bits() as u16, even), ((pair.to_bits() >> 16) as u16, odd)];
                 for (half, &code) in halves {
@@ -96,13 +117,14 @@ fn rounded_pairs_are_the_nearest_bf16() {
 }
 
 #[test]
-fn trees_of_four_are_those_of_one() {
+fn trees_of_several_are_those_of_one() {
     let mut rng = Rng::new(23);
-    let x = rng.numbers(64);
-    let rows = x.as_chunks::<16>().0.as_chunks::<4>().0;
+    let x = rng.numbers(256);
+    let rows = x.as_chunks::<16>().0.as_chunks::<16>().0;
     for simd in simds() {
-        let [four, one] = super::sums_both_ways(simd, &rows[0]);
+        let [one, four, sixteen] = super::sums_every_way(simd, &rows[0]);
         assert_eq!(four.map(f32::to_bits), one.map(f32::to_bits), "{simd:?}");
+        assert_eq!(sixteen.map(f32::to_bits), one.map(f32::to_bits), "{simd:?}");
     }
 }
 

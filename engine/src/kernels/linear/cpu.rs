@@ -1,13 +1,13 @@
 //! Few tokens read weights as they are stored; many share weights widened once. Either way the
 //! input is packed first, once for all parts: see [`Packed`].
 
-use weights::{Dtype, LinearWeights, WeightScale};
+use weights::{Dtype, LinearWeights};
 
 use crate::device::simd::{
     PANEL_ROWS, Packed, Packing, Product, direct_product, n_tile_tokens, pack_pairs, pack_singles,
-    panel_product, panels_mut, round_to_pairs, widened_factor,
+    panel_product, panels_mut, round_to_pairs,
 };
-use crate::device::{CpuExec, Grid, HostView, HostViewMut, Tile};
+use crate::device::{CpuExec, Grid, HostView, HostViewMut};
 
 use super::Args;
 
@@ -85,20 +85,21 @@ fn project(exec: &CpuExec, part: Part<'_>) {
     } else {
         Grid { tile_rows: N_TOKENS_MANY, tile_cols: DIRECT_ROWS, work }
     };
-    exec.for_each_tile(out, grid, |mut tile, scratch| {
+    exec.for_each_tile(out, grid, |tile, scratch| {
         let token_end = tile.row_idx + tile.out.n_rows();
         let product = Product {
             x: x.rows(tile.row_idx, token_end),
             weights: &weights.matrix,
             row_begin: tile.col_idx,
-            out: tile.out.reborrow(),
+            scale: &weights.scale,
+            x_scales: &x_scales[tile.row_idx..token_end],
+            out: tile.out,
         };
         if is_many {
             panel_product(simd, product, &mut scratch.product);
         } else {
             direct_product(simd, product);
         }
-        scale(tile, weights, x_scales);
     });
 }
 
@@ -107,25 +108,4 @@ fn project(exec: &CpuExec, part: Part<'_>) {
 fn panel_rows(exec: &CpuExec, n_rows: usize) -> usize {
     let n_even = n_rows.div_ceil(N_TILES_PER_THREAD * exec.n_threads());
     n_even.next_multiple_of(PANEL_ROWS_MIN).min(PANEL_ROWS)
-}
-
-/// `((sum · weight_scale) · x_scale)`: the power of two that widening left out is exact wherever it
-/// goes, and goes with the weight's scale.
-fn scale(mut tile: Tile<'_>, weights: &LinearWeights, x_scales: &[f32]) {
-    let factor = widened_factor(weights.matrix.dtype);
-    for t in 0..tile.out.n_rows() {
-        let x_scale = x_scales[tile.row_idx + t];
-        let row = tile.out.row_mut(t);
-        match &weights.scale {
-            WeightScale::One => row.iter_mut().for_each(|y| *y = *y * factor * x_scale),
-            WeightScale::PerTensor(scale) => {
-                row.iter_mut().for_each(|y| *y = *y * (factor * scale) * x_scale);
-            }
-            WeightScale::PerRow(scales) => {
-                for (y, scale) in row.iter_mut().zip(&scales[tile.col_idx..]) {
-                    *y = *y * (factor * scale) * x_scale;
-                }
-            }
-        }
-    }
 }

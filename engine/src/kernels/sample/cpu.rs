@@ -27,15 +27,36 @@ impl Scratch {
     }
 }
 
+/// Logits that are looked at together, all lanes of a vector side by side.
+const N_TOGETHER: usize = 1024;
+
 /// The first of the greatest.
 pub(crate) fn argmax(logits: &[f32]) -> TokenId {
     let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
+    for (chunk_idx, chunk) in logits.chunks(N_TOGETHER).enumerate() {
+        let (rows, rest) = chunk.as_chunks::<16>();
+        let mut greatest = [f32::NEG_INFINITY; 16];
+        for row in rows {
+            for lane in 0..16 {
+                greatest[lane] =
+                    if row[lane] > greatest[lane] { row[lane] } else { greatest[lane] };
+            }
+        }
+        let all = greatest.iter().chain(rest);
+        let found = all.fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        // Whoever stands first stays, a NaN as well, unless somebody is greater.
+        if found > logits[best] {
+            let place = chunk.iter().position(|&logit| logit == found);
+            best = chunk_idx * N_TOGETHER + place.expect("it was found there");
         }
     }
     TokenId(best as u32)
+}
+
+/// Whether all are numbers.
+pub(crate) fn are_finite(logits: &[f32]) -> bool {
+    let is_fine = |chunk: &[f32]| chunk.iter().fold(true, |is_fine, x| is_fine & x.is_finite());
+    logits.chunks(N_TOGETHER).all(is_fine)
 }
 
 /// Likelier first; of equals, the smaller id.
