@@ -25,7 +25,7 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// N, K, T.
-const SHAPES: [(usize, usize, usize); 22] = [
+const SHAPES: [(usize, usize, usize); 23] = [
     (1, 1, 1),
     (1, 15, 2),
     (3, 16, 1),
@@ -40,6 +40,7 @@ const SHAPES: [(usize, usize, usize); 22] = [
     (35, 1100, 16),
     (130, 1030, 1),
     (300, 513, 6),
+    (302, 513, 6),
     (290, 130, 97),
     (1, 700, 200),
     // Several panels of columns, the last one short.
