@@ -18,11 +18,14 @@ ENVIRONMENT = pathlib.Path(sys.prefix)
 PROGRAM = ENVIRONMENT / "perf" / "perf_analyzer"
 
 N_TOKENS = 8
+# On a busy machine one run of some thirty, over either wire, ends well, with a whole report, and
+# leaves its file of requests empty. That is the program's own doing: it is run again.
+N_RUNS_MAX = 4
 PROMPTS = ["What is 27 + 58?", "What is 3 + 4?"]
 
 
 def measure(folder, url, *arguments):
-    """One run: its report's first row, and the responses of each request."""
+    """One run: its report's first row, and the responses of each request, if it wrote them."""
     data = folder / "data.json"
     rows = [{"text_input": [text], "max_tokens": [N_TOKENS], "ignore_eos": [True]}
             for text in PROMPTS]
@@ -41,18 +44,22 @@ def measure(folder, url, *arguments):
         return done, None, []
     with report.open() as lines:
         first = next(csv.DictReader(lines))
-    requests = json.loads(profile.read_text())["experiments"][0]["requests"]
-    return done, first, requests
+    written = profile.read_text()
+    return done, first, json.loads(written)["experiments"][0]["requests"] if written else None
 
 
 def check(checks, name, url, n_responses, *arguments):
     """A run without an error, whose answers are complete."""
-    with tempfile.TemporaryDirectory() as folder:
-        done, report, requests = measure(pathlib.Path(folder), url, *arguments)
+    for _ in range(N_RUNS_MAX):
+        with tempfile.TemporaryDirectory() as folder:
+            done, report, requests = measure(pathlib.Path(folder), url, *arguments)
+        if requests is not None:
+            break
     checks.equal(f"{name}: it completes", done.returncode, 0, SOURCE + "\n" + done.stdout[-2000:])
     if report is None:
         return
     checks.true(f"{name}: it measured", float(report["Inferences/Second"]) > 0, report, SOURCE)
+    requests = requests or []
     checks.true(f"{name}: requests ran", len(requests) >= 24, len(requests), SOURCE)
     counts = {len(one["response_timestamps"]) for one in requests}
     checks.equal(f"{name}: responses to each", counts, {n_responses}, SOURCE)
