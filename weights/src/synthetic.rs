@@ -211,7 +211,7 @@ pub fn write_until(
     let mut writer = shards::Writer::new(config, &shards, progress);
     writer.is_sparse = is_sparse;
     for shard in &shards {
-        writer.write(attempt.file(&shard.file), shard)?;
+        writer.write(&attempt.file(&shard.file), shard)?;
     }
     if shards.len() > 1 {
         attempt.write(shards::INDEX_FILE, &shards::index_json(&shards))?;
@@ -244,16 +244,20 @@ impl Attempt {
         Attempt { dir: dir.to_owned(), folders, files: Vec::new(), is_whole: false }
     }
 
-    /// The path of a file that is written from now on.
-    fn file(&mut self, name: &str) -> &Path {
-        self.files.push(self.dir.join(name));
-        self.files.last().expect("it was added")
+    /// The path of a file that is written from now on. One that was there before is not taken
+    /// away: it may be that it could not even be written.
+    fn file(&mut self, name: &str) -> PathBuf {
+        let path = self.dir.join(name);
+        if !path.exists() {
+            self.files.push(path.clone());
+        }
+        path
     }
 
     fn write(&mut self, name: &str, text: &str) -> Result<(), LoadError> {
         let path = self.file(name);
         let failed = |source| LoadError::Write { path: path.display().to_string(), source };
-        fs::write(path, text).map_err(failed)
+        fs::write(&path, text).map_err(failed)
     }
 }
 

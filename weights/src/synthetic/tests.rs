@@ -244,9 +244,12 @@ fn one_that_is_ended_or_fails_leaves_nothing_behind() {
     }
     // The last file cannot be written: its name is a folder's.
     fs::create_dir(theirs.join("tokenizer.json")).unwrap();
+    let second = "model-00002-of-00003.safetensors";
+    fs::write(theirs.join(second), "theirs too").unwrap();
     let error = write_synthetic(&theirs, &config, &mut |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json"), "{error}");
-    assert_eq!(names(&theirs), BTreeSet::from(["note".into(), "tokenizer.json".into()]));
+    let kept = ["note", "tokenizer.json", second].map(Into::into);
+    assert_eq!(names(&theirs), BTreeSet::from(kept));
     fs::remove_dir_all(&theirs).unwrap();
     assert_eq!(names(&written.dir), before);
 }
