@@ -19,7 +19,8 @@ PROGRAM = ENVIRONMENT / "perf" / "perf_analyzer"
 
 N_TOKENS = 8
 # On a busy machine one run of some thirty, over either wire, ends well, with a whole report, and
-# leaves its file of requests empty. That is the program's own doing: it is run again.
+# leaves its file of requests empty. The server has answered all by then, as both count; why the
+# program does so was not found. It is run again.
 N_RUNS_MAX = 4
 PROMPTS = ["What is 27 + 58?", "What is 3 + 4?"]
 
