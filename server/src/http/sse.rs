@@ -20,27 +20,42 @@ pub fn event(value: &impl Serialize) -> Vec<u8> {
     event
 }
 
-/// How all events of a stream begin, written once: the members that are the same in each.
+/// An event of a stream of which nothing but a text changes: what stands around that, written once.
 #[derive(Debug)]
-pub struct Opening(Box<[u8]>);
+pub struct Frame {
+    /// The text stands between any two.
+    parts: Vec<Box<[u8]>>,
+}
 
-impl Opening {
-    /// Of events whose first members are those of `value`, an object.
-    pub fn new(value: &impl Serialize) -> Opening {
-        let mut opening = event(value);
-        let end = opening.iter().rposition(|&byte| byte == b'}').expect("an object ends");
-        opening.truncate(end);
-        Opening(opening.into())
+impl Frame {
+    /// Stands where the text will, in an event to make a frame of.
+    pub const TEXT: &str = "\u{F8FF}";
+
+    /// Of the event of `value`, whose last `n_texts` strings that are [`Frame::TEXT`] are its text.
+    pub fn of(value: &impl Serialize, n_texts: usize) -> Frame {
+        let text = serde_json::to_vec(Frame::TEXT).expect("a string can be written as JSON");
+        let mut rest = event(value);
+        let mut parts = Vec::with_capacity(n_texts + 1);
+        for _ in 0..n_texts {
+            let at = rest.windows(text.len()).rposition(|found| found == text);
+            let at = at.expect("the event has a place for the text");
+            parts.push(rest[at + text.len()..].into());
+            rest.truncate(at);
+        }
+        parts.push(rest.into());
+        parts.reverse();
+        Frame { parts }
     }
 
-    /// The event that goes on with the members of `rest`, an object of one at least.
-    pub fn event(&self, rest: &impl Serialize) -> Vec<u8> {
+    /// The event with this text.
+    pub fn event(&self, text: &str) -> Vec<u8> {
         let mut event = Vec::with_capacity(N_EVENT_BYTES);
-        event.extend_from_slice(&self.0);
-        let brace = event.len();
-        serde_json::to_writer(&mut event, rest).expect("values of ours can be written as JSON");
-        event[brace] = b',';
-        event.extend_from_slice(b"\n\n");
+        for (idx, part) in self.parts.iter().enumerate() {
+            if idx > 0 {
+                serde_json::to_writer(&mut event, text).expect("a string can be written as JSON");
+            }
+            event.extend_from_slice(part);
+        }
         event
     }
 }
@@ -91,13 +106,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_opened_once_reads_as_what_is_written_whole() {
-        let opening = Opening::new(&json!({"id": "a\"}\n", "model": "m{}"}));
-        let rest = json!({"choices": [{"text": "}\n\n"}], "usage": null});
-        let events = read(&[opening.event(&rest), opening.event(&rest)].concat());
-        let whole = json!({"id": "a\"}\n", "model": "m{}", "choices": [{"text": "}\n\n"}],
-            "usage": null});
-        assert_eq!(events, [(); 2].map(|()| (String::new(), whole.to_string())));
+    fn a_frame_around_a_text_reads_as_the_event_written_whole() {
+        // What callers named stands before the text, whatever it is.
+        let whole = |text: &str| {
+            let said = json!({"text": text, "again": [text]});
+            json!({"id": Frame::TEXT, "said": said, "end\"": null})
+        };
+        let frame = Frame::of(&whole(Frame::TEXT), 2);
+        for text in ["", " and", "a\"}\n\n", "\u{0}\u{2028}", Frame::TEXT, "\"\u{F8FF}\""] {
+            assert_eq!(frame.event(text), event(&whole(text)), "{text:?}");
+        }
+        assert_eq!(Frame::of(&Frame::TEXT, 1).event("b"), b"data: \"b\"\n\n");
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use super::super::fields::Fields;
 use super::super::generation::{Delta, End, Generations, Job};
 use super::super::observe::Record;
 use super::super::request::{AnswerLimit, Options};
-use super::super::sse::Opening;
+use super::super::sse::{self, Frame};
 use super::super::state::{App, AppState};
 use super::conversation::{Conversation, Prepared};
 use super::error::Refusal;
@@ -31,6 +31,9 @@ use super::wire::{
 use super::{format, stream, tools};
 
 const ROLE: &str = "assistant";
+
+/// What a chunk of a stream calls itself.
+const CHUNK: &str = "chat.completion.chunk";
 
 /// What a request asks for, beside its jobs.
 struct Asked {
@@ -159,6 +162,12 @@ struct Whole {
     end: Option<End>,
 }
 
+/// Of a choice's chunks that tell one text and nothing else.
+struct Frames {
+    content: Frame,
+    reasoning: Frame,
+}
+
 impl View {
     fn new(asked: Asked, app: App) -> View {
         let choice = || ChoiceView {
@@ -184,8 +193,7 @@ impl View {
         let choices = all.into_iter().enumerate().map(|(idx, whole)| self.choice(idx, whole));
         let choices = choices.collect();
         let usage = self.usage();
-        let (name, contents) = (self.name("chat.completion"), self.contents(choices, Some(usage)));
-        Ok(Json(Envelope { name, contents }).into_response())
+        Ok(Json(self.envelope("chat.completion", choices, Some(usage))).into_response())
     }
 
     fn choice(&self, choice_idx: usize, whole: Whole) -> ChatChoice {
@@ -211,11 +219,29 @@ impl View {
     }
 
     fn stream(mut self, generations: Generations, record: Arc<Record>) -> Response {
-        let opening = Opening::new(&self.name("chat.completion.chunk"));
+        let frames = self.frames();
         stream::respond(generations, record, move |delta| match delta {
-            Some(delta) => self.piece(delta, &opening),
-            None => self.last(&opening),
+            Some(delta) => self.piece(delta, &frames),
+            None => self.last(),
         })
+    }
+
+    /// Of each choice; none where every chunk tells more than a text.
+    fn frames(&self) -> Vec<Frames> {
+        if self.asked.wants_token_ids || self.asked.delivery.counts_always() {
+            return Vec::new();
+        }
+        let frame = |choice_idx, said, n_texts| {
+            let chunk = self.chunk(Delta { choice_idx, ..Delta::default() }, said, false);
+            Frame::of(&self.envelope(CHUNK, vec![chunk], None), n_texts)
+        };
+        let text = || Some(Frame::TEXT.to_owned());
+        let of_choice = |choice_idx| Frames {
+            content: frame(choice_idx, Said { content: text(), ..Said::default() }, 1),
+            // Under both of its names.
+            reasoning: frame(choice_idx, Said { reasoning: text(), ..Said::default() }, 2),
+        };
+        (0..self.choices.len()).map(of_choice).collect()
     }
 
     fn take(&mut self, delta: &Delta) -> Said {
@@ -229,9 +255,15 @@ impl View {
         said
     }
 
-    fn piece(&mut self, delta: Delta, opening: &Opening) -> Option<Vec<u8>> {
+    fn piece(&mut self, delta: Delta, frames: &[Frames]) -> Option<Vec<u8>> {
         let said = self.take(&delta);
         let choice = &mut self.choices[delta.choice_idx];
+        if choice.is_begun
+            && stream::only_text(&delta).is_some()
+            && let Some(event) = frames.get(delta.choice_idx).and_then(|of| of.event(&said))
+        {
+            return Some(event);
+        }
         let is_first = !std::mem::replace(&mut choice.is_begun, true);
         let says_something = is_first
             || !said.is_empty()
@@ -241,16 +273,13 @@ impl View {
         if !says_something {
             return None;
         }
-        let usage = match self.asked.delivery {
-            Delivery::Stream { continuous_usage: true, .. } => {
-                let (n_prompt, n_cached) = (self.asked.prompt.len(), choice.n_cached);
-                let usage = Usage::new(n_prompt, n_cached, choice.n_generated);
-                Some(usage.with_reasoning(choice.speech.n_reasoning_tokens()))
-            }
-            _ => None,
-        };
+        let usage = self.asked.delivery.counts_always().then(|| {
+            let (n_prompt, n_cached) = (self.asked.prompt.len(), choice.n_cached);
+            let usage = Usage::new(n_prompt, n_cached, choice.n_generated);
+            usage.with_reasoning(choice.speech.n_reasoning_tokens())
+        });
         let chunk = self.chunk(delta, said, is_first);
-        let event = opening.event(&self.contents(vec![chunk], usage));
+        let event = sse::event(&self.envelope(CHUNK, vec![chunk], usage));
         self.is_begun = true;
         Some(event)
     }
@@ -274,12 +303,12 @@ impl View {
         }
     }
 
-    fn last(&mut self, opening: &Opening) -> Option<Vec<u8>> {
+    fn last(&mut self) -> Option<Vec<u8>> {
         let wants_usage =
             matches!(self.asked.delivery, Delivery::Stream { include_usage: true, .. });
         let none: Vec<ChatChunkChoice> = Vec::new();
         let usage = self.usage();
-        wants_usage.then(|| opening.event(&self.contents(none, Some(usage))))
+        wants_usage.then(|| sse::event(&self.envelope(CHUNK, none, Some(usage))))
     }
 
     fn usage(&self) -> Usage {
@@ -296,15 +325,28 @@ impl View {
         Ending { finish_reason, ..ending(end, &self.asked.stop_tokens) }
     }
 
-    fn name(&self, object: &'static str) -> Name<'_> {
+    fn envelope<Choice>(
+        &self,
+        object: &'static str,
+        choices: Vec<Choice>,
+        usage: Option<Usage>,
+    ) -> Envelope<'_, Choice> {
         let Asked { id, model, created, .. } = &self.asked;
-        Name { id, object, created: *created, model }
-    }
-
-    fn contents<Choice>(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Contents<Choice> {
+        let name = Name { id, object, created: *created, model };
         let wants_prompt = self.asked.wants_token_ids && !self.is_begun;
         let prompt_token_ids = wants_prompt.then(|| ids(&self.asked.prompt));
-        Contents { choices, usage, prompt_token_ids }
+        Envelope { name, contents: Contents { choices, usage, prompt_token_ids } }
+    }
+}
+
+impl Frames {
+    /// The event, where there is nothing but a text.
+    fn event(&self, said: &Said) -> Option<Vec<u8>> {
+        match (&said.reasoning, &said.content, said.calls.is_empty()) {
+            (None, Some(text), true) => Some(self.content.event(text)),
+            (Some(text), None, true) => Some(self.reasoning.event(text)),
+            _ => None,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::super::fields::Fields;
 use super::super::generation::{Answer, Delta, Generations, Job};
 use super::super::observe::Record;
 use super::super::request::{AnswerLimit, Options};
-use super::super::sse::Opening;
+use super::super::sse::{self, Frame};
 use super::super::state::{App, AppState};
 use super::error::Refusal;
 use super::format;
@@ -151,22 +151,38 @@ impl View {
             choices.push(self.choice(choice_idx, answer));
         }
         let usage = Usage::new(self.n_prompt(), self.n_cached(), self.n_generated);
-        let contents = contents(choices, Some(usage));
-        Json(Envelope { name: self.name(), contents }).into_response()
+        Json(self.envelope(choices, Some(usage))).into_response()
     }
 
     fn stream(mut self, generations: Generations, record: Arc<Record>) -> Response {
-        let opening = Opening::new(&self.name());
+        let frames = self.frames();
         stream::respond(generations, record, move |delta| match delta {
-            Some(delta) => self.piece(delta, &opening),
-            None => self.last(&opening),
+            Some(delta) => self.piece(delta, &frames),
+            None => self.last(),
         })
     }
 
-    fn piece(&mut self, mut delta: Delta, opening: &Opening) -> Option<Vec<u8>> {
+    /// Of each choice's parts that tell a text and nothing else; none where every part tells more.
+    fn frames(&self) -> Vec<Frame> {
+        if self.asked.wants_token_ids || self.asked.delivery.counts_always() {
+            return Vec::new();
+        }
+        let frame = |index| {
+            let choice = CompletionChoice { index, text: Frame::TEXT.into(), ..Default::default() };
+            Frame::of(&self.envelope(vec![choice], None), 1)
+        };
+        (0..self.choices.len()).map(frame).collect()
+    }
+
+    fn piece(&mut self, mut delta: Delta, frames: &[Frame]) -> Option<Vec<u8>> {
         let choice_idx = delta.choice_idx;
         let is_prompt = delta.token.is_none() && delta.end.is_none();
         self.count(choice_idx, usize::from(delta.token.is_some()));
+        if self.choices[choice_idx].is_begun
+            && let (Some(frame), Some(text)) = (frames.get(choice_idx), stream::only_text(&delta))
+        {
+            return Some(frame.event(text));
+        }
         // A list that nobody reads is none.
         delta.token = delta.token.filter(|_| self.asked.wants_token_ids);
         let choice = &mut self.choices[choice_idx];
@@ -185,21 +201,18 @@ impl View {
         let piece = std::mem::take(&mut choice.pending);
         let (n_cached, n_generated) = (choice.n_cached, choice.n_generated);
         let choice = self.choice(choice_idx, piece);
-        let usage = match self.asked.delivery {
-            Delivery::Stream { continuous_usage: true, .. } => {
-                let prompt = &self.asked.prompts[choice_idx / self.asked.n_choices];
-                Some(Usage::new(prompt.tokens.len(), n_cached, n_generated))
-            }
-            _ => None,
-        };
-        Some(opening.event(&contents(vec![choice], usage)))
+        let usage = self.asked.delivery.counts_always().then(|| {
+            let prompt = &self.asked.prompts[choice_idx / self.asked.n_choices];
+            Usage::new(prompt.tokens.len(), n_cached, n_generated)
+        });
+        Some(sse::event(&self.envelope(vec![choice], usage)))
     }
 
-    fn last(&mut self, opening: &Opening) -> Option<Vec<u8>> {
+    fn last(&mut self) -> Option<Vec<u8>> {
         let wants_usage =
             matches!(self.asked.delivery, Delivery::Stream { include_usage: true, .. });
         let usage = Usage::new(self.n_prompt(), self.n_cached(), self.n_generated);
-        wants_usage.then(|| opening.event(&contents(Vec::new(), Some(usage))))
+        wants_usage.then(|| sse::event(&self.envelope(Vec::new(), Some(usage))))
     }
 
     fn count(&mut self, choice_idx: usize, n_tokens: usize) {
@@ -217,13 +230,14 @@ impl View {
         self.asked.prompts.iter().map(|prompt| prompt.tokens.len()).sum()
     }
 
-    fn name(&self) -> Name<'_> {
-        Name {
-            id: &self.asked.id,
-            object: "text_completion",
-            created: self.asked.created,
-            model: &self.asked.model,
-        }
+    fn envelope(
+        &self,
+        choices: Vec<CompletionChoice>,
+        usage: Option<Usage>,
+    ) -> Envelope<'_, CompletionChoice> {
+        let Asked { id, model, created, .. } = &self.asked;
+        let name = Name { id, object: "text_completion", created: *created, model };
+        Envelope { name, contents: Contents { choices, usage, prompt_token_ids: None } }
     }
 
     /// A choice, or the next part of it: what `echo` asks for stands before its first part.
@@ -268,8 +282,4 @@ impl View {
         logprobs.append(scores.take(text, &part.scores));
         Some(logprobs)
     }
-}
-
-fn contents(choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Contents<CompletionChoice> {
-    Contents { choices, usage, prompt_token_ids: None }
 }

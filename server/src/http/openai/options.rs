@@ -28,6 +28,13 @@ pub(super) enum Delivery {
     },
 }
 
+impl Delivery {
+    /// Whether every chunk carries the usage so far.
+    pub(super) fn counts_always(self) -> bool {
+        matches!(self, Delivery::Stream { continuous_usage: true, .. })
+    }
+}
+
 /// Fields that would change the answer if they were obeyed, and what to do without them.
 const UNSUPPORTED: [(&str, &str); 8] = [
     ("functions", "send them as `tools`"),

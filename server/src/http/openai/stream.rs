@@ -34,6 +34,13 @@ pub(super) fn respond_bare(
     start(generations, record, (write, b""))
 }
 
+/// A piece's text, where it adds nothing else but the token itself.
+pub(super) fn only_text(piece: &Delta) -> Option<&str> {
+    let Delta { prompt_scores, text, score, end, .. } = piece;
+    let is_all = prompt_scores.is_empty() && score.is_none() && end.is_none();
+    Some(text.as_str()).filter(|text| is_all && !text.is_empty())
+}
+
 fn start(
     generations: Generations,
     record: Arc<Record>,

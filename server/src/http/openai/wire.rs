@@ -107,7 +107,7 @@ pub(super) enum StopReason {
 }
 
 /// A choice of a completion, whole or in part.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(super) struct CompletionChoice {
     pub(super) index: usize,
     pub(super) text: String,

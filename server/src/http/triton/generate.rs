@@ -14,7 +14,6 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::Span;
 
@@ -22,7 +21,7 @@ use super::super::body::{self, made, one_chunk};
 use super::super::error::ApiError;
 use super::super::generation::{Answer, Generations, Job};
 use super::super::observe::Record;
-use super::super::sse::{self, Opening};
+use super::super::sse::{self, Frame};
 use super::super::state::{App, AppState};
 use super::call::{Call, Parameters};
 use super::check;
@@ -84,8 +83,10 @@ pub(super) async fn stream(
     let mut pieces = Pieces::new(generations, call);
     let first = pieces.next().await.map_err(from_model)?;
     let (first, watch, span) = (Some(first), Some(watch), Span::current());
-    let opening = Opening::new(&render(pieces.caller(), &[]));
-    let mut events = Events { pieces, opening, first, watch, span, _record: record };
+    let mut members = render(pieces.caller(), &[]);
+    members.insert("text_output", Frame::TEXT.into());
+    let frame = Frame::of(&members, 1);
+    let mut events = Events { pieces, frame, first, watch, span, _record: record };
     Ok(sse::response(made(move |cx| events.poll_next(cx))))
 }
 
@@ -224,18 +225,12 @@ fn render<'a>(caller: &'a Caller, tensors: &'a [Tensor]) -> BTreeMap<&'a str, Va
     members
 }
 
-/// What most of a stream's responses tell beside their model.
-#[derive(Serialize)]
-struct OnlyText<'a> {
-    text_output: &'a str,
-}
-
 /// What is still to be said of a stream whose first piece is there. When the client is gone the
 /// connection drops it, which cancels the generation.
 struct Events {
     pieces: Pieces,
-    /// The members of every response that go before its text.
-    opening: Opening,
+    /// Of responses that have their text and nothing else.
+    frame: Frame,
     first: Option<Option<Answer>>,
     /// Gone once all is said.
     watch: Option<Watch>,
@@ -255,8 +250,7 @@ impl Events {
                 Ok(Some(piece)) => {
                     self.watch.iter_mut().for_each(|watch| watch.answered(&piece));
                     if let Some(text) = self.pieces.only_text(&piece) {
-                        let text = OnlyText { text_output: text };
-                        return Poll::Ready(Some(self.opening.event(&text).into()));
+                        return Poll::Ready(Some(self.frame.event(text).into()));
                     }
                     if let Some(tensors) = self.pieces.render(&piece) {
                         let event = sse::event(&render(self.pieces.caller(), &tensors));
