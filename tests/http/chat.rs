@@ -160,6 +160,73 @@ fn content_may_be_a_string_null_or_text_parts() {
     assert_eq!(prompt_ids(with_null), prompt_ids(with_empty));
 }
 
+/// The family's format, to the letter: what the model reads, behind the beginning of the text.
+#[test]
+fn a_conversation_reaches_the_model_as_the_family_writes_it() {
+    let turn = |role: &str, text: &str| {
+        format!("<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>")
+    };
+    let [on, off] =
+        ["on", "off"].map(|state| turn("system", &format!("detailed thinking {state}")));
+    let answer = "<|start_header_id|>assistant<|end_header_id|>\n\n";
+    let user = json!({ "role": "user", "content": " Hi. \n" });
+    let hi = turn("user", "Hi.");
+    let said = |role: &str, content: Value| json!({ "role": role, "content": content });
+    let properties = json!({ "b": {}, "a": {} });
+    let function = json!({ "name": "f", "description": "d", "arguments": 0,
+                           "parameters": { "type": "object", "properties": properties } });
+    let tools = json!([{ "type": "function", "function": function }]);
+    // In the order in which it was sent.
+    let listed = r#"[{"type":"function","function":{"name":"f","description":"d","arguments":0,"#
+        .to_owned()
+        + r#""parameters":{"type":"object","properties":{"b":{},"a":{}}}}}]"#;
+    let call = json!({ "id": "c", "type": "function",
+                       "function": { "name": "f", "arguments": "{\"b\": 1, \"a\": 2}" } });
+    let called = r#"<TOOLCALL>[{"name":"f","arguments":{"b":1,"a":2}}]</TOOLCALL>"#;
+    let calling = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+    let how = "To call tools, answer with <TOOLCALL>[{\"name\": NAME, \"arguments\": {...}}, ...]\
+               </TOOLCALL>.";
+    let available = format!("<AVAILABLE_TOOLS>{listed}</AVAILABLE_TOOLS>\n{how}");
+    let with_tools = turn("system", &format!("detailed thinking on\n\n{available}"));
+    let kwargs = |is_on: bool| json!({ "chat_template_kwargs": { "enable_thinking": is_on } });
+    let cases = [
+        (json!([user]), json!({}), format!("{on}{hi}{answer}")),
+        (json!([said("system", "".into()), user]), json!({}), turn("system", "") + &hi + answer),
+        (json!([said("system", Value::Null), user]), json!({}), turn("system", "") + &hi + answer),
+        (json!([user]), kwargs(false), format!("{off}{hi}{answer}")),
+        (json!([user]), json!({ "reasoning_effort": "none" }), format!("{off}{hi}{answer}")),
+        (
+            json!([said("system", "detailed thinking off".into()), user]),
+            kwargs(true),
+            format!("{on}{hi}{answer}"),
+        ),
+        (json!([user]), json!({ "add_generation_prompt": false }), format!("{on}{hi}")),
+        (
+            json!([user, said("assistant", "<think>\na</think>b</think>\n\nc ".into()), user]),
+            json!({}),
+            format!("{on}{hi}{}{hi}{answer}", turn("assistant", "c")),
+        ),
+        (json!([user]), json!({ "tools": tools }), format!("{with_tools}{hi}{answer}")),
+        (
+            json!([user]),
+            json!({ "tools": tools, "tool_choice": "none" }),
+            format!("{on}{hi}{answer}"),
+        ),
+        (
+            json!([user, calling, said("tool", "4".into())]),
+            json!({}),
+            format!("{on}{hi}{}{}{answer}", turn("assistant", called), turn("tool", "4")),
+        ),
+    ];
+    for (messages, members, expected) in cases {
+        let body = json!({ "messages": messages, "max_tokens": 1, "return_token_ids": true });
+        let tokens = ask(&with(&body, members.clone()))["prompt_token_ids"].clone();
+        let prompt = shared().post("/detokenize", &json!({ "tokens": tokens })).ok();
+        let expected = format!("<|begin_of_text|>{expected}");
+        assert_eq!(prompt["prompt"], expected, "{messages} {members}");
+    }
+}
+
 #[test]
 fn a_message_cannot_forge_a_turn() {
     let n_special = |content: &str| {

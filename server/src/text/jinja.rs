@@ -162,9 +162,9 @@ mod tests {
 
     #[test]
     fn tojson_writes_what_python_does() {
-        // json.dumps(value, ensure_ascii=False, sort_keys=True)
+        // json.dumps(value, ensure_ascii=False)
         let compact =
-            r#"{"empty": {}, "list": [1, 2.5, "it's"], "name": "f<é>", "none": null, "yes": true}"#;
+            r#"{"name": "f<é>", "list": [1, 2.5, "it's"], "none": null, "empty": {}, "yes": true}"#;
         assert_eq!(render("{{ value | tojson }}"), compact);
         let indented = "[\n    1,\n    2.5,\n    \"it's\"\n]";
         assert_eq!(render("{{ value.list | tojson(indent=4) }}"), indented);

@@ -68,7 +68,7 @@ fn tools_reach_the_template() {
     let options = TemplateOptions { variables, ..TemplateOptions::answer() };
     let text = render(&[("user", "Hi")], &options);
     let expected =
-        r#"<AVAILABLE_TOOLS>[{"description": "a < b", "name": "f"}]</AVAILABLE_TOOLS><|eot_id|>"#;
+        r#"<AVAILABLE_TOOLS>[{"name": "f", "description": "a < b"}]</AVAILABLE_TOOLS><|eot_id|>"#;
     assert!(text.contains(expected), "{text}");
 }
 
