@@ -89,8 +89,12 @@ impl Call {
     /// Sends a message.
     pub fn send(&mut self, message: &impl Message) {
         let message = message.encode_to_vec();
-        let n_bytes = (message.len() as u32).to_be_bytes();
-        let framed = [&[0], n_bytes.as_slice(), &message].concat();
+        self.begin(message.len() as u32, &message);
+    }
+
+    /// Announces a message of so many bytes and sends its first ones.
+    pub fn begin(&mut self, n_bytes: u32, first: &[u8]) {
+        let framed = [&[0], n_bytes.to_be_bytes().as_slice(), first].concat();
         self.requests.send_data(framed.into(), false).expect("the call is open");
     }
 

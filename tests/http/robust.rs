@@ -7,12 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use engine::TokenId;
+use harness::grpc::Channel;
 use harness::http::Connection;
 use harness::serving::{ServerSettings, TestServer};
 use harness::{alone, part, play, resident_bytes};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use server::http::HttpLimits;
+use server::http::triton::grpc::protocol::{ServerLiveRequest, ServerLiveResponse};
 
 use super::COMPLETIONS;
 
@@ -159,6 +161,47 @@ fn half_a_body_holds_nobody_up_and_takes_what_has_come() {
         expect_growth(before, (N, N_BYTES_EACH));
         drop(connections);
         server.expect_idle();
+    });
+}
+
+/// The protocol's own code makes room for what a message announces: room that nobody has written to
+/// is no memory yet.
+#[test]
+fn half_a_message_holds_nobody_up_and_takes_what_has_come() {
+    const N: usize = 64;
+    /// Of the 64 MiB that each announces: the most that a message may have.
+    const N_BYTES_EACH: usize = 128 << 10;
+    alone("robust::half_a_message_holds_nobody_up_and_takes_what_has_come", || {
+        let server = server(ServerSettings { has_grpc: true, ..ServerSettings::roomy() });
+        let address = server.grpc.expect("it listens for gRPC");
+        let n_announced = HttpLimits::STANDARD.n_body_bytes_max as u32;
+        let live = async |channel: &Channel| {
+            let request = ServerLiveRequest::default();
+            let answer: ServerLiveResponse = channel.ask("ServerLive", &request).await.expect("ok");
+            assert!(answer.live);
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        runtime.expect("a runtime starts").block_on(async {
+            let channel = Channel::open(address).await;
+            live(&channel).await;
+            expect_served(&server);
+            let before = resident_bytes();
+            let mut calls = Vec::new();
+            for idx in 0..N {
+                let method = if idx % 2 == 0 { "ModelInfer" } else { "ModelStreamInfer" };
+                let mut call = channel.call(method).await;
+                call.begin(n_announced, &[0; 1024]);
+                calls.push(call);
+            }
+            server.wait_until("all are being read", |app| app.in_flight.n() == N);
+            // It comes behind what they sent, on the same connection.
+            live(&channel).await;
+            expect_served(&server);
+            expect_growth(before, (N, N_BYTES_EACH));
+            drop(calls);
+            server.expect_idle();
+            live(&channel).await;
+        });
     });
 }
 
