@@ -109,7 +109,7 @@ pub(crate) struct DeviceScratch {
 impl Widths {
     /// Floats that the processor packs a projection's input in.
     pub(crate) fn n_packed_floats(&self, n_tokens: usize) -> usize {
-        n_tokens * self.hidden.max(self.inner).next_multiple_of(16)
+        n_tokens * self.hidden.max(self.inner).next_multiple_of(32)
     }
 }
 

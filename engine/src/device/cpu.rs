@@ -5,7 +5,7 @@
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
-use super::simd::{AttentionScratch, ProductScratch};
+use super::simd::{AttentionScratch, ProductScratch, TileScratch};
 use super::team::Team;
 use super::{Aligned, DeviceError, HostViewMut, Simd, SimdLevel, Tiles};
 
@@ -33,6 +33,7 @@ pub struct CpuExec {
 /// Memory that a thread works in, so that a step allocates nothing.
 pub(crate) struct Scratch {
     pub(crate) product: ProductScratch,
+    pub(crate) tiles: TileScratch,
     pub(crate) attention: AttentionScratch,
 }
 
@@ -182,7 +183,11 @@ impl CpuExec {
 
 impl Scratch {
     fn new() -> Scratch {
-        Scratch { product: ProductScratch::new(), attention: AttentionScratch::new() }
+        Scratch {
+            product: ProductScratch::new(),
+            tiles: TileScratch::new(),
+            attention: AttentionScratch::new(),
+        }
     }
 }
 

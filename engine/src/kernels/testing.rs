@@ -141,9 +141,18 @@ pub(crate) fn on_exec<R: Send>(
 }
 
 /// Runs at every level and with one, two and three threads, asserts that threads change no bit and
-/// that AVX2 and AVX-512, with and without BF16, agree, and gives back what each level yields.
+/// that AVX2 and all levels above agree, and gives back what each level yields.
 pub(crate) fn everywhere(
     what: &str,
+    run: impl Fn(&mut Exec) -> Vec<f32> + Sync,
+) -> Vec<(SimdLevel, Vec<f32>)> {
+    at_levels(what, SimdLevel::Amx, run)
+}
+
+/// The same, of what tiles sum in an order of their own: levels have to agree up to `last_same`.
+pub(crate) fn at_levels(
+    what: &str,
+    last_same: SimdLevel,
     run: impl Fn(&mut Exec) -> Vec<f32> + Sync,
 ) -> Vec<(SimdLevel, Vec<f32>)> {
     let mut outputs: Vec<(SimdLevel, Vec<f32>)> = Vec::new();
@@ -154,7 +163,7 @@ pub(crate) fn everywhere(
             assert_same_bits(&threaded, &out, &format!("{what}, {level:?}, {n_threads} threads"));
         }
         if let Some((before, narrower)) = outputs.last()
-            && *before >= SimdLevel::Avx2
+            && (SimdLevel::Avx2..last_same).contains(before)
         {
             assert_same_bits(&out, narrower, &format!("{what}, {level:?} against {before:?}"));
         }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
+use super::tiles::VectorTiles;
 
 /// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -105,8 +106,14 @@ macro_rules! on_halves {
 
 impl Lanes for Avx2 {
     type V = [__m256; 2];
+    type Tiles = VectorTiles<Avx2>;
 
     const HAS_MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn tiles(self, n_tokens: usize) -> VectorTiles<Avx2> {
+        VectorTiles::new(self, n_tokens)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> [__m256; 2] {
@@ -127,8 +134,9 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, at: &T) {
-        proven!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()))
+    fn prefetch_at(self, at: *const u8) {
+        // No address is wrong: the instruction never faults.
+        proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
     }
 
     #[inline(always)]

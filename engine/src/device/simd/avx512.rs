@@ -1,19 +1,20 @@
 //! Sixteen lanes in one register of AVX-512, with or without its products of bf16.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::mem::transmute;
 
 use super::lanes::Lanes;
 use super::math;
 
-/// Proof that the processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C; and with `HAS_BF16`
-/// AVX-512 BF16 and VBMI as well.
-#[derive(Clone, Copy)]
-pub(super) struct Avx512<const HAS_BF16: bool>(());
+mod extension;
+mod shuffles;
 
-/// What bf16 codes of e4m3 codes without their signs look like, times 2^-8: their low bytes, then
-/// their high ones.
-static E4M3_BYTES: [[u8; 128]; 2] = e4m3_bytes();
+pub(super) use extension::{Extension, Plain, WithAmx, WithBf16};
+
+/// Proof that the processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and what `E` adds.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512<E>(PhantomData<E>);
 
 /// Whether the processor has what [`Avx512`] stands for.
 pub(super) fn is_available() -> bool {
@@ -24,30 +25,20 @@ pub(super) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-/// Whether the processor has what [`Avx512`] stands for with `HAS_BF16`.
+/// Whether the processor has what [`Avx512`] stands for with [`WithBf16`].
 pub(super) fn is_bf16_available() -> bool {
     is_available()
         && is_x86_feature_detected!("avx512bf16")
         && is_x86_feature_detected!("avx512vbmi")
 }
 
-const fn e4m3_bytes() -> [[u8; 128]; 2] {
-    let mut bytes = [[0; 128]; 2];
-    let mut code = 0;
-    while code < 128 {
-        let [_, _, low, high] = super::portable::e4m3(code).to_bits().to_le_bytes();
-        (bytes[0][code], bytes[1][code]) = (low, high);
-        code += 1;
-    }
-    bytes
-}
-
-impl<const HAS_BF16: bool> Avx512<HAS_BF16> {
+impl<E: Extension> Avx512<E> {
     /// # Safety
-    /// [`is_available`] holds on this processor, and [`is_bf16_available`] with `HAS_BF16`.
+    /// [`is_available`] holds on this processor, and so does [`is_bf16_available`] for [`WithBf16`]
+    /// and [`amx::is_available`](super::amx::is_available) for [`WithAmx`].
     #[inline(always)]
     pub(super) unsafe fn assume() -> Self {
-        Avx512(())
+        Avx512(PhantomData)
     }
 }
 
@@ -59,116 +50,16 @@ macro_rules! proven {
     }};
 }
 
-/// Lanes i and i + 8 of `a`, then of `b`.
-///
-/// # Safety
-/// The processor has AVX-512 F.
-#[inline(always)]
-unsafe fn halves_added(a: __m512, b: __m512) -> __m512 {
-    // SAFETY: the caller's.
-    unsafe {
-        let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
-        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
-    }
-}
-
-/// Codes to pairs of bf16, byte by byte: every code comes twice, an odd byte of the result is
-/// looked up among the high bytes and takes the code's sign, an even one among the low bytes.
-///
-/// # Safety
-/// The processor has AVX-512 F, BW and VBMI.
-#[inline(always)]
-unsafe fn looked_up_pairs(stored: &[u8; 32]) -> __m512 {
-    const EVEN: u64 = 0x5555_5555_5555_5555;
-    static TWICE: [u8; 64] = {
-        let mut places = [0; 64];
-        let mut i = 0;
-        while i < 64 {
-            places[i] = i as u8 / 2;
-            i += 1;
-        }
-        places
-    };
-    // SAFETY: the caller's; the pointers are those of 32, of 64 and of twice 64 bytes.
-    unsafe {
-        let [low, high] = [E4M3_BYTES[0].as_ptr(), E4M3_BYTES[1].as_ptr()];
-        let (low_a, low_b) =
-            (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(low.add(64).cast()));
-        let high_b = _mm512_loadu_si512(high.add(64).cast());
-        let high_a = _mm512_loadu_si512(high.cast());
-        let codes = _mm512_castsi256_si512(_mm256_loadu_si256(stored.as_ptr().cast()));
-        let places = _mm512_loadu_si512(TWICE.as_ptr().cast());
-        let twice = _mm512_permutexvar_epi8(places, codes);
-        let high = _mm512_mask2_permutex2var_epi8(high_a, twice, !EVEN, high_b);
-        // high | (twice & sign)
-        let sign = _mm512_set1_epi16(i16::MIN);
-        let signed = _mm512_ternarylogic_epi64::<0xEA>(sign, twice, high);
-        _mm512_castsi512_ps(_mm512_mask2_permutex2var_epi8(low_a, signed, EVEN, low_b))
-    }
-}
-
-/// The same of 64 codes: each is looked up once among the low and once among the high bytes, which
-/// are then laid side by side.
-///
-/// # Safety
-/// The processor has AVX-512 F, BW and VBMI.
-#[inline(always)]
-unsafe fn looked_up_twice(stored: &[[u8; 32]; 2]) -> [__m512; 2] {
-    /// Eight codes each: what is laid side by side are halves of every 16 bytes.
-    static EIGHTS: [i64; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-    // SAFETY: the caller's; the pointers are those of 64, of 64 and of twice 64 bytes.
-    unsafe {
-        let [low, high] = [E4M3_BYTES[0].as_ptr(), E4M3_BYTES[1].as_ptr()];
-        let (low_a, low_b) =
-            (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(low.add(64).cast()));
-        let (high_a, high_b) =
-            (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(high.add(64).cast()));
-        let eights = _mm512_loadu_si512(EIGHTS.as_ptr().cast());
-        let codes = _mm512_permutexvar_epi64(eights, _mm512_loadu_si512(stored.as_ptr().cast()));
-        let low = _mm512_permutex2var_epi8(low_a, codes, low_b);
-        let high = _mm512_permutex2var_epi8(high_a, codes, high_b);
-        // high | (codes & sign)
-        let sign = _mm512_set1_epi8(i8::MIN);
-        let high = _mm512_ternarylogic_epi64::<0xEA>(sign, codes, high);
-        let pairs = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
-        [_mm512_castsi512_ps(pairs[0]), _mm512_castsi512_ps(pairs[1])]
-    }
-}
-
-/// Of four vectors, their lanes i, i + 4, i + 8 and i + 12 added: four lanes of `a`, then of `b`,
-/// of `c` and of `d`.
-///
-/// # Safety
-/// The processor has AVX-512 F.
-#[inline(always)]
-unsafe fn quarters_added([a, b, c, d]: [__m512; 4]) -> __m512 {
-    // SAFETY: the caller's.
-    unsafe {
-        let ab = halves_added(a, b);
-        let cd = halves_added(c, d);
-        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
-        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd))
-    }
-}
-
-/// Of every four lanes of `a`, the first two, each with the second one after it; then of `b`.
-///
-/// # Safety
-/// The processor has AVX-512 F.
-#[inline(always)]
-unsafe fn pairs_added(a: __m512, b: __m512) -> __m512 {
-    // SAFETY: the caller's.
-    unsafe {
-        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
-        let first = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-        _mm512_add_ps(first, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
-    }
-}
-
-impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
+impl<E: Extension> Lanes for Avx512<E> {
     type V = __m512;
+    type Tiles = E::Tiles;
 
     const HAS_MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn tiles(self, n_tokens: usize) -> E::Tiles {
+        E::tiles(self, n_tokens)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -186,8 +77,9 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, at: &T) {
-        proven!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()))
+    fn prefetch_at(self, at: *const u8) {
+        // No address is wrong: the instruction never faults.
+        proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
     }
 
     #[inline(always)]
@@ -218,8 +110,8 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
 
     #[inline(always)]
     fn pairs_of_e4m3(self, stored: &[u8; 32]) -> __m512 {
-        if HAS_BF16 {
-            return proven!(looked_up_pairs(stored));
+        if E::HAS_BF16 {
+            return proven!(shuffles::looked_up_pairs(stored));
         }
         proven!({
             let [even, odd] = super::avx2::even_and_odd_e4m3(stored);
@@ -231,8 +123,8 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
 
     #[inline(always)]
     fn two_pairs_of_e4m3(self, stored: &[[u8; 32]; 2]) -> [__m512; 2] {
-        if HAS_BF16 {
-            return proven!(looked_up_twice(stored));
+        if E::HAS_BF16 {
+            return proven!(shuffles::looked_up_twice(stored));
         }
         [self.pairs_of_e4m3(&stored[0]), self.pairs_of_e4m3(&stored[1])]
     }
@@ -283,7 +175,7 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
 
     #[inline(always)]
     fn mul_add_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        if HAS_BF16 {
+        if E::HAS_BF16 {
             // SAFETY: `self` proves the instruction; the types are registers of 64 bytes each.
             return unsafe {
                 let (a, b) = (transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b));
@@ -352,7 +244,7 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
         let mut sums = [0.0; 4];
         proven!({
             // Four lanes of each; then two; then one.
-            let four = quarters_added([a, b, c, d]);
+            let four = shuffles::quarters_added([a, b, c, d]);
             let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
             let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
             let firsts = _mm512_maskz_compress_ps(0x1111, one);
@@ -367,16 +259,21 @@ impl<const HAS_BF16: bool> Lanes for Avx512<HAS_BF16> {
         static FIRSTS_LAST: [i32; 16] = [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15];
         proven!({
             // Four lanes of each in turn; then two, of two vectors; then one, of all four.
-            let a = quarters_added([v[0], v[1], v[2], v[3]]);
-            let b = quarters_added([v[4], v[5], v[6], v[7]]);
-            let c = quarters_added([v[8], v[9], v[10], v[11]]);
-            let d = quarters_added([v[12], v[13], v[14], v[15]]);
-            let (ab, cd) = (pairs_added(a, b), pairs_added(c, d));
+            let a = shuffles::quarters_added([v[0], v[1], v[2], v[3]]);
+            let b = shuffles::quarters_added([v[4], v[5], v[6], v[7]]);
+            let c = shuffles::quarters_added([v[8], v[9], v[10], v[11]]);
+            let d = shuffles::quarters_added([v[12], v[13], v[14], v[15]]);
+            let (ab, cd) = (shuffles::pairs_added(a, b), shuffles::pairs_added(c, d));
             let low = _mm512_shuffle_ps::<0b10_00_10_00>(ab, cd);
             let sums = _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_01_11_01>(ab, cd));
             let places = _mm512_loadu_si512(FIRSTS_LAST.as_ptr().cast());
             _mm512_permutexvar_ps(places, sums)
         })
+    }
+
+    #[inline(always)]
+    fn transposed(self, v: [__m512; 16]) -> [__m512; 16] {
+        proven!(shuffles::transposed(v))
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! The sixteen lanes that every algorithm is written in.
 
 use super::math;
+use super::tiles::Tiles;
 
 /// Vectors of sixteen f32 and what may be done with them. Holding a value of an implementing type
 /// proves that its instructions are there: that is what makes these methods safe.
@@ -12,15 +13,26 @@ pub(super) trait Lanes: Copy {
     /// Sixteen f32.
     type V: Copy;
 
+    /// What multiplies tiles.
+    type Tiles: Tiles;
+
     /// Room for a wide tile: 32 registers of 16 lanes, not 16 of 8.
     const HAS_MANY_REGISTERS: bool;
+
+    /// Lays tiles out for so many tokens, up to [`TILE`](super::tiles::TILE), until dropped.
+    fn tiles(self, n_tokens: usize) -> Self::Tiles;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; 16]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; 16]);
 
     /// Asks for the cache line of what will be read soon.
-    fn prefetch<T>(self, at: &T);
+    #[inline(always)]
+    fn prefetch<T>(self, at: &T) {
+        self.prefetch_at(std::ptr::from_ref(at).cast());
+    }
+    /// The same of any address, whether something lies there or not.
+    fn prefetch_at(self, at: *const u8);
 
     /// f32 at any address.
     fn widen_f32(self, stored: &[u8; 64]) -> Self::V;
@@ -95,6 +107,22 @@ pub(super) trait Lanes: Copy {
         let mut lanes = [0.0; 16];
         lanes.copy_from_slice(sums.as_flattened());
         self.load(&lanes)
+    }
+    /// Rows and lanes exchanged.
+    #[inline(always)]
+    fn transposed(self, v: [Self::V; 16]) -> [Self::V; 16] {
+        let (mut rows, mut columns) = ([[0.0; 16]; 16], [[0.0; 16]; 16]);
+        let mut out = v;
+        for i in 0..16 {
+            self.store(v[i], &mut rows[i]);
+        }
+        for i in 0..16 {
+            for j in 0..16 {
+                columns[i][j] = rows[j][i];
+            }
+            out[i] = self.load(&columns[i]);
+        }
+        out
     }
     /// The greatest lane, by [`Lanes::max`] in the same tree.
     fn greatest(self, v: Self::V) -> f32;

@@ -7,10 +7,13 @@
 //! e4m3 times e4m3 go by pairs, elements 2i and 2i + 1 of every 32 in lane i, the odd one first.
 //! AVX-512 with and without BF16 and AVX2 (two registers a vector) agree bit for bit, and so does
 //! the portable level where the target itself has fused multiply-add (as aarch64 does); elsewhere
-//! it rounds products and is only close, but for products of pairs, which are exact.
+//! it rounds products and is only close, but for products of pairs, which are exact. AMX multiplies
+//! pairs by tiles, in an order of its own that is as fixed: see [`tiles`].
 //!
 //! It knows shapes, element types and scales, but no threads.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -25,14 +28,20 @@ mod peak;
 mod portable;
 mod product;
 mod rows;
+mod tiles;
 
 use weights::Dtype;
+
+use super::HostView;
 
 pub(crate) use attention::{AttentionScratch, Chunk, N_QUERIES_MAX, Queries};
 pub(crate) use element::widened_factor;
 pub(crate) use packed::{Packed, Packing, pack_singles, panels_mut};
 pub(crate) use panels::{PANEL_ROWS, ProductScratch, n_tile_tokens};
-pub(crate) use product::Product;
+pub(crate) use product::{Product, WeightRows};
+pub(crate) use tiles::{
+    PAIR_ROWS, Rounding, TILE_ROWS, TILE_TOKENS, TileProduct, TileScratch, TokenLayout, TokenTiles,
+};
 
 /// Instructions that the kernels may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +54,8 @@ pub enum SimdLevel {
     Avx512,
     /// AVX-512 BF16 and VBMI besides.
     Avx512Bf16,
+    /// AMX's tiles of BF16 besides.
+    Amx,
 }
 
 /// A level that this processor was seen to have.
@@ -55,8 +66,13 @@ pub struct Simd {
 
 impl SimdLevel {
     /// From the plainest up.
-    pub const ALL: [SimdLevel; 4] =
-        [SimdLevel::Portable, SimdLevel::Avx2, SimdLevel::Avx512, SimdLevel::Avx512Bf16];
+    pub const ALL: [SimdLevel; 5] = [
+        SimdLevel::Portable,
+        SimdLevel::Avx2,
+        SimdLevel::Avx512,
+        SimdLevel::Avx512Bf16,
+        SimdLevel::Amx,
+    ];
 }
 
 impl Simd {
@@ -76,8 +92,10 @@ impl Simd {
             SimdLevel::Avx512 => avx512::is_available(),
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512Bf16 => avx512::is_bf16_available(),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Amx => amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
-            SimdLevel::Avx2 | SimdLevel::Avx512 | SimdLevel::Avx512Bf16 => false,
+            _ => false,
         };
         is_there.then_some(Simd { level })
     }
@@ -93,8 +111,24 @@ impl Simd {
         n_rounds * peak::MULTIPLY_ADDS_PER_ROUND
     }
 
-    /// The same of products of bf16, two to a lane.
+    /// Whether products of bf16 go by tiles.
+    pub(crate) fn has_tiles(self) -> bool {
+        self.level == SimdLevel::Amx
+    }
+
+    /// Reads all of `bytes` and gives back a number that depends on them: a thread's peak of
+    /// reading, for benches.
+    pub fn read(self, bytes: &[u8]) -> f32 {
+        greatest_number(self, bytes)
+    }
+
+    /// The same of products of bf16, by whatever multiplies those.
     pub fn spin_pairs(self, n_rounds: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.has_tiles() {
+            // SAFETY: a `Simd` of this level exists only where the processor has it.
+            return unsafe { amx::AmxTiles::assume(tiles::TILE) }.spin(n_rounds / 16);
+        }
         std::hint::black_box(multiply_adds_of_pairs(self, n_rounds));
         n_rounds * 2 * peak::MULTIPLY_ADDS_PER_ROUND
     }
@@ -112,15 +146,25 @@ macro_rules! for_every_level {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[target_feature(enable = "avx512bf16,avx512vbmi")]
+            fn on_amx($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function only runs where tiles and its own target features are.
+                let s = unsafe { avx512::Avx512::<avx512::WithAmx>::assume() };
+                $implementation(s, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512bf16,avx512vbmi")]
             fn on_avx512_bf16($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: this function only runs where its own target features are.
-                $implementation(unsafe { avx512::Avx512::<true>::assume() }, $($arg),*)
+                let s = unsafe { avx512::Avx512::<avx512::WithBf16>::assume() };
+                $implementation(s, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             fn on_avx512($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: this function only runs where its own target features are.
-                $implementation(unsafe { avx512::Avx512::<false>::assume() }, $($arg),*)
+                let s = unsafe { avx512::Avx512::<avx512::Plain>::assume() };
+                $implementation(s, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
@@ -130,6 +174,9 @@ macro_rules! for_every_level {
             }
             match simd.level {
                 // SAFETY: a `Simd` of this level exists only where the processor has it.
+                #[cfg(target_arch = "x86_64")]
+                SimdLevel::Amx => unsafe { on_amx($($arg),*) },
+                // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 SimdLevel::Avx512Bf16 => unsafe { on_avx512_bf16($($arg),*) },
                 // SAFETY: as above.
@@ -166,6 +213,13 @@ for_every_level! {
     direct_product(product: Product<'_>) = product::direct;
     /// The same bits, weights widened once for all tokens of the tile: for many.
     panel_product(product: Product<'_>, scratch: &mut ProductScratch) = panels::by_panels;
+    /// The product of a tile of tokens with weights, by tiles of sixteen and sixteen: sums in
+    /// another order than that of the two above.
+    tile_product(product: TileProduct<'_>, scratch: &mut TileScratch) = tiles::by_tiles;
+    /// Packs up to sixteen tokens of a few columns for that, as `(rounding, tokens of a group)`;
+    /// whether all were bf16 that shall be.
+    pack_tokens(x: HostView<'_>, how: (Rounding, usize), out: &mut [f32]) -> bool
+        = tiles::pack_tokens;
     /// Packs a row of e4m3 values as pairs of bf16; whether all were such.
     pack_pairs(x: &[f32], out: &mut [f32]) -> bool = packed::pack_pairs;
     /// Packs a row of numbers as pairs of bf16, rounded.
@@ -174,6 +228,8 @@ for_every_level! {
     multiply_adds(n_rounds: usize) -> f32 = peak::multiply_adds;
     /// The same of pairs of bf16.
     multiply_adds_of_pairs(n_rounds: usize) -> f32 = peak::multiply_adds_of_pairs;
+    /// The greatest of all whole blocks' numbers, for benches.
+    greatest_number(bytes: &[u8]) -> f32 = peak::greatest_number;
     /// Takes the positions of one chunk into the running softmax of every query that sees them.
     attend(chunk: Chunk, queries: Queries<'_>, scratch: &mut AttentionScratch) = attention::attend;
 }
@@ -184,6 +240,8 @@ for_every_level! {
     pairs_of_e4m3(stored: &[u8; 32]) -> [f32; 16] = tests::pairs_of_e4m3;
     /// 64 codes.
     two_pairs_of_e4m3(stored: &[[u8; 32]; 2]) -> [[f32; 16]; 2] = tests::two_pairs_of_e4m3;
+    /// Sixteen rows with rows and columns exchanged.
+    transposed_rows(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 16] = tiles::tests::transposed;
     /// The sums of sixteen vectors, one by one, in fours and at once.
     sums_every_way(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 3] = tests::sums_every_way;
 }

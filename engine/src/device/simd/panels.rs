@@ -12,7 +12,7 @@ use crate::device::Aligned;
 use super::element::{Bf16, Bf16Pairs, E4m3, E4m3Pairs, F16, F32, Factors, Stored};
 use super::lanes::Lanes;
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
-use super::product::{Blocks, Product, for_element, tile_sums};
+use super::product::{Blocks, Product, WeightRows, for_element, tile_sums};
 
 /// Most tokens of a tile whose columns are one panel: enough that widening is next to nothing.
 pub(crate) const PANEL_TOKENS: usize = 508;
@@ -108,11 +108,11 @@ struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     fn of<E: Stored>(product: &Product<'a>, panel_idx: usize) -> Ahead<'a> {
-        let (weights, n_rows) = (product.weights, product.out.n_cols());
+        let (weights, n_rows) = (product.weights.matrix, product.out.n_cols());
         let is_last = panel_idx + 1 == product.x.n_panels();
         let (begin, panel_idx) = match is_last {
-            true => (product.row_begin + n_rows, 0),
-            false => (product.row_begin, panel_idx + 1),
+            true => (product.weights.begin + n_rows, 0),
+            false => (product.weights.begin, panel_idx + 1),
         };
         let n_bytes = PANEL_BLOCKS * size_of::<E::Block>();
         Ahead {
@@ -177,7 +177,7 @@ impl<'a> Panel<'a> {
     /// The first `M` tokens with all rows, which are left widened; gives back `M`.
     #[inline(always)]
     fn add_stored<S: Lanes, E: Stored, const M: usize>(&mut self, s: S) -> usize {
-        let Product { weights, row_begin, .. } = self.product;
+        let WeightRows { matrix, begin: row_begin, .. } = self.product.weights;
         let width = self.product.x.panel_width(self.panel_idx);
         let x = self.tokens::<M>(0);
         let (begin, is_end) = (self.panel_idx * PANEL_BLOCKS, self.is_last());
@@ -187,7 +187,7 @@ impl<'a> Panel<'a> {
             for j in 0..GROUP {
                 // Beyond the tile's end stands its last row again, for nobody.
                 let row_idx = row_begin + (n + j).min(self.n_rows - 1);
-                let (whole, rest) = E::blocks(weights.row(row_idx));
+                let (whole, rest) = E::blocks(matrix.row(row_idx));
                 (blocks[j], last[j]) = (&whole[begin..whole.len().min(begin + width)], rest);
             }
             let mut tile = self.sums::<S, M>(s, 0, n);
@@ -288,7 +288,7 @@ impl<'a> Panel<'a> {
         tile: &[[S::V; GROUP]; M],
     ) {
         let n_there = GROUP.min(self.n_rows - n);
-        let factors = self.product.row_factors::<GROUP>(n);
+        let factors = self.product.weights.factors::<GROUP>(n);
         let x_scales = &self.product.x_scales[t..t + M];
         let sums = tile_sums::<S, M, GROUP>(s, tile);
         for i in 0..M {

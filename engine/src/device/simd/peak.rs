@@ -34,6 +34,18 @@ pub(super) fn multiply_adds_of_pairs<S: Lanes>(s: S, n_rounds: usize) -> f32 {
 }
 
 #[inline(always)]
+pub(super) fn greatest_number<S: Lanes>(s: S, bytes: &[u8]) -> f32 {
+    let mut greatest = [s.splat(0.0); 4];
+    for blocks in bytes.as_chunks::<64>().0.as_chunks::<4>().0 {
+        for i in 0..4 {
+            greatest[i] = s.max(s.widen_f32(&blocks[i]), greatest[i]);
+        }
+    }
+    let [a, b, c, d] = greatest;
+    s.greatest(s.max(s.max(a, b), s.max(c, d)))
+}
+
+#[inline(always)]
 fn sum_of_all<S: Lanes>(s: S, chains: [S::V; N_CHAINS]) -> f32 {
     let mut sum = s.splat(0.0);
     for chain in chains {

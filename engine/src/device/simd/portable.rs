@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::lanes::Lanes;
+use super::tiles::VectorTiles;
 
 /// Needs nothing.
 #[derive(Clone, Copy)]
@@ -18,8 +19,14 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; 16] {
 
 impl Lanes for Portable {
     type V = [f32; 16];
+    type Tiles = VectorTiles<Portable>;
 
     const HAS_MANY_REGISTERS: bool = false;
+
+    #[inline(always)]
+    fn tiles(self, n_tokens: usize) -> VectorTiles<Portable> {
+        VectorTiles::new(self, n_tokens)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 16] {
@@ -37,7 +44,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _at: &T) {}
+    fn prefetch_at(self, _at: *const u8) {}
 
     #[inline(always)]
     fn widen_f32(self, stored: &[u8; 64]) -> [f32; 16] {

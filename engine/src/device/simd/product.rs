@@ -16,20 +16,47 @@ use super::element::{
 use super::lanes::{Lanes, padded};
 use super::packed::{PANEL_BLOCKS, Packed, Packing};
 
+/// Weight rows from some one on, with their scale.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightRows<'a> {
+    /// `[N_all, K]`
+    pub(crate) matrix: &'a Matrix,
+    /// The first row.
+    pub(crate) begin: usize,
+    /// Of all of the matrix.
+    pub(crate) scale: &'a WeightScale,
+}
+
 /// A tile of a product.
 pub(crate) struct Product<'a> {
     /// `[T, K]`
     pub(crate) x: Packed<'a>,
-    /// `[N_all, K]`
-    pub(crate) weights: &'a Matrix,
-    /// The tile's first row of `weights`.
-    pub(crate) row_begin: usize,
-    /// Of the weights.
-    pub(crate) scale: &'a WeightScale,
+    /// `[N, K]`
+    pub(crate) weights: WeightRows<'a>,
     /// `[T]`: of the inputs.
     pub(crate) x_scales: &'a [f32],
     /// `[T, N]`: sums times the weights' scale, then times the input's.
     pub(crate) out: HostViewMut<'a>,
+}
+
+impl WeightRows<'_> {
+    /// What sums over rows `n..n + N` are multiplied by; 1 beyond the matrix's end. The power of
+    /// two that widening left out is exact wherever it goes, and goes with the scale.
+    #[inline(always)]
+    pub(super) fn factors<const N: usize>(&self, n: usize) -> [f32; N] {
+        let factor = widened_factor(self.matrix.dtype);
+        match self.scale {
+            WeightScale::One => [factor; N],
+            WeightScale::PerTensor(scale) => [factor * scale; N],
+            WeightScale::PerRow(scales) => {
+                let mut factors = [1.0; N];
+                for (row, scale) in factors.iter_mut().zip(&scales[self.begin + n..]) {
+                    *row = factor * scale;
+                }
+                factors
+            }
+        }
+    }
 }
 
 impl Product<'_> {
@@ -37,37 +64,13 @@ impl Product<'_> {
     /// less time than each as it comes.
     #[inline(always)]
     fn scale(&mut self) {
-        let factor = widened_factor(self.weights.dtype);
-        for t in 0..self.out.n_rows() {
-            let (x_scale, row) = (self.x_scales[t], self.out.row_mut(t));
-            match self.scale {
-                WeightScale::One => row.iter_mut().for_each(|y| *y = *y * factor * x_scale),
-                WeightScale::PerTensor(scale) => {
-                    row.iter_mut().for_each(|y| *y = *y * (factor * scale) * x_scale);
+        for n in (0..self.out.n_cols()).step_by(16) {
+            let factors = self.weights.factors::<16>(n);
+            for t in 0..self.out.n_rows() {
+                let x_scale = self.x_scales[t];
+                for (y, factor) in self.out.row_mut(t)[n..].iter_mut().zip(factors) {
+                    *y = *y * factor * x_scale;
                 }
-                WeightScale::PerRow(scales) => {
-                    for (y, scale) in row.iter_mut().zip(&scales[self.row_begin..]) {
-                        *y = *y * (factor * scale) * x_scale;
-                    }
-                }
-            }
-        }
-    }
-
-    /// What sums over weight rows `n..n + N` of the tile are multiplied by; 1 beyond their end. The
-    /// power of two that widening left out is exact wherever it goes, and goes with the scale.
-    #[inline(always)]
-    pub(super) fn row_factors<const N: usize>(&self, n: usize) -> [f32; N] {
-        let factor = widened_factor(self.weights.dtype);
-        match self.scale {
-            WeightScale::One => [factor; N],
-            WeightScale::PerTensor(scale) => [factor * scale; N],
-            WeightScale::PerRow(scales) => {
-                let mut factors = [1.0; N];
-                for (row, scale) in factors.iter_mut().zip(&scales[self.row_begin + n..]) {
-                    *row = factor * scale;
-                }
-                factors
             }
         }
     }
@@ -94,7 +97,7 @@ impl<B> WeightRow<'_, B> {
 /// Runs `$of` for what the weights and the inputs of `$product` are.
 macro_rules! for_element {
     ($product:expr, $of:ident::<$s:ident>($($arg:expr),*)) => {
-        match ($product.x.packing(), $product.weights.dtype) {
+        match ($product.x.packing(), $product.weights.matrix.dtype) {
             (Packing::Pairs, Dtype::F8E4m3) => $of::<$s, E4m3Pairs>($($arg),*),
             (Packing::Pairs, Dtype::Bf16) => $of::<$s, Bf16Pairs>($($arg),*),
             (Packing::Pairs, dtype) => panic!("pairs of {dtype:?}"),
@@ -175,11 +178,11 @@ fn direct_tile<S: Lanes, E: Stored, const M: usize, const N: usize>(
 ) {
     let mut rows = [WeightRow::NONE; N];
     for (j, row) in rows.iter_mut().enumerate() {
-        let row_idx = product.row_begin + n + j;
-        let (blocks, last) = E::blocks(product.weights.row(row_idx));
+        let row_idx = product.weights.begin + n + j;
+        let (blocks, last) = E::blocks(product.weights.matrix.row(row_idx));
         // A row is too short for the processor to see where the next ones begin.
-        let next_idx = (row_idx + N).min(product.weights.n_rows - 1);
-        let (ahead, _) = E::blocks(product.weights.row(next_idx));
+        let next_idx = (row_idx + N).min(product.weights.matrix.n_rows - 1);
+        let (ahead, _) = E::blocks(product.weights.matrix.row(next_idx));
         *row = WeightRow { blocks, last, ahead };
     }
     let mut sums = [[s.splat(0.0); N]; M];

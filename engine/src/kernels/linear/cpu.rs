@@ -1,11 +1,13 @@
-//! Few tokens read weights as they are stored; many share weights widened once. Either way the
-//! input is packed first, once for all parts: see [`Packed`].
+//! Where pairs of bf16 are multiplied and the processor does that by tiles, tiles do it. Elsewhere
+//! few tokens read weights as they are stored, many share weights widened once. Either way the
+//! input is packed first, once for all parts: see [`TokenTiles`] and [`Packed`].
 
 use weights::{Dtype, LinearWeights};
 
 use crate::device::simd::{
-    PANEL_ROWS, Packed, Packing, Product, direct_product, n_tile_tokens, pack_pairs, pack_singles,
-    panel_product, panels_mut, round_to_pairs,
+    PAIR_ROWS, PANEL_ROWS, Packed, Packing, Product, Rounding, TILE_ROWS, TILE_TOKENS, TileProduct,
+    TokenLayout, TokenTiles, WeightRows, direct_product, n_tile_tokens, pack_pairs, pack_singles,
+    pack_tokens, panel_product, panels_mut, round_to_pairs, tile_product,
 };
 use crate::device::{CpuExec, Grid, HostView, HostViewMut};
 
@@ -20,30 +22,101 @@ const PACK_ROWS: usize = 8;
 /// Weight rows of a tile for few tokens: long enough to stream, short enough to share out.
 const DIRECT_ROWS: usize = 64;
 
-/// Tiles for many tokens that each thread gets at least, and the least rows of one.
+/// Multiply-adds that tiles do while one is done without.
+const TILE_GAIN: usize = 8;
+
+/// Tiles that each thread gets at least, and the least rows of one for many tokens.
 const N_TILES_PER_THREAD: usize = 4;
 const PANEL_ROWS_MIN: usize = 16;
 
 pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
     let Args { x, x_scales, weights, out } = args;
-    let (x, x_scales, mut out) = (x.host(), x_scales.host(), out.host());
-    let (packing, shape) =
-        (Packing::of(&weights.parts, exec.rounds_inputs()), (x.n_rows(), x.n_cols()));
+    let (x, x_scales, out) = (x.host(), x_scales.host(), out.host());
+    let packing = Packing::of(&weights.parts, exec.rounds_inputs());
     let is_e4m3 = weights.parts.iter().all(|part| part.matrix.dtype == Dtype::F8E4m3);
-    let mut memory = exec.packed(packing.n_floats(shape.0, shape.1));
-    pack(exec, x, (packing, is_e4m3), &mut memory);
-    let x = Packed::new(packing, shape, &memory);
+    let rounding = if is_e4m3 { Rounding::Exact } else { Rounding::Nearest };
+    if packing == Packing::Pairs && exec.simd().has_tiles() {
+        let layout = TokenLayout::new(x.n_rows(), x.n_cols());
+        let mut memory = exec.packed(layout.n_floats());
+        pack_as_tiles(exec, x, (layout, rounding), &mut memory);
+        let tokens = TokenTiles::new(layout, &memory);
+        for_each_part(&weights.parts, x_scales, out, |part| multiply_tiles(exec, tokens, part));
+    } else {
+        let shape = (x.n_rows(), x.n_cols());
+        let mut memory = exec.packed(packing.n_floats(shape.0, shape.1));
+        pack(exec, x, (packing, rounding), &mut memory);
+        let x = Packed::new(packing, shape, &memory);
+        for_each_part(&weights.parts, x_scales, out, |part| multiply(exec, x, part));
+    }
+}
+
+/// One part of a projection, with its own columns of the output.
+struct Part<'a> {
+    x_scales: &'a [f32],
+    weights: &'a LinearWeights,
+    out: HostViewMut<'a>,
+}
+
+fn for_each_part(
+    parts: &[LinearWeights],
+    x_scales: &[f32],
+    mut out: HostViewMut<'_>,
+    mut multiply: impl FnMut(Part<'_>),
+) {
     let mut begin = 0;
-    for part in &weights.parts {
-        let end = begin + part.matrix.n_rows;
-        let out = out.reborrow().columns(begin..end);
-        project(exec, Part { x, x_scales, weights: part, out });
+    for weights in parts {
+        let end = begin + weights.matrix.n_rows;
+        multiply(Part { x_scales, weights, out: out.reborrow().columns(begin..end) });
         begin = end;
     }
 }
 
+/// Packs all of `x` as tiles of tokens.
+fn pack_as_tiles(
+    exec: &CpuExec,
+    x: HostView<'_>,
+    (layout, rounding): (TokenLayout, Rounding),
+    memory: &mut [f32],
+) {
+    let (n_tokens, n_floats, n_cols) = layout.piece();
+    let out = HostViewMut::new(memory, layout.n_groups(), layout.n_group_floats());
+    let grid = Grid { tile_rows: 1, tile_cols: n_floats.max(1), work: x.n_rows() * x.n_cols() };
+    exec.for_each_tile(out, grid, |mut tile, _| {
+        let (t, k) = (tile.row_idx * n_tokens, tile.col_idx / n_floats * n_cols);
+        let x = x.rows(t..x.n_rows().min(t + n_tokens)).columns(k..x.n_cols().min(k + n_cols));
+        let how = (rounding, layout.group_width());
+        let is_exact = pack_tokens(exec.simd(), x, how, tile.out.row_mut(0));
+        assert!(is_exact, "a quantized input is e4m3 values");
+    });
+}
+
+fn multiply_tiles(exec: &CpuExec, tokens: TokenTiles<'_>, part: Part<'_>) {
+    let Part { x_scales, weights, out } = part;
+    let matrix = &weights.matrix;
+    let grid = Grid {
+        tile_rows: TILE_TOKENS,
+        tile_cols: even_rows(exec, out.n_cols(), (PAIR_ROWS, TILE_ROWS)),
+        work: matrix.n_bytes().max(out.n_rows() * out.n_cols() * matrix.n_cols / TILE_GAIN),
+    };
+    exec.for_each_tile(out, grid, |tile, scratch| {
+        let end = tile.row_idx + tile.out.n_rows();
+        let product = TileProduct {
+            tokens: tokens.tokens(tile.row_idx, end),
+            weights: WeightRows { matrix, begin: tile.col_idx, scale: &weights.scale },
+            x_scales: &x_scales[tile.row_idx..end],
+            out: tile.out,
+        };
+        tile_product(exec.simd(), product, &mut scratch.tiles);
+    });
+}
+
 /// Packs all of `x`, of which pairs are e4m3 values or are rounded.
-fn pack(exec: &CpuExec, x: HostView<'_>, (packing, is_e4m3): (Packing, bool), memory: &mut [f32]) {
+fn pack(
+    exec: &CpuExec,
+    x: HostView<'_>,
+    (packing, rounding): (Packing, Rounding),
+    memory: &mut [f32],
+) {
     let simd = exec.simd();
     for (col_idx, panel) in panels_mut(packing, (x.n_rows(), x.n_cols()), memory) {
         let n_cols = panel.n_cols() / 16 * packing.n_elements();
@@ -53,10 +126,10 @@ fn pack(exec: &CpuExec, x: HostView<'_>, (packing, is_e4m3): (Packing, bool), me
         exec.for_each_tile(panel, grid, |mut tile, _| {
             for t in 0..tile.out.n_rows() {
                 let (x, out) = (x.row(tile.row_idx + t), tile.out.row_mut(t));
-                match packing {
-                    Packing::Singles => pack_singles(x, out),
-                    Packing::Pairs if !is_e4m3 => round_to_pairs(simd, x, out),
-                    Packing::Pairs => {
+                match (packing, rounding) {
+                    (Packing::Singles, _) => pack_singles(x, out),
+                    (Packing::Pairs, Rounding::Nearest) => round_to_pairs(simd, x, out),
+                    (Packing::Pairs, Rounding::Exact) => {
                         assert!(pack_pairs(simd, x, out), "a quantized input is e4m3 values");
                     }
                 }
@@ -65,33 +138,21 @@ fn pack(exec: &CpuExec, x: HostView<'_>, (packing, is_e4m3): (Packing, bool), me
     }
 }
 
-/// One part of a projection, with its own columns of the output.
-struct Part<'a> {
-    x: Packed<'a>,
-    x_scales: &'a [f32],
-    weights: &'a LinearWeights,
-    out: HostViewMut<'a>,
-}
-
-fn project(exec: &CpuExec, part: Part<'_>) {
-    let Part { x, x_scales, weights, out } = part;
-    let simd = exec.simd();
+fn multiply(exec: &CpuExec, x: Packed<'_>, part: Part<'_>) {
+    let Part { x_scales, weights, out } = part;
+    let (simd, matrix) = (exec.simd(), &weights.matrix);
     let n_tokens = x.n_rows();
     let is_many = n_tokens >= N_TOKENS_MANY;
-    let n_products = n_tokens * out.n_cols() * weights.matrix.n_cols;
-    let work = weights.matrix.n_bytes().max(n_products);
-    let grid = if is_many {
-        Grid { tile_rows: n_tile_tokens(x), tile_cols: panel_rows(exec, out.n_cols()), work }
-    } else {
-        Grid { tile_rows: N_TOKENS_MANY, tile_cols: DIRECT_ROWS, work }
+    let work = matrix.n_bytes().max(n_tokens * out.n_cols() * matrix.n_cols);
+    let (tile_rows, tile_cols) = match is_many {
+        true => (n_tile_tokens(x), even_rows(exec, out.n_cols(), (PANEL_ROWS_MIN, PANEL_ROWS))),
+        false => (N_TOKENS_MANY, DIRECT_ROWS),
     };
-    exec.for_each_tile(out, grid, |tile, scratch| {
+    exec.for_each_tile(out, Grid { tile_rows, tile_cols, work }, |tile, scratch| {
         let token_end = tile.row_idx + tile.out.n_rows();
         let product = Product {
             x: x.rows(tile.row_idx, token_end),
-            weights: &weights.matrix,
-            row_begin: tile.col_idx,
-            scale: &weights.scale,
+            weights: WeightRows { matrix, begin: tile.col_idx, scale: &weights.scale },
             x_scales: &x_scales[tile.row_idx..token_end],
             out: tile.out,
         };
@@ -103,9 +164,9 @@ fn project(exec: &CpuExec, part: Part<'_>) {
     });
 }
 
-/// Weight rows of a tile for many tokens: as many as its cache holds, unless threads would then
-/// have too little to share.
-fn panel_rows(exec: &CpuExec, n_rows: usize) -> usize {
+/// Weight rows of a tile, a multiple of the least: as many as its cache holds, unless threads would
+/// then have too little to share.
+fn even_rows(exec: &CpuExec, n_rows: usize, (least, most): (usize, usize)) -> usize {
     let n_even = n_rows.div_ceil(N_TILES_PER_THREAD * exec.n_threads());
-    n_even.next_multiple_of(PANEL_ROWS_MIN).min(PANEL_ROWS)
+    n_even.next_multiple_of(least).min(most)
 }
