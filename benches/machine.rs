@@ -62,7 +62,8 @@ impl Meter {
         };
         Machine {
             n_threads,
-            bytes_per_second: self.bytes.len() as f64 / read_seconds(&self.bytes, n_threads),
+            bytes_per_second: self.bytes.len() as f64
+                / read_seconds(self.simd, &self.bytes, n_threads),
             f32_per_second: rate(&|| self.simd.spin(N_ROUNDS)),
             bf16_per_second: rate(&|| self.simd.spin_pairs(N_ROUNDS)),
         }
@@ -118,18 +119,13 @@ pub struct Work {
     pub bf16_operations: f64,
 }
 
-/// Seconds in which all threads, each its own run of them, sum all bytes as words.
-pub fn read_seconds(bytes: &[u8], n_threads: usize) -> f64 {
+/// Seconds in which all threads, each its own run of them, read all bytes with the processor's
+/// widest instructions.
+pub fn read_seconds(simd: Simd, bytes: &[u8], n_threads: usize) -> f64 {
     let n_run = bytes.len().div_ceil(n_threads).next_multiple_of(256);
     seconds_of_all(n_threads, &|thread_idx| {
         let run = &bytes[bytes.len().min(thread_idx * n_run)..];
-        let mut sums = [0u64; 32];
-        for words in run[..n_run.min(run.len())].as_chunks::<256>().0 {
-            for (sum, word) in sums.iter_mut().zip(words.as_chunks().0) {
-                *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
-            }
-        }
-        black_box(sums);
+        black_box(simd.read(&run[..n_run.min(run.len())]));
     })
 }
 
