@@ -18,6 +18,18 @@ const SHAPES: [(usize, usize); 2] = [(8192, 2048), (2048, 8192)];
 /// Tokens of a step.
 const N_TOKENS: [usize; 7] = [1, 4, 8, 16, 32, 128, 512];
 
+/// Steps of attention: what they are called, sequences, tokens of each, position that each ends at.
+const ATTENTION: [(&str, usize, usize, usize); 8] = [
+    ("prefill of 512", 1, 512, 512),
+    ("prefill of 512 behind 7680", 1, 512, 8192),
+    ("decode of 1 at 512", 1, 1, 512),
+    ("decode of 8 at 512", 8, 1, 512),
+    ("decode of 32 at 512", 32, 1, 512),
+    ("decode of 1 at 8192", 1, 1, 8192),
+    ("decode of 8 at 8192", 8, 1, 8192),
+    ("decode of 32 at 8192", 32, 1, 8192),
+];
+
 /// Odd, so that medians are measurements.
 const N_RUNS: usize = 15;
 
@@ -36,13 +48,11 @@ fn main() -> anyhow::Result<()> {
         measure_projection(&report, &mut exec, (Dtype::Bf16, "BF16", shape), &meter);
         round_inputs(&mut exec, false);
     }
-    for (name, n_tokens, n_seen) in [
-        ("prefill of 512", 512, 512),
-        ("prefill of 512 behind 7680", 512, 8192),
-        ("decode at 2048", 1, 2048),
-        ("decode at 8192", 1, 8192),
-    ] {
-        measure_attention(&report, &mut exec, name, (n_tokens, n_seen), &meter);
+    for (n_q_heads, n_kv_heads, head_dim) in [(16, 4, 128), (32, 8, 64)] {
+        let share = AttentionSpec { n_q_heads, n_kv_heads, head_dim, window: None };
+        for case in ATTENTION {
+            measure_attention(&report, &mut exec, &share, case, &meter);
+        }
     }
     Ok(())
 }
@@ -127,44 +137,48 @@ fn layer(dtype: Dtype, (n_rows, n_cols): (usize, usize), seed: u8) -> LinearWeig
     LinearWeights { matrix, scale: WeightScale::One, input: InputScale::PerToken }
 }
 
-/// A step's attention of one sequence that ends at position `n_seen`: GFLOP/s, or for one token
-/// GB/s of the cache.
+/// A step's attention: GFLOP/s, GB/s of the cache, and what share they are of the roofline.
 fn measure_attention(
     report: &Report,
     exec: &mut Exec,
-    name: &str,
-    (n_tokens, n_seen): (usize, usize),
+    share: &AttentionSpec,
+    (name, n_sequences, n_tokens, n_seen): (&str, usize, usize, usize),
     meter: &Meter,
 ) {
     const PAGE_TOKENS: usize = 16;
-    let share = AttentionSpec { n_q_heads: 16, n_kv_heads: 4, head_dim: 128, window: None };
-    let width = share.n_q_heads * share.head_dim;
-    let pages: Vec<PageId> = (0..(n_seen / PAGE_TOKENS) as u32).map(PageId).collect();
-    let mut q = Aligned::new(n_tokens * width);
+    let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = *share;
+    let (width, n_all) = (n_q_heads * head_dim, n_sequences * n_tokens);
+    // Sequences that grew together: neighbouring pages are others'.
+    let n_pages = n_seen / PAGE_TOKENS;
+    let page = |sequence, idx| PageId((idx * n_sequences + sequence) as u32);
+    let tables: Vec<Vec<PageId>> = (0..n_sequences)
+        .map(|sequence| (0..n_pages).map(|idx| page(sequence, idx)).collect())
+        .collect();
+    let start = n_seen - n_tokens;
+    let row = |(idx, pages)| AttentionRow { token_idx: idx * n_tokens, n_tokens, start, pages };
+    let rows: Vec<AttentionRow<'_>> =
+        tables.iter().map(Vec::as_slice).enumerate().map(row).collect();
+    let mut q = Aligned::new(n_all * width);
     q.fill(0.5);
-    let mut out = vec![0.0; n_tokens * width];
-    let mut scales = vec![0.0; n_tokens];
+    let (mut out, mut scales) = (vec![0.0; n_all * width], vec![0.0; n_all]);
+    let n_pairs = n_tokens * start + n_tokens * (n_tokens + 1) / 2;
+    let n_operations = (4 * n_sequences * n_pairs * width) as f64;
     for dtype in [KvDtype::Bf16, KvDtype::Fp8] {
-        let cache =
-            KvRegion::new(dtype, pages.len(), PAGE_TOKENS, share.n_kv_heads, share.head_dim);
-        let start = n_seen - n_tokens;
-        let rows = [AttentionRow { token_idx: 0, n_tokens, start, pages: &pages }];
-        let case = format!("attention {dtype:?} 16q/4kv of 128, {name}");
-        let n_pairs = n_tokens * start + n_tokens * (n_tokens + 1) / 2;
-        let f32_operations = (4 * n_pairs * width) as f64;
+        let cache = KvRegion::new(dtype, n_sequences * n_pages, PAGE_TOKENS, n_kv_heads, head_dim);
         let n_bytes = cache.n_bytes() as f64;
-        let work = Work { bytes: n_bytes, f32_operations, bf16_operations: 0.0 };
-        let rates = [(f32_operations, "GFLOP/s"), (n_bytes, "GB/s")];
+        let rates = [(n_operations, "GFLOP/s"), (n_bytes, "GB/s")];
+        let work = Work { bytes: n_bytes, f32_operations: n_operations, bf16_operations: 0.0 };
+        let case = format!("attention {dtype:?} {n_q_heads}q/{n_kv_heads}kv of {head_dim}, {name}");
         in_turns(report, &case, (meter, work), &rates, || {
             let args = attention::Args {
-                q: View::new(&q, n_tokens, width),
+                q: View::new(&q, n_all, width),
                 rows: attention::Rows::Host(&rows),
-                share: &share,
+                share,
                 k_scale: 1.0,
                 v_scale: 1.0,
                 cache: &cache,
                 input: InputScale::None,
-                out: ViewMut::new(&mut out, n_tokens, width),
+                out: ViewMut::new(&mut out, n_all, width),
                 out_scales: ArrayMut::Host(&mut scales),
             };
             attention(exec, args).expect("a processor does not fail");

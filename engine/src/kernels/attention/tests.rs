@@ -272,11 +272,52 @@ fn cutting_placing_and_batching_change_no_bit() {
 #[test]
 fn long_contexts_stay_within_the_bound() {
     let mut rng = Rng::new(16);
-    let share = AttentionSpec { n_q_heads: 8, n_kv_heads: 2, head_dim: 64, window: None };
-    let case = Case::new(&mut rng, share, KvDtype::F32, &[3000]);
-    let spans = [Span { sequence_idx: 0, start: 2990, n_tokens: 10 }];
-    for (level, out) in everywhere("3000", |exec| case.run(exec, &spans, 16, 8)) {
-        assert_close(&out, &case.expected(&spans), &format!("{level:?}"));
+    for dtype in DTYPES {
+        let share = AttentionSpec { n_q_heads: 8, n_kv_heads: 2, head_dim: 64, window: None };
+        let case = Case::new(&mut rng, share, dtype, &[3000]);
+        let spans = [Span { sequence_idx: 0, start: 2990, n_tokens: 10 }];
+        let expected = case.expected(&spans);
+        for (level, out) in everywhere("3000", |exec| case.run(exec, &spans, 16, 8)) {
+            assert_close(&out, &expected, &format!("{dtype:?} {level:?}"));
+        }
+    }
+}
+
+/// Many chunks of positions, more queries than one tile takes, windows that end within a chunk.
+#[test]
+fn cutting_a_long_prompt_changes_no_bit() {
+    const N: usize = 700;
+    let mut rng = Rng::new(20);
+    for (n_q_heads, n_kv_heads, head_dim, window, dtype) in [
+        (4, 1, 64, None, KvDtype::Bf16),
+        (4, 1, 64, Some(150), KvDtype::Fp8),
+        (3, 1, 40, Some(33), KvDtype::Bf16),
+        (2, 2, 160, None, KvDtype::Fp8),
+        (8, 1, 32, None, KvDtype::F32),
+    ] {
+        let share = AttentionSpec { n_q_heads, n_kv_heads, head_dim, window };
+        let case = Case::new(&mut rng, share, dtype, &[N, 300]);
+        let width = case.share.n_q_heads * case.share.head_dim;
+        for level in levels() {
+            let what = format!("{:?} {dtype:?} {level:?}", case.share);
+            on_exec(2, level, |exec| {
+                let whole = case.run(exec, &case.whole(), 16, 11);
+                for (start, n_tokens) in
+                    [(0, 1), (0, 129), (31, 2), (100, 300), (127, 1), (128, 1), (383, 99), (699, 1)]
+                {
+                    let span = Span { sequence_idx: 0, start, n_tokens };
+                    let other = Span { sequence_idx: 1, start: 5, n_tokens: 21 };
+                    for (spans, first, page_tokens) in
+                        [(vec![span], 0, 48), (vec![other, span], 21, 16)]
+                    {
+                        let out = case.run(exec, &spans, page_tokens, 12);
+                        let out = &out[first * width..(first + n_tokens) * width];
+                        let expected = &whole[start * width..(start + n_tokens) * width];
+                        assert_same_bits(out, expected, &format!("{what}, {span:?}"));
+                    }
+                }
+            });
+        }
     }
 }
 
