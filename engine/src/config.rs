@@ -104,9 +104,9 @@ pub struct EngineConfig {
     /// its prompt is cut, and whether it was preempted. It costs time. On the processor it is so
     /// anyway.
     pub is_deterministic: bool,
-    /// Whether the processor rounds what meets weights of BF16 to BF16, as a device does. Where it
-    /// has an instruction for products of BF16 that is twice as fast. Bits do not depend on the
-    /// batch either way.
+    /// Whether the processor rounds what meets weights of BF16 to BF16, as a device does, and where
+    /// it multiplies tiles what meets keys and values. Where it has an instruction for products of
+    /// BF16 that is twice as fast. Bits do not depend on the batch either way.
     pub rounds_inputs: bool,
     /// Whether a step is planned while the one before it runs. It keeps the scheduler off a
     /// device's time. What arrives waits for up to a step more, and a request that stops by itself

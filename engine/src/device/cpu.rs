@@ -5,6 +5,8 @@
 
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::attention_tiles::TiledScratch;
 use super::simd::{AttentionScratch, ProductScratch, TileScratch};
 use super::team::Team;
 use super::{Aligned, DeviceError, HostViewMut, Simd, SimdLevel, Tiles};
@@ -35,6 +37,8 @@ pub(crate) struct Scratch {
     pub(crate) product: ProductScratch,
     pub(crate) tiles: TileScratch,
     pub(crate) attention: AttentionScratch,
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) tiled: TiledScratch,
 }
 
 /// How an output is cut.
@@ -87,7 +91,8 @@ impl CpuExec {
         })
     }
 
-    /// Whether what meets weights of BF16 shall be rounded to BF16. It is not, unless this says so.
+    /// Whether what meets weights of BF16 shall be rounded to BF16, and what meets keys and values
+    /// where tiles multiply those. It is not, unless this says so.
     pub fn round_inputs(&mut self, rounds_inputs: bool) {
         self.rounds_inputs = rounds_inputs;
     }
@@ -187,6 +192,8 @@ impl Scratch {
             product: ProductScratch::new(),
             tiles: TileScratch::new(),
             attention: AttentionScratch::new(),
+            #[cfg(target_arch = "x86_64")]
+            tiled: TiledScratch::new(),
         }
     }
 }

@@ -23,7 +23,7 @@ mod view;
 pub use aligned::Aligned;
 pub use buffer::Buffer;
 pub use cpu::CpuExec;
-pub(crate) use cpu::Grid;
+pub(crate) use cpu::{Grid, Scratch};
 pub use cuda::{CudaExec, DevicePtr};
 pub use error::DeviceError;
 pub use gpu::{Gpu, SharedMemory};

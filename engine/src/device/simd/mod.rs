@@ -16,6 +16,8 @@
 mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod attention_tiles;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;

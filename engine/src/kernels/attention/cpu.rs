@@ -1,27 +1,56 @@
 //! A tile is a few tokens of a few heads that share a key/value head: each chunk of the cache is
 //! widened once for all of them.
 
+#[cfg(target_arch = "x86_64")]
+mod tiled;
+
 use weights::InputScale;
 
 use crate::device::simd::{
     AttentionScratch, Chunk, N_QUERIES_MAX, Queries, attend, prefetch, widen,
 };
-use crate::device::{CpuExec, Grid, HostViewMut, KvRegion, Simd};
+use crate::device::{CpuExec, Grid, HostViewMut, KvRegion, Scratch, Simd};
 use crate::kernels::quantize::quantize_row;
 
 use super::{Args, AttentionRow, Rows};
 
+/// How the output is cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Heads of a tile.
+    n_heads: usize,
+    /// Most tokens of one.
+    n_tokens: usize,
+}
+
 pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if tiled::suits(exec, args.cache.shape().dtype) {
+        return tiled::attention(exec, args);
+    }
+    let n_heads = heads_of_tile(exec, &args);
+    let cut = Cut { n_heads, n_tokens: (N_QUERIES_MAX / n_heads).max(1) };
+    attend_to_each(exec, args, cut, |source, queries, scratch, out| {
+        source.attend(queries, &mut scratch.attention, out);
+    });
+}
+
+/// Runs `attend` for the queries of every tile, sequence by sequence.
+fn attend_to_each(
+    exec: &CpuExec,
+    args: Args<'_>,
+    cut: Cut,
+    attend: impl Fn(&Source<'_>, Queries<'_>, &mut Scratch, HostViewMut<'_>) + Sync,
+) {
     let Args { q, rows, share, k_scale, v_scale, cache, input, out, out_scales } = args;
     let Rows::Host(rows) = rows else { panic!("rows for a kernel of the device") };
     let (q, mut out) = (q.host(), out.host());
     let head_dim = share.head_dim;
     let group = share.n_q_heads / share.n_kv_heads;
-    let n_heads = heads_of_tile(group, share.n_kv_heads, exec.n_threads());
     let n_seen: usize = rows.iter().map(|row| row.n_tokens * (row.start + row.n_tokens)).sum();
     let grid = Grid {
-        tile_rows: (N_QUERIES_MAX / n_heads).max(1),
-        tile_cols: n_heads * head_dim,
+        tile_rows: cut.n_tokens,
+        tile_cols: cut.n_heads * head_dim,
         work: n_seen * 2 * share.n_q_heads * head_dim,
     };
     let window = share.window.unwrap_or(usize::MAX);
@@ -43,7 +72,7 @@ pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
             let kv_head = cols.start / head_dim / group;
             let source = Source { simd: exec.simd(), cache, kv_head, row, v_scale };
             let out = out.reborrow().rows(begin - tokens.start..end - tokens.start);
-            source.attend(queries, &mut scratch.attention, out);
+            attend(&source, queries, scratch, out);
         }
     });
     let simd = exec.simd();
@@ -57,7 +86,9 @@ pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
 
 /// Query heads of a tile: a divisor of the group, so that a tile has one key/value head; as many
 /// as share it, unless threads would then have nothing to do.
-fn heads_of_tile(group: usize, n_kv_heads: usize, n_threads: usize) -> usize {
+fn heads_of_tile(exec: &CpuExec, args: &Args<'_>) -> usize {
+    let (n_kv_heads, n_threads) = (args.share.n_kv_heads, exec.n_threads());
+    let group = args.share.n_q_heads / n_kv_heads;
     let is_fine = |n: &usize| {
         let n_tiles = n_kv_heads * (group / n);
         group.is_multiple_of(*n) && *n <= N_QUERIES_MAX && (n_tiles >= n_threads || *n <= 4)

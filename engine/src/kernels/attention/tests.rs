@@ -11,7 +11,7 @@ use crate::device::{
     ArrayMut, Exec, KvLocation, KvPlace, KvRegion, Scaled, Simd, SimdLevel, View, ViewMut,
 };
 use crate::kernels::testing::{
-    ROUNDING, Rng, assert_close, assert_same_bits, e4m3_nearest, e4m3_value, everywhere, levels,
+    ROUNDING, Rng, assert_close, assert_same_bits, at_levels, e4m3_nearest, e4m3_value, levels,
     on_exec,
 };
 
@@ -37,6 +37,8 @@ struct Cached {
 struct Case {
     share: AttentionSpec,
     dtype: KvDtype,
+    /// Whether queries and weights may be rounded to bf16.
+    rounds: bool,
     sequences: Vec<Sequence>,
 }
 
@@ -57,7 +59,7 @@ impl Case {
             Sequence { q, k: rng.numbers(n * kv_width), v: rng.numbers(n * kv_width) }
         };
         let sequences = lengths.iter().map(&mut sequence).collect();
-        Case { share, dtype, sequences }
+        Case { share, dtype, rounds: false, sequences }
     }
 
     fn window(&self) -> usize {
@@ -119,6 +121,9 @@ impl Case {
             out: ViewMut::new(&mut out, token_idx, width),
             out_scales: ArrayMut::Host(&mut vec![f32::NAN; token_idx]),
         };
+        if let Exec::Cpu(cpu) = exec {
+            cpu.round_inputs(self.rounds);
+        }
         attention(exec, args).expect("it runs");
         out
     }
@@ -150,7 +155,7 @@ impl Case {
                     let q = &q[(position * n_q_heads + head) * head_dim..][..head_dim];
                     let begin = |j: usize| (j * n_kv_heads + head / group) * head_dim;
                     let begins: Vec<usize> = (first..position + 1).map(begin).collect();
-                    expected.extend(expected_head(q, &begins, &kv));
+                    expected.extend(expected_head(q, &begins, &kv, self.rounds));
                 }
             }
         }
@@ -168,7 +173,7 @@ impl Case {
 }
 
 /// One query over the keys and values that begin at `begins`.
-fn expected_head(q: &[f32], begins: &[usize], kv: &Cached) -> Vec<(f64, f64)> {
+fn expected_head(q: &[f32], begins: &[usize], kv: &Cached, rounds: bool) -> Vec<(f64, f64)> {
     let head_dim = q.len();
     let root = (head_dim as f64).sqrt();
     let (mut scores, mut magnitude) = (Vec::new(), 0.0f64);
@@ -177,7 +182,7 @@ fn expected_head(q: &[f32], begins: &[usize], kv: &Cached) -> Vec<(f64, f64)> {
         magnitude = magnitude.max(terms.clone().map(f64::abs).sum());
         scores.push(terms.sum::<f64>());
     }
-    let error = super::score_roundings(head_dim) * magnitude * ROUNDING;
+    let error = super::score_roundings(head_dim, rounds) * magnitude * ROUNDING;
     let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - greatest).exp()).collect();
     let sum: f64 = weights.iter().sum();
@@ -185,7 +190,7 @@ fn expected_head(q: &[f32], begins: &[usize], kv: &Cached) -> Vec<(f64, f64)> {
         let values = begins.iter().map(|&begin| kv.v[begin + d]);
         let magnitude = values.clone().map(f64::abs).fold(0.0, f64::max);
         let y = values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() / sum;
-        (y, (2.0 * error + super::sum_roundings(begins.len()) * ROUNDING) * magnitude)
+        (y, (2.0 * error + super::sum_roundings(begins.len(), rounds) * ROUNDING) * magnitude)
     };
     (0..head_dim).map(output).collect()
 }
@@ -208,6 +213,14 @@ fn shares() -> Vec<AttentionSpec> {
     };
     let all = sizes.into_iter().flat_map(|s| windows.into_iter().map(move |w| (s, w)));
     all.map(share).collect()
+}
+
+/// Tiles sum in an order of their own.
+fn everywhere(
+    what: &str,
+    run: impl Fn(&mut Exec) -> Vec<f32> + Sync,
+) -> Vec<(SimdLevel, Vec<f32>)> {
+    at_levels(what, SimdLevel::Avx512Bf16, run)
 }
 
 const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::Fp8];
@@ -283,20 +296,35 @@ fn long_contexts_stay_within_the_bound() {
     }
 }
 
+#[test]
+fn rounded_inputs_stay_within_their_bound() {
+    let mut rng = Rng::new(19);
+    for (case_idx, share) in shares().into_iter().enumerate() {
+        let dtype = DTYPES[case_idx % 3];
+        let case = Case { rounds: true, ..Case::new(&mut rng, share, dtype, &[1, 170, 33]) };
+        let what = format!("{:?} {dtype:?}, rounded", case.share);
+        let spans = case.whole();
+        let expected = case.expected(&spans);
+        for (level, out) in everywhere(&what, |exec| case.run(exec, &spans, 16, 1)) {
+            assert_close(&out, &expected, &format!("{what}, {level:?}"));
+        }
+    }
+}
+
 /// Many chunks of positions, more queries than one tile takes, windows that end within a chunk.
 #[test]
 fn cutting_a_long_prompt_changes_no_bit() {
     const N: usize = 700;
     let mut rng = Rng::new(20);
-    for (n_q_heads, n_kv_heads, head_dim, window, dtype) in [
-        (4, 1, 64, None, KvDtype::Bf16),
-        (4, 1, 64, Some(150), KvDtype::Fp8),
-        (3, 1, 40, Some(33), KvDtype::Bf16),
-        (2, 2, 160, None, KvDtype::Fp8),
-        (8, 1, 32, None, KvDtype::F32),
+    for (n_q_heads, n_kv_heads, head_dim, window, dtype, rounds) in [
+        (4, 1, 64, None, KvDtype::Bf16, false),
+        (4, 1, 64, Some(150), KvDtype::Fp8, true),
+        (3, 1, 40, Some(33), KvDtype::Bf16, true),
+        (2, 2, 160, None, KvDtype::Fp8, false),
+        (8, 1, 32, None, KvDtype::F32, false),
     ] {
         let share = AttentionSpec { n_q_heads, n_kv_heads, head_dim, window };
-        let case = Case::new(&mut rng, share, dtype, &[N, 300]);
+        let case = Case { rounds, ..Case::new(&mut rng, share, dtype, &[N, 300]) };
         let width = case.share.n_q_heads * case.share.head_dim;
         for level in levels() {
             let what = format!("{:?} {dtype:?} {level:?}", case.share);
@@ -338,17 +366,22 @@ fn great_scores_neither_overflow_nor_vanish() {
 
 #[test]
 fn nan_reaches_those_that_see_it_and_no_other() {
-    let share = AttentionSpec { n_q_heads: 4, n_kv_heads: 2, head_dim: 16, window: Some(10) };
-    for (dtype, is_key) in DTYPES.into_iter().flat_map(|d| [(d, false), (d, true)]) {
-        let mut case = Case::new(&mut Rng::new(18), share.clone(), dtype, &[50]);
+    let everything = DTYPES.into_iter().flat_map(|dtype| {
+        [(dtype, 16, false), (dtype, 64, true), (dtype, 64, false), (dtype, 16, true)]
+    });
+    for (dtype, head_dim, is_key) in everything {
+        let share = AttentionSpec { n_q_heads: 4, n_kv_heads: 2, head_dim, window: Some(10) };
+        let mut case = Case::new(&mut Rng::new(18), share, dtype, &[50]);
         // Position 20, first key/value head.
         let bad = &mut case.sequences[0];
-        (if is_key { &mut bad.k } else { &mut bad.v })[20 * 32 + 5] = f32::NAN;
+        (if is_key { &mut bad.k } else { &mut bad.v })[20 * 2 * head_dim + 5] = f32::NAN;
         for (level, out) in everywhere("NaN", |exec| case.run(exec, &case.whole(), 16, 10)) {
             for (i, y) in out.iter().enumerate() {
-                let (position, head, d) = (i / 64, i % 64 / 16, i % 16);
+                let (position, i) = (i / (4 * head_dim), i % (4 * head_dim));
+                let (head, d) = (i / head_dim, i % head_dim);
                 let sees = (20..30).contains(&position) && head < 2 && (is_key || d == 5);
-                assert_eq!(y.is_nan(), sees, "{dtype:?} {level:?} {position} {head} {d}");
+                let what = format!("{dtype:?} {head_dim} {level:?} {position} {head} {d}");
+                assert_eq!(y.is_nan(), sees, "{what}");
             }
         }
     }
