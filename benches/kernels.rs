@@ -5,7 +5,7 @@ use benches::machine::{Machine, Meter, Work};
 use benches::{Report, median, seconds};
 use engine::KvDtype;
 use engine::device::{
-    Aligned, Array, ArrayMut, CpuExec, Exec, KvRegion, Projection, View, ViewMut,
+    Aligned, Array, ArrayMut, CpuExec, Exec, KvRegion, Projection, SimdLevel, View, ViewMut,
 };
 use engine::kernels::attention::{self, AttentionRow, attention};
 use engine::kernels::linear::{self, linear};
@@ -50,8 +50,11 @@ fn main() -> anyhow::Result<()> {
     }
     for (n_q_heads, n_kv_heads, head_dim) in [(16, 4, 128), (32, 8, 64)] {
         let share = AttentionSpec { n_q_heads, n_kv_heads, head_dim, window: None };
-        for case in ATTENTION {
-            measure_attention(&report, &mut exec, &share, case, &meter);
+        for rounds in [false, true] {
+            round_inputs(&mut exec, rounds);
+            for case in ATTENTION {
+                measure_attention(&report, &mut exec, &share, case, &meter);
+            }
         }
     }
     Ok(())
@@ -61,6 +64,10 @@ fn round_inputs(exec: &mut Exec, rounds_inputs: bool) {
     if let Exec::Cpu(cpu) = exec {
         cpu.round_inputs(rounds_inputs);
     }
+}
+
+fn is_rounding(exec: &Exec) -> bool {
+    matches!(exec, Exec::Cpu(cpu) if cpu.rounds_inputs())
 }
 
 /// GB/s and GFLOP/s of products with 1 to 512 tokens, and what share they are of the roofline. The
@@ -77,8 +84,7 @@ fn measure_projection(
         .collect();
     let n_bytes = layers[0].parts[0].matrix.n_bytes() as f64;
     let mut turn = layers.iter().cycle();
-    let is_pairs = dtype == Dtype::F8E4m3
-        || matches!(exec, Exec::Cpu(cpu) if cpu.rounds_inputs() && dtype == Dtype::Bf16);
+    let is_pairs = dtype == Dtype::F8E4m3 || dtype == Dtype::Bf16 && is_rounding(exec);
     for n_tokens in N_TOKENS {
         let mut x = Aligned::new(n_tokens * n_inputs);
         x.fill(0.5);
@@ -167,8 +173,17 @@ fn measure_attention(
         let cache = KvRegion::new(dtype, n_sequences * n_pages, PAGE_TOKENS, n_kv_heads, head_dim);
         let n_bytes = cache.n_bytes() as f64;
         let rates = [(n_operations, "GFLOP/s"), (n_bytes, "GB/s")];
-        let work = Work { bytes: n_bytes, f32_operations: n_operations, bf16_operations: 0.0 };
-        let case = format!("attention {dtype:?} {n_q_heads}q/{n_kv_heads}kv of {head_dim}, {name}");
+        let mut work = Work { bytes: n_bytes, ..Work::default() };
+        match exec {
+            // Tiles multiply f32 as three numbers of bf16.
+            Exec::Cpu(cpu) if cpu.simd().level() == SimdLevel::Amx => {
+                work.bf16_operations = n_operations * if cpu.rounds_inputs() { 1.0 } else { 3.0 };
+            }
+            _ => work.f32_operations = n_operations,
+        }
+        let inputs = if is_rounding(exec) { "" } else { ", inputs f32" };
+        let heads = format!("{n_q_heads}q/{n_kv_heads}kv of {head_dim}");
+        let case = format!("attention {dtype:?}{inputs} {heads}, {name}");
         in_turns(report, &case, (meter, work), &rates, || {
             let args = attention::Args {
                 q: View::new(&q, n_all, width),
