@@ -22,9 +22,9 @@ use super::element::{Bf16Pairs, E4m3Pairs, Stored};
 use super::lanes::Lanes;
 use super::product::WeightRows;
 
-pub(super) use multiply::{
-    N_STRIPS, STEP_COLUMNS, SumTile, TILE, Tiles, VectorTiles, WeightTile, n_steps_of,
-};
+pub(super) use multiply::{N_STRIPS, SumTile, TILE, Tiles, VectorTiles, WeightTile};
+#[cfg(target_arch = "x86_64")]
+pub(super) use multiply::{STEP_COLUMNS, n_steps_of};
 pub(super) use tokens::pack_tokens;
 pub(crate) use tokens::{Rounding, TokenLayout, TokenTiles};
 
