@@ -23,11 +23,16 @@ const ROW_BYTES: usize = size_of::<[f32; TILE]>();
 /// Tiles that hold weights: four are sums, two weights and two tokens.
 const WEIGHT_TILES: [usize; 2] = [4, 5];
 
-/// Tiles laid out for this thread, until this is dropped.
-pub(super) struct AmxTiles {
-    n_tokens: usize,
+/// How this thread's eight tiles are laid out, until this is dropped.
+pub(super) struct TileLayout {
     /// The layout belongs to a thread.
     on_thread: PhantomData<*const ()>,
+}
+
+/// Tiles of weights, tokens and sums.
+pub(super) struct AmxTiles {
+    n_tokens: usize,
+    _layout: TileLayout,
 }
 
 /// What LDTILECFG reads.
@@ -87,13 +92,12 @@ fn is_granted() -> bool {
     false
 }
 
-impl AmxTiles {
-    /// Lays this thread's tiles out for `n_tokens`, 1 to [`TILE`].
+impl TileLayout {
+    /// Lays tiles out, each with so many rows and 32-bit lanes of a row, 1 to [`TILE`] of either.
     ///
     /// # Safety
     /// [`is_available`] has held in this process.
-    pub(super) unsafe fn assume(n_tokens: usize) -> AmxTiles {
-        assert!((1..=TILE).contains(&n_tokens), "{n_tokens} tokens of a tile");
+    pub(super) unsafe fn assume(shapes: [(usize, usize); 8]) -> TileLayout {
         let mut layout = Layout {
             palette: 1,
             start_row: 0,
@@ -101,21 +105,35 @@ impl AmxTiles {
             n_row_bytes: [0; 16],
             n_rows: [0; 16],
         };
-        for tile_idx in 0..8 {
-            let n_lanes = if WEIGHT_TILES.contains(&tile_idx) { TILE } else { n_tokens };
+        for (tile_idx, (n_rows, n_lanes)) in shapes.into_iter().enumerate() {
+            let is_valid = (1..=TILE).contains(&n_rows) && (1..=TILE).contains(&n_lanes);
+            assert!(is_valid, "a tile of {n_rows} rows of {n_lanes}");
             layout.n_row_bytes[tile_idx] = (n_lanes * size_of::<f32>()) as u16;
-            layout.n_rows[tile_idx] = TILE as u8;
+            layout.n_rows[tile_idx] = n_rows as u8;
         }
         // SAFETY: the caller's; the instruction reads the 64 bytes of a valid layout.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const layout, options(nostack, readonly)) };
-        AmxTiles { n_tokens, on_thread: PhantomData }
+        TileLayout { on_thread: PhantomData }
     }
 }
 
-impl Drop for AmxTiles {
+impl Drop for TileLayout {
     fn drop(&mut self) {
-        // SAFETY: whoever made the tiles had the instruction.
+        // SAFETY: whoever laid tiles out had the instruction.
         unsafe { asm!("tilerelease", options(nomem, nostack)) };
+    }
+}
+
+impl AmxTiles {
+    /// For `n_tokens`, 1 to [`TILE`].
+    ///
+    /// # Safety
+    /// [`is_available`] has held in this process.
+    pub(super) unsafe fn assume(n_tokens: usize) -> AmxTiles {
+        let n_lanes = |tile_idx| if WEIGHT_TILES.contains(&tile_idx) { TILE } else { n_tokens };
+        let shapes = std::array::from_fn(|tile_idx| (TILE, n_lanes(tile_idx)));
+        // SAFETY: the caller's.
+        AmxTiles { n_tokens, _layout: unsafe { TileLayout::assume(shapes) } }
     }
 }
 

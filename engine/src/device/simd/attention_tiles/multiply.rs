@@ -4,9 +4,9 @@
 //! one piece of assembly; between two of them only the layout lasts.
 
 use std::arch::asm;
-use std::marker::PhantomData;
 
 use super::{TILE, TILE_FLOATS};
+use crate::device::simd::amx::TileLayout;
 use crate::device::simd::{Simd, SimdLevel};
 
 /// Bytes of a row of a tile, and of a tile.
@@ -18,18 +18,7 @@ const N_SHORT_TILES: usize = 5;
 
 /// This thread's tiles, laid out for products, until this is dropped.
 pub(super) struct QueryTiles {
-    /// The layout belongs to a thread.
-    on_thread: PhantomData<*const ()>,
-}
-
-/// What LDTILECFG reads.
-#[repr(C, align(64))]
-struct Layout {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    n_row_bytes: [u16; 16],
-    n_rows: [u8; 16],
+    _layout: TileLayout,
 }
 
 /// `Σ_term Σ_step left[term][step] · right[column][step]`, for as many columns of tiles as there
@@ -58,30 +47,11 @@ impl QueryTiles {
     /// Tiles for `n_rows` queries at a time, 1 to [`TILE`].
     pub(super) fn new(simd: Simd, n_rows: usize) -> QueryTiles {
         assert_eq!(simd.level(), SimdLevel::Amx, "tiles");
-        assert!((1..=TILE).contains(&n_rows), "{n_rows} rows of a tile");
-        let mut layout = Layout {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            n_row_bytes: [0; 16],
-            n_rows: [0; 16],
-        };
-        for tile_idx in 0..8 {
-            layout.n_row_bytes[tile_idx] = ROW_BYTES as u16;
-            let n_rows = if tile_idx < N_SHORT_TILES { n_rows } else { TILE };
-            layout.n_rows[tile_idx] = n_rows as u8;
-        }
+        let n_rows = |tile_idx| if tile_idx < N_SHORT_TILES { n_rows } else { TILE };
+        let shapes = std::array::from_fn(|tile_idx| (n_rows(tile_idx), TILE));
         // SAFETY: a `Simd` of this level exists only where the processor has tiles and the process
-        // may use them; the instruction reads the 64 bytes of a valid layout.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const layout, options(nostack, readonly)) };
-        QueryTiles { on_thread: PhantomData }
-    }
-}
-
-impl Drop for QueryTiles {
-    fn drop(&mut self) {
-        // SAFETY: whoever made the tiles had the instruction.
-        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+        // may use them.
+        QueryTiles { _layout: unsafe { TileLayout::assume(shapes) } }
     }
 }
 

@@ -198,32 +198,8 @@ pub(super) fn interleaved_codes(a: __m512, b: __m512) -> [__m512; 2] {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn transposed(v: [__m512; 16]) -> [__m512; 16] {
-    let (mut a, mut b) = (v, v);
-    // Within every four lanes: two rows, then four.
-    for i in 0..8 {
-        a[2 * i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]);
-        a[2 * i + 1] = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
-    }
-    for i in (0..16).step_by(4) {
-        let (low, high) = (_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 2]));
-        b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-        b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-        let (low, high) = (_mm512_castps_pd(a[i + 1]), _mm512_castps_pd(a[i + 3]));
-        b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-        b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-    // The quarters of eight rows, then of sixteen.
-    for i in 0..4 {
-        a[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[i], b[i + 4]);
-        a[i + 4] = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[i], b[i + 4]);
-        a[i + 8] = _mm512_shuffle_f32x4::<0b10_00_10_00>(b[i + 8], b[i + 12]);
-        a[i + 12] = _mm512_shuffle_f32x4::<0b11_01_11_01>(b[i + 8], b[i + 12]);
-    }
-    for i in 0..8 {
-        b[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(a[i], a[i + 8]);
-        b[i + 8] = _mm512_shuffle_f32x4::<0b11_01_11_01>(a[i], a[i + 8]);
-    }
-    b
+    // SAFETY: as in `pairs`.
+    unsafe { Avx512::<WithAmx>::assume() }.transposed(v)
 }
 
 /// The greatest of each of sixteen rows that have no NaN.
