@@ -259,10 +259,9 @@ struct DeviceArguments {
     deterministic: bool,
 
     /// On the processor: keep what meets BF16 weights (the head's input is such with FP8 weights
-    /// too), and what attention multiplies where there is AMX, in f32, instead of rounding it to
-    /// BF16 as a GPU does. Prompts and many sequences then take about twice as long where the
-    /// processor multiplies BF16. A request's logits are the same bits alone or in a batch either
-    /// way
+    /// too), and with AMX what attention multiplies, in f32, where a GPU rounds to BF16. Prompts
+    /// and many sequences then take about twice as long where the processor multiplies BF16. A
+    /// request's logits are the same bits alone or in a batch either way
     #[arg(long, help_heading = "Device")]
     f32_inputs: bool,
 }
