@@ -35,7 +35,7 @@ const KINDS: [Kind; 7] = [
 ];
 
 /// N, K, T.
-const SHAPES: [(usize, usize, usize); 23] = [
+const SHAPES: [(usize, usize, usize); 24] = [
     (1, 1, 1),
     (1, 15, 2),
     (3, 16, 1),
@@ -59,6 +59,7 @@ const SHAPES: [(usize, usize, usize); 23] = [
     (7, 2085, 8),
     // More tokens than a tile has, of one panel and of several.
     (5, 33, 510),
+    (33, 40, 530),
     (18, 2085, 97),
     (67, 2085, 95),
 ];
