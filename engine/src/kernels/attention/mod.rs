@@ -19,7 +19,7 @@ use crate::device::{ArrayMut, DeviceError, DevicePtr, Exec, Gpu, KvRegion, View,
 ///
 /// A processor that multiplies tiles of bf16 sums otherwise: e is under `head_dim / 32 + 28`. And
 /// it takes `CpuExec::rounds_inputs` to mean queries and weights as well, as a device does: then e
-/// has 2^15 roundings more, and an output 2^15 of `max|v|`.
+/// has 2^15 roundings more, and an output as many of `max|v|`.
 pub struct Args<'a> {
     /// `[T, n_q_heads * head_dim]`, rotated.
     pub q: View<'a>,
