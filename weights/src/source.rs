@@ -82,6 +82,14 @@ impl Bytes {
         }
     }
 
+    /// Has the system take `range` out of this process's memory: it may keep it in its own, and
+    /// brings it back for who reads it again.
+    pub fn forget(&self, range: Range<usize>) {
+        if let Bytes::Mapped(file) = self {
+            file.forget(range);
+        }
+    }
+
     /// A way of one's own to them.
     pub fn reader(&self) -> Reader {
         let file = match self {

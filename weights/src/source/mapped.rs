@@ -133,11 +133,20 @@ impl MappedFile {
             // A byte of it, without a signal where the file has lost it.
             let _ = self.map.advise_range(Advice::PopulateRead, page.max(range.start), 1);
         }
-        let n_bytes = (end - first).next_multiple_of(LARGE_PAGE_BYTES).min(self.map.len() - first);
+        let n_bytes = (end - first).next_multiple_of(LARGE_PAGE_BYTES);
+        self.forget(first..first + n_bytes);
+    }
+
+    /// Takes `range`, and what shares its pages, out of the mapping's resident memory.
+    pub(super) fn forget(&self, range: Range<usize>) {
+        let n_bytes = range.end.min(self.map.len()).saturating_sub(range.start);
+        if n_bytes == 0 {
+            return;
+        }
+        let how = UncheckedAdvice::DontNeed;
         // SAFETY: what is taken out of a read-only mapping of a file is there again, from the
         // file, when somebody looks at it.
-        let _ =
-            unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, n_bytes) };
+        let _ = unsafe { self.map.unchecked_advise_range(how, range.start, n_bytes) };
     }
 
     /// Counts values that are read.
