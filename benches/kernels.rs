@@ -79,8 +79,9 @@ fn measure_projection(
     meter: &Meter,
 ) {
     // Several copies, taken in turn: more than the caches hold, as a model's weights are.
+    let Exec::Cpu(cpu) = &*exec else { panic!("a processor") };
     let layers: Vec<Projection> = (0..6)
-        .map(|seed| Projection::host(vec![layer(dtype, (n_outputs, n_inputs), seed)]))
+        .map(|seed| Projection::host(cpu, vec![layer(dtype, (n_outputs, n_inputs), seed)]))
         .collect();
     let n_bytes = layers[0].parts[0].matrix.n_bytes() as f64;
     let mut turn = layers.iter().cycle();

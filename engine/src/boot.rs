@@ -61,8 +61,9 @@ pub enum BuildError {
     Step(#[from] StepError),
 }
 
-/// Hears, on ranks' threads, how many bytes of weights have been sent to devices, and of how many.
-/// On the processor weights stay where they are, and there is nothing to hear.
+/// Hears, on ranks' threads, how many bytes of weights have been sent to devices, or packed for a
+/// processor with tiles, and of how many. On other processors weights stay where they are, and
+/// there is nothing to hear.
 pub type LoadProgress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// Plans memory, starts the ranks, loads their weights, starts the loop.
@@ -153,7 +154,10 @@ pub(crate) fn spawn_ranks(
         None => {
             let mut cpu = CpuExec::new(rank_plan.n_threads_per_rank)?;
             cpu.round_inputs(rounds_inputs);
-            build(&checkpoint, &rank_plan, (seat, cpu))
+            if rank_plan.packed_bytes == 0 {
+                cpu.keep_weights_mapped();
+            }
+            build(&checkpoint, &rank_plan, (seat, cpu), &sent)
         }
         Some(_) => {
             let loading = meeting.seat(seat.rank.idx());
@@ -171,10 +175,11 @@ fn build(
     checkpoint: &Checkpoint,
     plan: &MemoryPlan,
     (seat, cpu): (Seat, CpuExec),
+    packed: &dyn Fn(u64),
 ) -> Result<ModelWorker, BuildError> {
     let weights = checkpoint.load_rank(seat.rank.idx(), plan.n_ranks)?;
     let spec = checkpoint.spec();
-    let mut model = Model::host(&cpu, spec, weights, plan, seat.rank);
+    let mut model = Model::host((&cpu, packed), spec, weights, plan, seat.rank);
     let exec = Exec::Cpu(cpu);
     model.keep_on_host(&exec, &plan.host_pages)?;
     let sampler = (seat.rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));

@@ -7,22 +7,25 @@
 
 mod meeting;
 mod ring;
+mod scales;
 mod schedule;
 mod staging;
 
 use std::sync::Arc;
 
 use thiserror::Error;
-use weights::{Dtype, InputScale, LinearWeights, LoadError, Matrix, WeightScale};
+use weights::{Dtype, LinearWeights, LoadError, Matrix, WeightScale};
 
 use crate::device::cuda::{ALIGNMENT, DevicePtr, ProductShape, ProductTypes, bytes_of};
 use crate::device::{
-    DeviceArray, DeviceError, DevicePages, DeviceProjection, DeviceView, Element, KvRegion,
-    KvShape, N_PARTS_MAX, Projection, Table, Vector, WeightFactors,
+    CpuExec, DeviceArray, DeviceError, DevicePages, DeviceProjection, DeviceView, Element,
+    KvRegion, KvShape, Projection, Table, Vector, WeightFactors,
 };
 
 pub(crate) use meeting::{LoadingSeat, Meeting};
 pub(crate) use staging::stage;
+
+use scales::{LeftOver, Scales};
 
 /// What widths on a device are rounded up to, with zeroes: FP8 products ask for it, and every width
 /// of the models that are served has it already.
@@ -91,9 +94,10 @@ pub(crate) struct Carve {
 }
 
 /// Where weights and pages go.
-pub(crate) enum Placer {
-    /// Weights stay where they are mapped; pages are allocated.
-    Host,
+pub(crate) enum Placer<'a> {
+    /// Weights stay where they are mapped, but for those that the processor wants packed, of whose
+    /// bytes somebody hears; pages are allocated.
+    Host(&'a CpuExec, &'a dyn Fn(u64)),
     /// Both get addresses.
     Device(Placement),
 }
@@ -150,8 +154,8 @@ impl Carve {
     }
 }
 
-impl Placer {
-    pub(crate) fn on_device(weights: DevicePtr, pages: DevicePtr) -> Placer {
+impl Placer<'_> {
+    pub(crate) fn on_device(weights: DevicePtr, pages: DevicePtr) -> Placer<'static> {
         Placer::Device(Placement {
             weights: Carve::new(weights),
             pages: Carve::new(pages),
@@ -162,21 +166,21 @@ impl Placer {
     /// What was placed on a device.
     pub(crate) fn placement(self) -> Placement {
         match self {
-            Placer::Host => panic!("nothing was placed on a device"),
+            Placer::Host(..) => panic!("nothing was placed on a device"),
             Placer::Device(placement) => placement,
         }
     }
 
     pub(crate) fn vector(&mut self, values: Arc<[f32]>) -> Vector {
         match self {
-            Placer::Host => Vector::Host(values),
+            Placer::Host(..) => Vector::Host(values),
             Placer::Device(placement) => Vector::Device(placement.vector(&values)),
         }
     }
 
     pub(crate) fn table(&mut self, matrix: Matrix) -> Table {
         match self {
-            Placer::Host => Table::Host(matrix),
+            Placer::Host(..) => Table::Host(matrix),
             Placer::Device(placement) => {
                 let shape = (matrix.n_rows, matrix.n_cols);
                 let view = placement.view(Element::Bf16, shape.0, shape.1);
@@ -188,7 +192,7 @@ impl Placer {
 
     pub(crate) fn cache(&mut self, shape: KvShape) -> KvRegion {
         match self {
-            Placer::Host => KvRegion::new(
+            Placer::Host(..) => KvRegion::new(
                 shape.dtype,
                 shape.n_pages,
                 shape.page_tokens,
@@ -208,10 +212,25 @@ impl Placer {
         parts: Vec<LinearWeights>,
         purpose: Use,
     ) -> Result<Projection, Unsupported> {
-        let projection = Projection::host(parts);
         match self {
-            Placer::Host => Ok(projection),
-            Placer::Device(placement) => placement.projection(projection, purpose),
+            Placer::Host(cpu, packed) => {
+                let projection = Projection::host(cpu, parts);
+                packed(projection.n_packed_bytes() as u64);
+                Ok(projection)
+            }
+            Placer::Device(placement) => placement.projection(Projection::new(parts), purpose),
+        }
+    }
+
+    /// A first projection that is a gate and what it gates.
+    pub(crate) fn gated(&mut self, parts: [LinearWeights; 2]) -> Result<Projection, Unsupported> {
+        match self {
+            Placer::Host(cpu, packed) => {
+                let projection = Projection::gated(cpu, parts);
+                packed(projection.n_packed_bytes() as u64);
+                Ok(projection)
+            }
+            Placer::Device(_) => self.projection(parts.into(), Use::First),
         }
     }
 }
@@ -297,88 +316,6 @@ impl Placement {
             LeftOver::PerRow(factors) => WeightFactors::PerRow(self.vector(&factors).first),
         };
         DeviceProjection { matrix, input_scale, weight_scale, shape, deferred }
-    }
-}
-
-/// Who applies a projection's scales.
-struct Scales {
-    /// The product: of the weights, and of the input.
-    of_product: Option<[f32; 2]>,
-    left_over: LeftOver,
-}
-
-/// What the consumer applies.
-enum LeftOver {
-    Nothing,
-    PerPart([f32; N_PARTS_MAX]),
-    PerRow(Vec<f32>),
-}
-
-impl Scales {
-    const NONE: Scales = Scales { of_product: None, left_over: LeftOver::Nothing };
-
-    /// Parts differ in their factors, so none can be the product's.
-    fn left_over(projection: &Projection, n_rows: &[usize]) -> Scales {
-        let input = static_scale(projection);
-        let is_per_row = |part: &LinearWeights| matches!(part.scale, WeightScale::PerRow(_));
-        let left_over = if projection.parts.iter().any(is_per_row) {
-            let rows = projection.parts.iter().zip(n_rows);
-            LeftOver::PerRow(rows.flat_map(|(part, &n)| factors(part, n, input)).collect())
-        } else {
-            let mut of_parts = [1.0; N_PARTS_MAX];
-            for (factor, part) in of_parts.iter_mut().zip(&projection.parts) {
-                *factor = whole_scale(part) * input;
-            }
-            match of_parts == [1.0; N_PARTS_MAX] {
-                true => LeftOver::Nothing,
-                false => LeftOver::PerPart(of_parts),
-            }
-        };
-        Scales { of_product: None, left_over }
-    }
-
-    /// What is one number the product applies. What differs by rows is applied to the ranks' sum:
-    /// a rank holds some columns of every row, so it is the same on all ranks, and may follow it.
-    fn of_second(projection: &Projection) -> Scales {
-        let input = static_scale(projection);
-        let part = &projection.parts[0];
-        let is_plain = whole_scale(part) == 1.0 && input == 1.0;
-        match &part.scale {
-            WeightScale::One | WeightScale::PerTensor(_) if is_plain => Scales::NONE,
-            WeightScale::One | WeightScale::PerTensor(_) if projection.input().quantizes() => {
-                let of_product = Some([whole_scale(part), input]);
-                Scales { of_product, left_over: LeftOver::Nothing }
-            }
-            // A product of bf16 applies no factors.
-            _ => {
-                let factors = factors(part, part.matrix.n_rows, input).collect();
-                Scales { of_product: None, left_over: LeftOver::PerRow(factors) }
-            }
-        }
-    }
-}
-
-/// The factor of each of a part's rows, and of rows that were added up to `n_rows`.
-fn factors(part: &LinearWeights, n_rows: usize, input: f32) -> impl Iterator<Item = f32> {
-    let whole = whole_scale(part);
-    let of_row = move |row_idx: usize| match &part.scale {
-        WeightScale::PerRow(scales) => scales.get(row_idx).copied().unwrap_or(0.0) * input,
-        WeightScale::One | WeightScale::PerTensor(_) => whole * input,
-    };
-    (0..n_rows).map(of_row)
-}
-
-fn whole_scale(part: &LinearWeights) -> f32 {
-    match part.scale {
-        WeightScale::PerTensor(scale) => scale,
-        WeightScale::One | WeightScale::PerRow(_) => 1.0,
-    }
-}
-
-fn static_scale(projection: &Projection) -> f32 {
-    match projection.input() {
-        InputScale::Static(scale) => scale,
-        InputScale::None | InputScale::PerToken => 1.0,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod device;
 mod error;
+mod host;
 mod pools;
 mod reserve;
 mod terms;
@@ -12,12 +13,11 @@ mod terms;
 use scheduler::{GroupLimits, Limits, Priorities};
 use weights::{Checkpoint, LoadError};
 
-use crate::blocks::{Scratch, Widths};
+use crate::blocks::Widths;
 use crate::cache::{CacheLayout, CacheSizes, PAGE_TOKENS};
 use crate::config::{DeviceKind, EngineConfig, KvDtype};
 use crate::device::cuda;
-use crate::model::{logits_bytes, widths};
-use crate::sampler::Sampler;
+use crate::model::widths;
 
 pub use error::MemoryError;
 pub use reserve::Reserve;
@@ -61,6 +61,9 @@ pub struct MemoryPlan {
     pub ranks: Vec<RankMemory>,
     /// Weights as they are stored, once: ranks on one machine share the mapped file.
     pub mapped_bytes: u64,
+    /// Weights that a processor with tiles reads packed, over all ranks. What is mapped of them is
+    /// the system's to keep or to drop.
+    pub packed_bytes: u64,
     pub(crate) widths: Widths,
     /// Numbers in the largest collective.
     pub(crate) n_collective_floats: usize,
@@ -124,8 +127,12 @@ impl MemoryPlan {
         let (host_pages, host_kv_bytes) = pools.on_host(config)?;
         let page_bytes = pools.page_bytes.iter().map(|n| n * config.n_ranks as u64).collect();
         let ranks = match &budget {
-            None => host_ranks(checkpoint, config, &stored_bytes, kv_bytes),
+            None => host::ranks(checkpoint, config, &stored_bytes, kv_bytes),
             Some(budget) => budget.ranks(kv_bytes),
+        };
+        let packed_bytes = match &budget {
+            None => host::packed_bytes(checkpoint, config, ranks.iter().map(beside_weights).sum())?,
+            Some(_) => 0,
         };
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(MemoryPlan {
@@ -142,6 +149,7 @@ impl MemoryPlan {
             group_windows: layout.groups.iter().map(|group| group.window).collect(),
             ranks,
             mapped_bytes: checkpoint.tensors().map(|tensor| tensor.n_bytes).sum(),
+            packed_bytes,
             widths: widths(spec, config.n_ranks, 1),
             n_collective_floats: n_collective_floats(checkpoint, config),
             step: budget.map(|budget| budget.step),
@@ -157,20 +165,18 @@ impl MemoryPlan {
 
     /// Everything over all ranks. Mapped weights count once; devices hold a copy each of their own.
     pub fn total_bytes(&self) -> u64 {
-        let per_rank =
-            |rank: &RankMemory| rank.kv_bytes + rank.workspace_bytes + rank.collective_bytes;
         let weights_bytes = match self.step {
-            None => self.mapped_bytes,
+            None => self.mapped_bytes + self.packed_bytes,
             Some(_) => self.ranks.iter().map(|rank| rank.weights_bytes).sum(),
         };
         let host_kv_bytes = self.n_ranks as u64 * self.host_kv_bytes;
-        weights_bytes + host_kv_bytes + self.ranks.iter().map(per_rank).sum::<u64>()
+        weights_bytes + host_kv_bytes + self.ranks.iter().map(beside_weights).sum::<u64>()
     }
 
-    /// Bytes of weights that are sent to devices.
+    /// Bytes of weights that are sent to devices, or packed.
     pub(crate) fn placed_bytes(&self) -> u64 {
         match self.step {
-            None => 0,
+            None => self.packed_bytes,
             Some(_) => self.ranks.iter().map(|rank| rank.weights_bytes).sum(),
         }
     }
@@ -209,6 +215,7 @@ impl MemoryPlan {
             n_kv_tokens = self.n_kv_tokens(),
             n_context_tokens = self.n_context_tokens,
             weights_mib = format!("{:.1}", mib(self.mapped_bytes)),
+            packed_mib = format!("{:.1}", mib(self.packed_bytes)),
             host_kv_mib = format!("{:.1}", mib(self.n_ranks as u64 * self.host_kv_bytes)),
             kv_mib = format!("{:.1}", mib(self.ranks.iter().map(|rank| rank.kv_bytes).sum())),
             total_mib = format!("{:.1}", mib(self.total_bytes())),
@@ -217,30 +224,9 @@ impl MemoryPlan {
     }
 }
 
-/// What ranks on the processor hold.
-fn host_ranks(
-    checkpoint: &Checkpoint,
-    config: &EngineConfig,
-    stored_bytes: &[u64],
-    kv_bytes: u64,
-) -> Vec<RankMemory> {
-    let spec = checkpoint.spec();
-    let (widths, n_tokens) = (widths(spec, config.n_ranks, 1), config.n_tokens_per_step);
-    let packed_bytes = (widths.n_packed_floats(n_tokens) * size_of::<f32>()) as u64;
-    let scratch_bytes = Scratch::n_bytes(widths, n_tokens) + packed_bytes;
-    let n_floats = n_collective_floats(checkpoint, config);
-    let of_rank = |(rank_idx, &weights_bytes): (usize, &u64)| RankMemory {
-        weights_bytes,
-        kv_bytes,
-        workspace_bytes: scratch_bytes
-            + logits_bytes(spec, config.n_ranks, rank_idx)
-            + if rank_idx == 0 { Sampler::n_bytes(spec.vocab_size) } else { 0 },
-        collective_bytes: collective_bytes(config.n_ranks, n_floats),
-        weights: WeightParts::default(),
-        workspace: WorkspaceParts::default(),
-        reserve: None,
-    };
-    stored_bytes.iter().enumerate().map(of_rank).collect()
+/// What a rank holds besides weights.
+fn beside_weights(rank: &RankMemory) -> u64 {
+    rank.kv_bytes + rank.workspace_bytes + rank.collective_bytes
 }
 
 /// Numbers in the largest collective of the host.

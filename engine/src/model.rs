@@ -89,9 +89,10 @@ pub(crate) struct Sampling<'a> {
 }
 
 impl Model {
-    /// Takes a rank's weights where they are mapped, and allocates what `plan` says.
+    /// Takes a rank's weights where they are mapped, or packs them, and allocates what `plan` says.
+    /// Who is beside the processor hears how many bytes were packed, again and again.
     pub(crate) fn host(
-        cpu: &CpuExec,
+        (cpu, packed): (&CpuExec, &dyn Fn(u64)),
         spec: &ModelSpec,
         weights: RankWeights,
         plan: &MemoryPlan,
@@ -99,7 +100,7 @@ impl Model {
     ) -> Model {
         cpu.reserve_packed(plan.widths.n_packed_floats(plan.n_tokens_per_step));
         let steps = HostSteps::new(spec, weights.head.matrix.n_rows, plan, rank);
-        let network = Network::new(spec, weights, plan.caches(), &mut Placer::Host);
+        let network = Network::new(spec, weights, plan.caches(), &mut Placer::Host(cpu, packed));
         Model {
             network: network.expect("the processor takes every checkpoint"),
             scratch: Scratch::new(plan.widths, plan.n_tokens_per_step),
@@ -189,7 +190,7 @@ impl Network {
         spec: &ModelSpec,
         weights: RankWeights,
         caches: CacheSizes<'_>,
-        placer: &mut Placer,
+        placer: &mut Placer<'_>,
     ) -> Result<Network, Unsupported> {
         let layout = CacheLayout::new(spec);
         let mut blocks = Vec::with_capacity(weights.blocks.len());

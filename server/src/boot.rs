@@ -105,7 +105,7 @@ pub fn boot(model: &ModelSource, config: &EngineConfig) -> Result<Booted, StartE
     Ok(Booted { engine, text: Arc::new(text) })
 }
 
-/// Draws `bar` on the terminal from the first bytes on that are sent to a device.
+/// Draws `bar` on the terminal from the first bytes on that are sent to a device, or packed.
 fn loading(bar: Arc<OnceLock<ProgressBar>>) -> LoadProgress {
     Arc::new(move |n_sent, n_in_all| {
         bar.get_or_init(|| progress::bar("loading ", n_in_all)).set_position(n_sent);

@@ -32,7 +32,7 @@ impl Attention {
         weights: AttentionWeights,
         group: GroupIdx,
         caches: CacheSizes<'_>,
-        placer: &mut Placer,
+        placer: &mut Placer<'_>,
     ) -> Result<Attention, Unsupported> {
         let AttentionWeights { share, norm, q, k, v, o, k_scale, v_scale, .. } = weights;
         let shape = KvShape {

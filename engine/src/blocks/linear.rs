@@ -22,7 +22,7 @@ impl Replacement {
     /// its rows then begin where products want them to. No published model has such a sub-block.
     pub(crate) fn new(
         weights: ReplacementWeights,
-        placer: &mut Placer,
+        placer: &mut Placer<'_>,
     ) -> Result<Replacement, Unsupported> {
         let ReplacementWeights { norm, projection, col_begin } = weights;
         let (n_cols, n_stored) = (norm.len(), projection.matrix.n_cols);

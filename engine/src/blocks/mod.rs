@@ -27,6 +27,8 @@ use crate::kernels::{linear as projection, quantize};
 use crate::loading::{Placer, Unsupported};
 use crate::rank::StepError;
 
+use scratch::fused;
+
 /// A block with at least one sub-block.
 pub(crate) struct Block {
     pub(crate) mixer: Option<Mixer>,
@@ -63,7 +65,7 @@ impl Block {
         weights: BlockWeights,
         group: Option<GroupIdx>,
         caches: CacheSizes<'_>,
-        placer: &mut Placer,
+        placer: &mut Placer<'_>,
     ) -> Result<Block, Unsupported> {
         let mixer = match weights.mixer {
             None => None,
@@ -202,6 +204,20 @@ impl StepCx<'_> {
                 out: scratch.wide.view_mut(Element::Bf16, n_tokens, weights.n_rows()),
             },
         )?)
+    }
+
+    /// Projects `normed` into `inner`, activated and quantized as `second` wants it.
+    pub(crate) fn project_gated(&mut self, weights: &Projection, second: &Projection) {
+        let n_tokens = self.n_tokens();
+        let (scratch, n_cols) = (&mut *self.scratch, second.n_cols());
+        let (element, input) = (Element::of_input(weights.input()), fused(second.input()));
+        let args = projection::Args {
+            x: scratch.normed.view(element, n_tokens, scratch.hidden_size),
+            x_scales: scratch.normed_scales.array(n_tokens),
+            weights,
+            out: scratch.inner.view_mut(Element::of_input(input), n_tokens, n_cols),
+        };
+        projection::gated(self.exec, args, input, scratch.inner_scales.array_mut(n_tokens));
     }
 
     /// Projects `inner`, this rank's share of the columns, into the pending partial result.

@@ -2,6 +2,7 @@
 
 use weights::InputScale;
 
+use crate::device::simd::TokenLayout;
 use crate::device::{ArrayMut, Buffer, DevicePtr, Element, Projection, View, ViewMut};
 use crate::loading::Carve;
 
@@ -107,9 +108,11 @@ pub(crate) struct DeviceScratch {
 }
 
 impl Widths {
-    /// Floats that the processor packs a projection's input in.
+    /// Floats that the processor packs a projection's input in, one way or the other.
     pub(crate) fn n_packed_floats(&self, n_tokens: usize) -> usize {
-        n_tokens * self.hidden.max(self.inner).next_multiple_of(32)
+        let n_cols = self.hidden.max(self.inner);
+        let n_tiles_floats = |n_tokens| TokenLayout::new(n_tokens, n_cols).n_floats();
+        (n_tokens * n_cols.next_multiple_of(32)).max(n_tiles_floats(n_tokens))
     }
 }
 

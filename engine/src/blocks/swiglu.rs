@@ -18,11 +18,14 @@ pub(crate) struct SwiGlu {
 }
 
 impl SwiGlu {
-    pub(crate) fn new(weights: SwiGluWeights, placer: &mut Placer) -> Result<SwiGlu, Unsupported> {
+    pub(crate) fn new(
+        weights: SwiGluWeights,
+        placer: &mut Placer<'_>,
+    ) -> Result<SwiGlu, Unsupported> {
         let SwiGluWeights { norm, gate, up, down } = weights;
         let n_parts = 2;
         // The loader gives gate and up one input scale: they share this tensor.
-        let gate_up = placer.projection(vec![gate, up], Use::First)?;
+        let gate_up = placer.gated([gate, up])?;
         // As wide as the gate is where it lies: what was added to it meets added zeroes.
         let n_cols = gate_up.n_rows() / n_parts;
         Ok(SwiGlu {
@@ -35,11 +38,15 @@ impl SwiGlu {
     pub(crate) fn forward(&mut self, cx: &mut StepCx<'_>) -> Result<(), StepError> {
         let n_tokens = cx.n_tokens();
         cx.normalise(&self.norm, &self.gate_up)?;
-        let scales = cx.project_normed(&self.gate_up)?;
         let magnitudes = match self.down.input() {
             InputScale::PerToken => Magnitudes::Found,
             InputScale::None | InputScale::Static(_) => Magnitudes::Unknown,
         };
+        if self.gate_up.is_gated() {
+            cx.project_gated(&self.gate_up, &self.down);
+            return cx.project_inner(&self.down, magnitudes);
+        }
+        let scales = cx.project_normed(&self.gate_up)?;
         let (gate_up, _, inner) =
             cx.scratch.wide_and_inner(n_tokens, self.gate_up.n_rows(), &self.down);
         swiglu::swiglu(

@@ -3,11 +3,16 @@
 //! Work is an output matrix, cut into tiles; each belongs to one thread. Which thread takes which
 //! tile changes from run to run: kernels must not let it reach a result.
 
+use std::sync::Arc;
+
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
+use weights::LinearWeights;
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::attention_tiles::TiledScratch;
-use super::simd::{AttentionScratch, ProductScratch, TileScratch};
+use super::simd::{
+    AttentionScratch, ProductScratch, Stored, TileScratch, TileWeights, pack_pair, packs,
+};
 use super::team::Team;
 use super::{Aligned, DeviceError, HostViewMut, Simd, SimdLevel, Tiles};
 
@@ -30,6 +35,7 @@ pub struct CpuExec {
     packed: Mutex<Aligned>,
     simd: Simd,
     rounds_inputs: bool,
+    packs_weights: bool,
 }
 
 /// Memory that a thread works in, so that a step allocates nothing.
@@ -88,6 +94,7 @@ impl CpuExec {
             packed: Mutex::new(Aligned::new(0)),
             simd,
             rounds_inputs: false,
+            packs_weights: true,
         })
     }
 
@@ -114,6 +121,47 @@ impl CpuExec {
             *memory = Aligned::new(n_floats);
         }
         MutexGuard::map(memory, |memory| &mut memory[..n_floats])
+    }
+
+    /// Leaves weights where they are mapped, even if tiles could multiply them packed.
+    pub(crate) fn keep_weights_mapped(&mut self) {
+        self.packs_weights = false;
+    }
+
+    /// Packs a projection's parts, if tiles multiply [such](packs). What was mapped of them may go.
+    pub(crate) fn pack(&self, parts: &[LinearWeights]) -> Option<Arc<[TileWeights]>> {
+        let packed = |part: &LinearWeights| self.packed_of(Stored::Plain(&part.matrix));
+        self.packs(parts).then(|| parts.iter().map(packed).collect())
+    }
+
+    /// The same of a gate and what it gates, side by side.
+    pub(crate) fn pack_gated(&self, [gate, up]: &[LinearWeights; 2]) -> Option<Arc<[TileWeights]>> {
+        let packed = || self.packed_of(Stored::Gated([&gate.matrix, &up.matrix]));
+        self.packs([gate, up]).then(|| Arc::from([packed()]))
+    }
+
+    fn packs<'a>(
+        &self,
+        parts: impl IntoIterator<Item = &'a LinearWeights, IntoIter: Clone>,
+    ) -> bool {
+        self.packs_weights && packs(self.simd, parts, self.rounds_inputs)
+    }
+
+    fn packed_of(&self, stored: Stored<'_>) -> TileWeights {
+        for matrix in stored.matrices() {
+            matrix.bytes.fetch(matrix.span());
+        }
+        let mut packed = TileWeights::room_for(stored);
+        let work = packed.n_bytes();
+        let out = packed.pairs_mut();
+        let grid = Grid { tile_rows: 1, tile_cols: out.n_cols().max(1), work };
+        self.for_each_tile(out, grid, |mut tile, _| {
+            pack_pair(stored, tile.row_idx, tile.out.row_mut(0));
+        });
+        for matrix in stored.matrices() {
+            matrix.bytes.forget(matrix.span());
+        }
+        packed
     }
 
     /// Compute threads, the rank's own among them.

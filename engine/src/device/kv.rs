@@ -10,6 +10,7 @@ use weights::Dtype;
 
 use crate::KvDtype;
 
+use super::aligned::ask_for_huge_pages;
 use super::simd;
 use super::{DeviceError, DevicePtr, Exec, Simd};
 
@@ -218,26 +219,12 @@ impl KvShape {
     }
 }
 
-/// A sequence's tokens lie in pages far apart: with the system's small ones each would cost the
-/// processor a search for where it lies. No harm where the system has no others.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(bytes: &mut [u8]) {
-    const SYSTEM_PAGE_BYTES: usize = 4096;
-    let begin = bytes.as_ptr().align_offset(SYSTEM_PAGE_BYTES).min(bytes.len());
-    let n_bytes = (bytes.len() - begin) / SYSTEM_PAGE_BYTES * SYSTEM_PAGE_BYTES;
-    let whole_pages = &mut bytes[begin..begin + n_bytes];
-    // SAFETY: this advice changes nothing that a program can see of its memory.
-    unsafe { libc::madvise(whole_pages.as_mut_ptr().cast(), n_bytes, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_bytes: &mut [u8]) {}
-
 /// Zeroes, in memory that the system has really given.
 pub(super) fn touched(n_bytes: usize) -> Vec<u8> {
     // Less than any system's page of memory, so that none is missed.
     const STEP_BYTES: usize = 4096;
     let mut bytes = vec![0; n_bytes];
+    // A sequence's tokens lie in pages far apart.
     ask_for_huge_pages(&mut bytes);
     // The compiler may not assume that the zeroes of a fresh mapping are still there.
     for byte in std::hint::black_box(&mut bytes).iter_mut().step_by(STEP_BYTES) {

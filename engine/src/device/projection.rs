@@ -5,7 +5,8 @@ use std::sync::Arc;
 use weights::{InputScale, LinearWeights, Matrix};
 
 use super::cuda::ProductShape;
-use super::{Array, DeviceArray, DevicePtr, DeviceView};
+use super::simd::TileWeights;
+use super::{Array, CpuExec, DeviceArray, DevicePtr, DeviceView};
 
 /// Parts of a [`Projection`] at most: q, k and v.
 pub const N_PARTS_MAX: usize = 3;
@@ -18,6 +19,8 @@ pub struct Projection {
     pub parts: Vec<LinearWeights>,
     /// The same weights where the rank computes on a device.
     pub device: Option<DeviceProjection>,
+    /// The same weights, part by part, packed for a processor that multiplies tiles.
+    pub(crate) tiles: Option<Arc<[TileWeights]>>,
 }
 
 /// All parts as one matrix in device memory.
@@ -81,15 +84,38 @@ pub enum Table {
 }
 
 impl Projection {
-    /// Parts that the processor computes.
-    pub fn host(parts: Vec<LinearWeights>) -> Projection {
+    /// Parts that the processor computes, packed as it wants them.
+    pub fn host(cpu: &CpuExec, parts: Vec<LinearWeights>) -> Projection {
+        let projection = Projection::new(parts);
+        let tiles = cpu.pack(&projection.parts);
+        Projection { tiles, ..projection }
+    }
+
+    /// A gate and what it gates. Where the processor packs such, they give their activated product.
+    pub(crate) fn gated(cpu: &CpuExec, parts: [LinearWeights; 2]) -> Projection {
+        let tiles = cpu.pack_gated(&parts);
+        Projection { tiles, ..Projection::new(parts.into()) }
+    }
+
+    /// Whether its product is a gate's and what that gates, activated.
+    pub(crate) fn is_gated(&self) -> bool {
+        self.tiles.iter().flat_map(|tiles| tiles.iter()).any(TileWeights::is_gated)
+    }
+
+    /// Parts as they are stored.
+    pub(crate) fn new(parts: Vec<LinearWeights>) -> Projection {
         let [first, rest @ ..] = &*parts else { panic!("a projection has a part") };
         assert!(rest.len() < N_PARTS_MAX, "{} parts", parts.len());
         for part in rest {
             assert_eq!(part.input, first.input, "parts share their input");
             assert_eq!(part.matrix.n_cols, first.matrix.n_cols, "parts share their input");
         }
-        Projection { parts, device: None }
+        Projection { parts, device: None, tiles: None }
+    }
+
+    /// Bytes of what was packed of it.
+    pub(crate) fn n_packed_bytes(&self) -> usize {
+        self.tiles.iter().flat_map(|tiles| tiles.iter()).map(TileWeights::n_bytes).sum()
     }
 
     /// Quantization of the input.

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use half::bf16;
-use weights::Bytes;
+use weights::{Bytes, InputScale};
 
 use super::ring::N_PIECES;
 use super::schedule::{WINDOW_BYTES, piece_bytes};

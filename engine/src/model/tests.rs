@@ -78,7 +78,7 @@ fn a_step_allocates_nothing() {
         let cpu = CpuExec::new(1).expect("one thread");
         let mut communicator = Communicator::Solo;
         let rank = communicator.rank();
-        let mut model = Model::host(&cpu, checkpoint.spec(), weights, &memory, rank);
+        let mut model = Model::host((&cpu, &|_| {}), checkpoint.spec(), weights, &memory, rank);
         let mut exec = Exec::Cpu(cpu);
         let n_groups = memory.group_pages.len();
         for (what, plan) in [

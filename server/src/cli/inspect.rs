@@ -215,13 +215,15 @@ fn plan_table(plan: &MemoryPlan) -> String {
     let over_ranks = |of: fn(&engine::RankMemory) -> u64| plan.ranks.iter().map(of).sum::<u64>();
     let line = |what: &str, n_bytes: u64| vec![what.to_owned(), ByteSize(n_bytes).to_string()];
     let cache = format!("KV cache, {}", kv_name(plan.kv_dtype));
-    let rows = [
-        line("weights, mapped once", plan.mapped_bytes),
+    let packed = (plan.packed_bytes > 0).then(|| line("weights, packed", plan.packed_bytes));
+    let mut rows = vec![line("weights, mapped once", plan.mapped_bytes)];
+    rows.extend(packed);
+    rows.extend([
         line(&cache, over_ranks(|rank| rank.kv_bytes)),
         line("workspace", over_ranks(|rank| rank.workspace_bytes)),
         line("collectives", over_ranks(|rank| rank.collective_bytes)),
         line("total", plan.total_bytes()),
-    ];
+    ]);
     table(&["over all ranks", "bytes"], &rows)
 }
 

@@ -6,22 +6,23 @@
 //! odd number another, and the sum of the two is added to what was there. Subnormal numbers are
 //! taken for zero.
 //!
-//! Rust has no types of tiles. Here each loop with all its tiles is one piece of assembly, which
-//! reads and writes memory alone; what stays between them is only how tiles are laid out.
+//! Rust has no types of tiles. Here each loop over them is a piece of assembly, and between two
+//! pieces tiles hold their sums and how they are laid out. The compiler never touches a tile: it
+//! knows of them only that these pieces do.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::marker::PhantomData;
 use std::sync::LazyLock;
 
-use super::tiles::{N_STRIPS, STEP_COLUMNS, SumTile, TILE, Tiles, WeightTile, n_steps_of};
+use super::tiles::{N_GROUPS, STEP_COLUMNS, Sums, TILE, Tiles, WeightStep, check_steps};
 
-/// Bytes of a tile, and of its rows.
-const TILE_BYTES: usize = size_of::<WeightTile>();
+/// Bytes of a tile's rows, and of a step's weights.
 const ROW_BYTES: usize = size_of::<[f32; TILE]>();
+const STEP_BYTES: usize = size_of::<WeightStep>();
 
-/// Tiles that hold weights: four are sums, two weights and two tokens.
-const WEIGHT_TILES: [usize; 2] = [4, 5];
+/// Tiles that hold weights: the first four are sums, `[group, strip]`, and two are tokens.
+const WEIGHT_TILES: [usize; 2] = [6, 7];
 
 /// How this thread's eight tiles are laid out, until this is dropped.
 pub(super) struct TileLayout {
@@ -29,7 +30,7 @@ pub(super) struct TileLayout {
     on_thread: PhantomData<*const ()>,
 }
 
-/// Tiles of weights, tokens and sums.
+/// Tiles of sums, tokens and weights: this thread's, while this is.
 pub(super) struct AmxTiles {
     n_tokens: usize,
     _layout: TileLayout,
@@ -45,11 +46,11 @@ struct Layout {
     n_rows: [u8; 16],
 }
 
-/// Whether the processor multiplies tiles of bf16 and the operating system lets this process: asked
-/// once, before any thread does.
+/// Whether the processor multiplies tiles of bf16, and has GFNI as all such have, and the operating
+/// system lets this process: asked once, before any thread does.
 pub(super) fn is_available() -> bool {
     static IS_GRANTED: LazyLock<bool> = LazyLock::new(|| is_in_processor() && is_granted());
-    super::avx512::is_bf16_available() && *IS_GRANTED
+    super::avx512::is_bf16_available() && is_x86_feature_detected!("gfni") && *IS_GRANTED
 }
 
 /// AMX-TILE and AMX-BF16, and an operating system that saves tiles (*SDM* volume 1, 13.3, 18).
@@ -130,8 +131,8 @@ impl AmxTiles {
     /// # Safety
     /// [`is_available`] has held in this process.
     pub(super) unsafe fn assume(n_tokens: usize) -> AmxTiles {
-        let n_lanes = |tile_idx| if WEIGHT_TILES.contains(&tile_idx) { TILE } else { n_tokens };
-        let shapes = std::array::from_fn(|tile_idx| (TILE, n_lanes(tile_idx)));
+        let n_rows = |tile_idx| if WEIGHT_TILES.contains(&tile_idx) { TILE } else { n_tokens };
+        let shapes = std::array::from_fn(|tile_idx| (n_rows(tile_idx), TILE));
         // SAFETY: the caller's.
         AmxTiles { n_tokens, _layout: unsafe { TileLayout::assume(shapes) } }
     }
@@ -167,99 +168,114 @@ impl AmxTiles {
 
 impl Tiles for AmxTiles {
     #[inline(always)]
-    fn add_one(
-        &self,
-        weights: [&[WeightTile]; N_STRIPS],
-        tokens: &[f32],
-        sums: &mut [SumTile; N_STRIPS],
-    ) {
-        let n_steps = n_steps_of(weights, [tokens], self.n_tokens);
-        if n_steps == 0 {
-            return;
-        }
+    fn clear(&mut self) {
         // SAFETY: whoever made the tiles had the instructions, and their layout is this thread's.
-        // Every step moves the pointers by what it has read: `n_steps_of` saw that it is there.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{sums} + {row}]",
-                "tileloadd tmm2, [{sums} + {row} + 1024]",
-                "2:",
-                "tileloadd tmm4, [{w0} + {row}]",
-                "tileloadd tmm6, [{x0} + {x_row}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{w1} + {row}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {w0}, {tile}",
-                "add {w1}, {tile}",
-                "add {x0}, {x_tile}",
-                "dec {n}",
-                "jnz 2b",
-                "tilestored [{sums} + {row}], tmm0",
-                "tilestored [{sums} + {row} + 1024], tmm2",
-                sums = in(reg) sums.as_mut_ptr(),
-                row = in(reg) ROW_BYTES,
-                tile = const TILE_BYTES,
-                x_row = in(reg) self.n_tokens * size_of::<f32>(),
-                x_tile = in(reg) (TILE * self.n_tokens) * size_of::<f32>(),
-                w0 = inout(reg) weights[0].as_ptr() => _,
-                w1 = inout(reg) weights[1].as_ptr() => _,
-                x0 = inout(reg) tokens.as_ptr() => _,
-                n = inout(reg) n_steps => _,
-                out("tmm0") _, out("tmm2") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
-                options(nostack),
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem),
             );
         }
     }
 
     #[inline(always)]
-    fn add_two(
-        &self,
-        weights: [&[WeightTile]; N_STRIPS],
-        tokens: [&[f32]; 2],
-        sums: &mut [SumTile; 2 * N_STRIPS],
-    ) {
-        let n_steps = n_steps_of(weights, tokens, self.n_tokens);
-        if n_steps == 0 {
-            return;
-        }
-        // SAFETY: as in `add_one`.
+    fn resume(&mut self, sums: &Sums) {
+        // SAFETY: as in `clear`; four tiles of 1 KiB are read, which is what sums are.
         unsafe {
             asm!(
                 "tileloadd tmm0, [{sums} + {row}]",
                 "tileloadd tmm1, [{sums} + {row} + 1024]",
                 "tileloadd tmm2, [{sums} + {row} + 2048]",
                 "tileloadd tmm3, [{sums} + {row} + 3072]",
+                sums = in(reg) sums.as_ptr(),
+                row = in(reg) ROW_BYTES,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, readonly),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn add_one(&mut self, weights: &[WeightStep], tokens: &[f32]) {
+        check_steps(weights, [tokens], self.n_tokens);
+        if weights.is_empty() {
+            return;
+        }
+        // SAFETY: as in `clear`. Every step moves the pointers by what it has read: `check_steps`
+        // saw that it is there.
+        unsafe {
+            asm!(
                 "2:",
-                "tileloadd tmm4, [{w0} + {row}]",
-                "tileloadd tmm6, [{x0} + {x_row}]",
+                "tileloadd tmm4, [{x} + {row}]",
+                "tileloadd tmm6, [{w} + {row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{x1} + {x_row}]",
+                "tileloadd tmm7, [{w} + {row} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{w1} + {row}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {w0}, {tile}",
-                "add {w1}, {tile}",
-                "add {x0}, {x_tile}",
-                "add {x1}, {x_tile}",
+                "add {w}, {w_step}",
+                "add {x}, {x_step}",
                 "dec {n}",
                 "jnz 2b",
+                row = in(reg) ROW_BYTES,
+                w_step = const STEP_BYTES,
+                x_step = in(reg) self.n_tokens * ROW_BYTES,
+                w = inout(reg) weights.as_ptr() => _,
+                x = inout(reg) tokens.as_ptr() => _,
+                n = inout(reg) weights.len() => _,
+                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn add_two(&mut self, weights: &[WeightStep], tokens: [&[f32]; N_GROUPS]) {
+        check_steps(weights, tokens, self.n_tokens);
+        if weights.is_empty() {
+            return;
+        }
+        // SAFETY: as in `add_one`.
+        unsafe {
+            asm!(
+                "2:",
+                "tileloadd tmm4, [{x0} + {row}]",
+                "tileloadd tmm6, [{w} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{w} + {row} + 1024]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{x1} + {row}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {w}, {w_step}",
+                "add {x0}, {x_step}",
+                "add {x1}, {x_step}",
+                "dec {n}",
+                "jnz 2b",
+                row = in(reg) ROW_BYTES,
+                w_step = const STEP_BYTES,
+                x_step = in(reg) self.n_tokens * ROW_BYTES,
+                w = inout(reg) weights.as_ptr() => _,
+                x0 = inout(reg) tokens[0].as_ptr() => _,
+                x1 = inout(reg) tokens[1].as_ptr() => _,
+                n = inout(reg) weights.len() => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
+    }
+
+    #[inline(always)]
+    fn put(&self, sums: &mut Sums) {
+        // SAFETY: as in `clear`; four tiles of at most 1 KiB are written, which is what sums are.
+        unsafe {
+            asm!(
                 "tilestored [{sums} + {row}], tmm0",
                 "tilestored [{sums} + {row} + 1024], tmm1",
                 "tilestored [{sums} + {row} + 2048], tmm2",
                 "tilestored [{sums} + {row} + 3072], tmm3",
                 sums = in(reg) sums.as_mut_ptr(),
                 row = in(reg) ROW_BYTES,
-                tile = const TILE_BYTES,
-                x_row = in(reg) self.n_tokens * size_of::<f32>(),
-                x_tile = in(reg) (TILE * self.n_tokens) * size_of::<f32>(),
-                w0 = inout(reg) weights[0].as_ptr() => _,
-                w1 = inout(reg) weights[1].as_ptr() => _,
-                x0 = inout(reg) tokens[0].as_ptr() => _,
-                x1 = inout(reg) tokens[1].as_ptr() => _,
-                n = inout(reg) n_steps => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
         }

@@ -140,6 +140,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_outer(self, at: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T2>(at.cast()))
+    }
+
+    #[inline(always)]
     fn widen_f32(self, stored: &[u8; 64]) -> [__m256; 2] {
         let stored = [stored[..32].as_ptr(), stored[32..].as_ptr()];
         on_halves!(|stored| _mm256_loadu_ps(stored.cast()))

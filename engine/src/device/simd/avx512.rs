@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::mem::transmute;
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, codes_of_steps};
 use super::math;
 
 mod extension;
@@ -32,6 +32,14 @@ pub(super) fn is_bf16_available() -> bool {
         && is_x86_feature_detected!("avx512vbmi")
 }
 
+macro_rules! proven {
+    ($operation:expr) => {{
+        // SAFETY: `self` proves the instructions; every pointer among the operands comes from a
+        // reference to an array of exactly the bytes that the instruction moves, at any address.
+        unsafe { $operation }
+    }};
+}
+
 impl<E: Extension> Avx512<E> {
     /// # Safety
     /// [`is_available`] holds on this processor, and so does [`is_bf16_available`] for [`WithBf16`]
@@ -40,14 +48,12 @@ impl<E: Extension> Avx512<E> {
     pub(super) unsafe fn assume() -> Self {
         Avx512(PhantomData)
     }
-}
 
-macro_rules! proven {
-    ($operation:expr) => {{
-        // SAFETY: `self` proves the instructions; every pointer among the operands comes from a
-        // reference to an array of exactly the bytes that the instruction moves, at any address.
-        unsafe { $operation }
-    }};
+    /// Rows and lanes exchanged.
+    #[inline(always)]
+    pub(super) fn transposed(self, v: [__m512; 16]) -> [__m512; 16] {
+        proven!(shuffles::transposed(v))
+    }
 }
 
 impl<E: Extension> Lanes for Avx512<E> {
@@ -77,9 +83,27 @@ impl<E: Extension> Lanes for Avx512<E> {
     }
 
     #[inline(always)]
+    fn stream(self, v: __m512, out: &mut [f32; 16]) {
+        if out.as_ptr().addr().is_multiple_of(64) {
+            return proven!(_mm512_stream_ps(out.as_mut_ptr(), v));
+        }
+        self.store(v, out);
+    }
+
+    #[inline(always)]
+    fn finish_streams(self) {
+        proven!(_mm_sfence())
+    }
+
+    #[inline(always)]
     fn prefetch_at(self, at: *const u8) {
         // No address is wrong: the instruction never faults.
         proven!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+
+    #[inline(always)]
+    fn prefetch_outer(self, at: *const u8) {
+        proven!(_mm_prefetch::<_MM_HINT_T2>(at.cast()))
     }
 
     #[inline(always)]
@@ -127,6 +151,15 @@ impl<E: Extension> Lanes for Avx512<E> {
             return proven!(shuffles::looked_up_twice(stored));
         }
         [self.pairs_of_e4m3(&stored[0]), self.pairs_of_e4m3(&stored[1])]
+    }
+
+    #[inline(always)]
+    fn pairs_of_steps(self, codes: &[f32; 16]) -> [__m512; 2] {
+        if E::HAS_TILES {
+            return proven!(shuffles::pairs_of_steps(codes));
+        }
+        let [first, second] = codes_of_steps(codes);
+        [self.pairs_of_e4m3(&first), self.pairs_of_e4m3(&second)]
     }
 
     #[inline(always)]
@@ -269,11 +302,6 @@ impl<E: Extension> Lanes for Avx512<E> {
             let places = _mm512_loadu_si512(FIRSTS_LAST.as_ptr().cast());
             _mm512_permutexvar_ps(places, sums)
         })
-    }
-
-    #[inline(always)]
-    fn transposed(self, v: [__m512; 16]) -> [__m512; 16] {
-        proven!(shuffles::transposed(v))
     }
 
     #[inline(always)]

@@ -25,6 +25,15 @@ pub(super) trait Lanes: Copy {
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; 16]) -> Self::V;
     fn store(self, v: Self::V, out: &mut [f32; 16]);
+    /// The same past the caches, where the level can and `out` is a whole line: for what is read
+    /// later than they would keep it. Before others read it, [`Lanes::finish_streams`].
+    #[inline(always)]
+    fn stream(self, v: Self::V, out: &mut [f32; 16]) {
+        self.store(v, out);
+    }
+    /// Has what was streamed be seen by whoever sees what this thread writes next.
+    #[inline(always)]
+    fn finish_streams(self) {}
 
     /// Asks for the cache line of what will be read soon.
     #[inline(always)]
@@ -33,6 +42,8 @@ pub(super) trait Lanes: Copy {
     }
     /// The same of any address, whether something lies there or not.
     fn prefetch_at(self, at: *const u8);
+    /// The same, into the second-level cache.
+    fn prefetch_outer(self, at: *const u8);
 
     /// f32 at any address.
     fn widen_f32(self, stored: &[u8; 64]) -> Self::V;
@@ -48,6 +59,13 @@ pub(super) trait Lanes: Copy {
     #[inline(always)]
     fn two_pairs_of_e4m3(self, stored: &[[u8; 32]; 2]) -> [Self::V; 2] {
         [self.pairs_of_e4m3(&stored[0]), self.pairs_of_e4m3(&stored[1])]
+    }
+    /// 64 codes, eight for one step and eight for the next in turns, as pairs
+    /// of either: that is [`tiles`](super::tiles)' order.
+    #[inline(always)]
+    fn pairs_of_steps(self, codes: &[f32; 16]) -> [Self::V; 2] {
+        let [first, second] = codes_of_steps(codes);
+        [self.pairs_of_e4m3(&first), self.pairs_of_e4m3(&second)]
     }
     /// The codes of values that [`math::round_e4m3`] gave.
     #[inline(always)]
@@ -108,24 +126,19 @@ pub(super) trait Lanes: Copy {
         lanes.copy_from_slice(sums.as_flattened());
         self.load(&lanes)
     }
-    /// Rows and lanes exchanged.
-    #[inline(always)]
-    fn transposed(self, v: [Self::V; 16]) -> [Self::V; 16] {
-        let (mut rows, mut columns) = ([[0.0; 16]; 16], [[0.0; 16]; 16]);
-        let mut out = v;
-        for i in 0..16 {
-            self.store(v[i], &mut rows[i]);
-        }
-        for i in 0..16 {
-            for j in 0..16 {
-                columns[i][j] = rows[j][i];
-            }
-            out[i] = self.load(&columns[i]);
-        }
-        out
-    }
     /// The greatest lane, by [`Lanes::max`] in the same tree.
     fn greatest(self, v: Self::V) -> f32;
+}
+
+/// What [`Lanes::pairs_of_steps`] takes, step by step.
+#[inline(always)]
+pub(super) fn codes_of_steps(codes: &[f32; 16]) -> [[u8; 32]; 2] {
+    let mut steps = [[0; 32]; 2];
+    for (lane_idx, lane) in codes.iter().enumerate() {
+        let begin = lane_idx / 4 * 8 + lane_idx % 2 * 4;
+        steps[lane_idx / 2 % 2][begin..begin + 4].copy_from_slice(&lane.to_le_bytes());
+    }
+    steps
 }
 
 /// The last, incomplete block of a row, zeroes after it.

@@ -38,11 +38,12 @@ use super::HostView;
 
 pub(crate) use attention::{AttentionScratch, Chunk, N_QUERIES_MAX, Queries};
 pub(crate) use element::widened_factor;
-pub(crate) use packed::{Packed, Packing, pack_singles, panels_mut};
+pub(crate) use packed::{Packed, Packing, pack_singles, packs, panels_mut};
 pub(crate) use panels::{PANEL_ROWS, ProductScratch, n_tile_tokens};
 pub(crate) use product::{Product, WeightRows};
 pub(crate) use tiles::{
-    PAIR_ROWS, Rounding, TILE_ROWS, TILE_TOKENS, TileProduct, TileScratch, TokenLayout, TokenTiles,
+    N_PAIRS_MAX, Rounding, Stored, TILE_TOKENS, TileProduct, TileRows, TileScratch, TileWeights,
+    TokenLayout, TokenTiles, pack_pair,
 };
 
 /// Instructions that the kernels may use.
@@ -147,7 +148,7 @@ macro_rules! for_every_level {
         pub(crate) fn $name(simd: Simd, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-            #[target_feature(enable = "avx512bf16,avx512vbmi")]
+            #[target_feature(enable = "avx512bf16,avx512vbmi,gfni")]
             fn on_amx($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: this function only runs where tiles and its own target features are.
                 let s = unsafe { avx512::Avx512::<avx512::WithAmx>::assume() };
@@ -242,8 +243,8 @@ for_every_level! {
     pairs_of_e4m3(stored: &[u8; 32]) -> [f32; 16] = tests::pairs_of_e4m3;
     /// 64 codes.
     two_pairs_of_e4m3(stored: &[[u8; 32]; 2]) -> [[f32; 16]; 2] = tests::two_pairs_of_e4m3;
-    /// Sixteen rows with rows and columns exchanged.
-    transposed_rows(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 16] = tiles::tests::transposed;
+    /// 64 codes of two steps in turns.
+    pairs_of_steps(codes: &[f32; 16]) -> [[f32; 16]; 2] = tests::pairs_of_steps;
     /// The sums of sixteen vectors, one by one, in fours and at once.
     sums_every_way(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 3] = tests::sums_every_way;
 }

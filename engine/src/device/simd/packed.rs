@@ -11,6 +11,7 @@ use weights::{Dtype, InputScale, LinearWeights};
 
 use crate::device::HostViewMut;
 
+use super::Simd;
 use super::lanes::Lanes;
 use super::product::Blocks;
 
@@ -43,12 +44,16 @@ pub(crate) struct Packed<'a> {
 
 impl Packing {
     /// What suits inputs of these weights; `rounds` says whether inputs may be rounded to bf16.
-    pub(crate) fn of(parts: &[LinearWeights], rounds: bool) -> Packing {
+    pub(crate) fn of<'a>(
+        parts: impl IntoIterator<Item = &'a LinearWeights, IntoIter: Clone>,
+        rounds: bool,
+    ) -> Packing {
+        let mut parts = parts.into_iter();
         let is_e4m3 = |part: &LinearWeights| {
             part.input != InputScale::None && part.matrix.dtype == Dtype::F8E4m3
         };
         let is_bf16 = |part: &LinearWeights| part.matrix.dtype == Dtype::Bf16;
-        if parts.iter().all(is_e4m3) || rounds && parts.iter().all(is_bf16) {
+        if parts.clone().all(is_e4m3) || rounds && parts.all(is_bf16) {
             Packing::Pairs
         } else {
             Packing::Singles
@@ -67,6 +72,16 @@ impl Packing {
     pub(crate) fn n_floats(self, n_rows: usize, n_cols: usize) -> usize {
         n_rows * n_cols.div_ceil(self.n_elements()) * 16
     }
+}
+
+/// Whether tiles multiply these weights, packed: their products are those of pairs, and the
+/// processor has tiles.
+pub(crate) fn packs<'a>(
+    simd: Simd,
+    parts: impl IntoIterator<Item = &'a LinearWeights, IntoIter: Clone>,
+    rounds: bool,
+) -> bool {
+    simd.has_tiles() && Packing::of(parts, rounds) == Packing::Pairs
 }
 
 impl<'a> Packed<'a> {

@@ -47,6 +47,9 @@ impl Lanes for Portable {
     fn prefetch_at(self, _at: *const u8) {}
 
     #[inline(always)]
+    fn prefetch_outer(self, _at: *const u8) {}
+
+    #[inline(always)]
     fn widen_f32(self, stored: &[u8; 64]) -> [f32; 16] {
         let stored = stored.as_chunks().0;
         each(|i| f32::from_le_bytes(stored[i]))

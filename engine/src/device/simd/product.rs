@@ -44,17 +44,22 @@ impl WeightRows<'_> {
     /// two that widening left out is exact wherever it goes, and goes with the scale.
     #[inline(always)]
     pub(super) fn factors<const N: usize>(&self, n: usize) -> [f32; N] {
-        let factor = widened_factor(self.matrix.dtype);
-        match self.scale {
-            WeightScale::One => [factor; N],
-            WeightScale::PerTensor(scale) => [factor * scale; N],
-            WeightScale::PerRow(scales) => {
-                let mut factors = [1.0; N];
-                for (row, scale) in factors.iter_mut().zip(&scales[self.begin + n..]) {
-                    *row = factor * scale;
-                }
-                factors
+        row_factors(widened_factor(self.matrix.dtype), self.scale, self.begin + n)
+    }
+}
+
+/// `factor` times the scales of rows `n..n + N`; 1 beyond the last one.
+#[inline(always)]
+pub(super) fn row_factors<const N: usize>(factor: f32, scale: &WeightScale, n: usize) -> [f32; N] {
+    match scale {
+        WeightScale::One => [factor; N],
+        WeightScale::PerTensor(scale) => [factor * scale; N],
+        WeightScale::PerRow(scales) => {
+            let mut factors = [1.0; N];
+            for (row, scale) in factors.iter_mut().zip(&scales[n..]) {
+                *row = factor * scale;
             }
+            factors
         }
     }
 }

@@ -65,11 +65,14 @@ pub(super) fn scale_by<S: Lanes>(s: S, x: &[f32], factor: f32, weight: &[f32], o
 
 #[inline(always)]
 pub(super) fn silu_times<S: Lanes>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    let (zero, one) = (s.splat(0.0), s.splat(1.0));
-    for_each_pair!(s, (gate, up) in (gate, up), out, {
-        let decay = math::exp(s, s.sub(zero, gate));
-        s.mul(s.div(gate, s.add(one, decay)), up)
-    });
+    for_each_pair!(s, (gate, up) in (gate, up), out, silu_times_lanes(s, gate, up));
+}
+
+/// The same of sixteen.
+#[inline(always)]
+pub(super) fn silu_times_lanes<S: Lanes>(s: S, gate: S::V, up: S::V) -> S::V {
+    let decay = math::exp(s, s.sub(s.splat(0.0), gate));
+    s.mul(s.div(gate, s.add(s.splat(1.0), decay)), up)
 }
 
 #[inline(always)]
@@ -77,13 +80,19 @@ pub(super) fn quantize_e4m3<S: Lanes>(s: S, x: &mut [f32], scale: f32) {
     let scale = s.splat(scale);
     let (blocks, tail) = x.as_chunks_mut::<16>();
     for block in blocks {
-        s.store(math::round_e4m3(s, s.div(s.load(block), scale)), block);
+        s.store(quantized_lanes(s, s.load(block), scale), block);
     }
     if !tail.is_empty() {
         let mut block = padded(tail);
-        s.store(math::round_e4m3(s, s.div(s.load(&block), scale)), &mut block);
+        s.store(quantized_lanes(s, s.load(&block), scale), &mut block);
         tail.copy_from_slice(&block[..tail.len()]);
     }
+}
+
+/// The same of sixteen.
+#[inline(always)]
+pub(super) fn quantized_lanes<S: Lanes>(s: S, x: S::V, scale: S::V) -> S::V {
+    math::round_e4m3(s, s.div(x, scale))
 }
 
 #[inline(always)]
@@ -101,5 +110,5 @@ pub(super) fn encode_e4m3<S: Lanes>(s: S, x: &[f32], scale: f32, out: &mut [u8])
 
 #[inline(always)]
 fn encoded<S: Lanes>(s: S, block: &[f32; 16], scale: S::V) -> [u8; 16] {
-    s.codes_of_e4m3(math::round_e4m3(s, s.div(s.load(block), scale)))
+    s.codes_of_e4m3(quantized_lanes(s, s.load(block), scale))
 }

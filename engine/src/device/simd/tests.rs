@@ -23,6 +23,14 @@ pub(super) fn two_pairs_of_e4m3<S: Lanes>(s: S, stored: &[[u8; 32]; 2]) -> [[f32
 }
 
 #[inline(always)]
+pub(super) fn pairs_of_steps<S: Lanes>(s: S, codes: &[f32; 16]) -> [[f32; 16]; 2] {
+    let (steps, mut pairs) = (s.pairs_of_steps(codes), [[0.0; 16]; 2]);
+    s.store(steps[0], &mut pairs[0]);
+    s.store(steps[1], &mut pairs[1]);
+    pairs
+}
+
+#[inline(always)]
 pub(super) fn sums_every_way<S: Lanes>(s: S, rows: &[[f32; 16]; 16]) -> [[f32; 16]; 3] {
     let mut v = [s.splat(0.0); 16];
     let mut sums = [[0.0; 16]; 3];
@@ -87,6 +95,36 @@ fn every_pair_of_e4m3_codes_is_a_pair_of_bf16() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn codes_of_two_steps_in_turns_are_pairs_of_either() {
+    // Every code amid normal numbers, and amid all kinds.
+    let amid_normal = (0..=255u8).map(|code| {
+        let mut codes = [0; 64];
+        for (i, other) in codes.iter_mut().enumerate() {
+            let magnitude = 0x10 + (7 * i as u8 + code) % 0x60;
+            *other = magnitude | (i as u8) << 7;
+        }
+        codes[usize::from(code) % 64] = code;
+        codes
+    });
+    let mut rng = Rng::new(25);
+    let amid_all = (0..256).map(|_| std::array::from_fn(|_| rng.next_u64() as u8));
+    let lines: Vec<[u8; 64]> = amid_normal.chain(amid_all).collect();
+    for (simd, line) in simds().flat_map(|simd| lines.iter().map(move |line| (simd, line))) {
+        let mut steps = [[0; 32]; 2];
+        for (eighth_idx, eighth) in line.chunks(8).enumerate() {
+            steps[eighth_idx % 2][eighth_idx / 2 * 8..][..8].copy_from_slice(eighth);
+        }
+        let mut lanes = [0.0; 16];
+        for (lane, codes) in lanes.iter_mut().zip(line.as_chunks().0) {
+            *lane = f32::from_le_bytes(*codes);
+        }
+        let expected = steps.map(|codes| super::pairs_of_e4m3(simd, &codes).map(f32::to_bits));
+        let pairs = super::pairs_of_steps(simd, &lanes).map(|pairs| pairs.map(f32::to_bits));
+        assert_eq!(pairs, expected, "{simd:?}: {line:?}");
     }
 }
 

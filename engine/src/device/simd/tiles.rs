@@ -1,375 +1,319 @@
-//! Products by tiles of sixteen weight rows and sixteen tokens, for processors that multiply those
-//! at once. Every level can: the others do it by vectors, bit for bit the same, for tests.
+//! Products by tiles of sixteen tokens and sixteen outputs, for processors that multiply those at
+//! once. Every level can: the others do it by vectors, bit for bit the same, for tests.
 //!
-//! Weights are widened into tiles as they are read: for few tokens a little at a time, between one
-//! multiplication and the next, so that memory is always being read; for many a panel of columns of
-//! all rows at once, which then meets all tokens. Tokens come as tiles too, see [`TokenTiles`].
+//! Weights were packed when the model was loaded, see [`TileWeights`], and are widened into tiles
+//! as they are read: for few tokens a unit at a time, between one multiplication and the next, so
+//! that memory is always being read; for many a panel of columns of all outputs at once, which then
+//! meets all tokens. Tokens come as tiles too, see [`TokenTiles`].
 //!
 //! A sum takes 32 columns at a time, from zero on: those of even number are one chain of
 //! multiply-adds, those of odd number another, and the sum of the two is added to what was there.
-//! So few tokens and many have the same bits, however rows, tokens and columns are cut.
+//! So few tokens and many have the same bits, however outputs, tokens and columns are cut.
 
+mod alone;
 mod multiply;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 mod tokens;
+mod weights;
 
-use weights::{Dtype, Matrix};
+use ::weights::{Dtype, WeightScale};
 
-use crate::device::{Aligned, HostViewMut};
+use crate::device::{Aligned, HostView, HostViewMut};
 
-use super::element::{Bf16Pairs, E4m3Pairs, Stored};
+use super::element::widened_factor;
 use super::lanes::Lanes;
-use super::product::WeightRows;
+use super::product::row_factors;
+use super::rows::{quantized_lanes, silu_times_lanes};
 
-pub(super) use multiply::{N_STRIPS, SumTile, TILE, Tiles, VectorTiles, WeightTile};
+use alone::alone;
+
+pub(super) use multiply::{N_GROUPS, N_STRIPS, Sums, TILE, Tiles, VectorTiles, WeightStep};
 #[cfg(target_arch = "x86_64")]
-pub(super) use multiply::{STEP_COLUMNS, n_steps_of};
+pub(super) use multiply::{STEP_COLUMNS, check_steps};
 pub(super) use tokens::pack_tokens;
 pub(crate) use tokens::{Rounding, TokenLayout, TokenTiles};
+use weights::{Bf16Units, E4m3Units, LINE_BYTES, PAIR_ROWS, TileElement};
+pub(crate) use weights::{Stored, TileWeights, pack_pair};
 
 /// Tokens up to which weights are widened a little at a time.
-const N_TOKENS_FEW: usize = 2 * TILE;
+const N_TOKENS_FEW: usize = N_GROUPS * TILE;
 
-/// Most weight rows of a product.
-pub(crate) const TILE_ROWS: usize = 128;
+/// Most pairs of strips of a product.
+pub(crate) const N_PAIRS_MAX: usize = 8;
 
 /// Most tokens of one: their sums stay in the second-level cache.
 pub(crate) const TILE_TOKENS: usize = 512;
 
-/// What weight rows are multiplied at once, and so are best cut in.
-pub(crate) const PAIR_ROWS: usize = N_STRIPS * TILE;
-
 /// Steps of a panel: two groups' tokens stay in the first-level cache.
 const PANEL_STEPS: usize = 8;
-
-/// Steps that few tokens meet between two reads of weights.
-const UNIT_STEPS: usize = 2;
-
-/// Lines of a row between asking for weights and reading them.
-const N_LINES_AHEAD: usize = 4;
-
-/// What is fetched at once.
-const LINE_BYTES: usize = 64;
-
-/// Sixteen rows of weights, a panel wide.
-type Strip = [WeightTile; PANEL_STEPS];
-
-/// Sums of two strips with two groups of tokens, or with one.
-type Sums = [SumTile; 2 * N_STRIPS];
 
 /// A tile of an output.
 pub(crate) struct TileProduct<'a> {
     /// `[T, K]`
+    pub(crate) x: HostView<'a>,
+    /// The same as tiles.
     pub(crate) tokens: TokenTiles<'a>,
-    /// `[N, K]` and their scale.
-    pub(crate) weights: WeightRows<'a>,
+    /// `[N, K]`
+    pub(crate) weights: TileRows<'a>,
     /// `[T]`: of the inputs.
     pub(crate) x_scales: &'a [f32],
-    /// `[T, N]`: sums times the weights' scale, then times the input's.
+    /// Quantizes gated outputs by this.
+    pub(crate) out_scale: Option<f32>,
+    /// `[T, N]`: sums times the weights' scale, then times the input's; of a gate and what it
+    /// gates, `silu` of the one times the other.
     pub(crate) out: HostViewMut<'a>,
+}
+
+/// Packed weights of outputs from some one on, with their scales.
+#[derive(Clone, Copy)]
+pub(crate) struct TileRows<'a> {
+    /// `[N_all, K]`
+    pub(crate) weights: &'a TileWeights,
+    /// The first output, which begins a pair of strips.
+    pub(crate) begin: usize,
+    /// Of all rows: of a gate's and of what it gates, or the same twice.
+    pub(crate) scales: [&'a WeightScale; N_STRIPS],
 }
 
 /// What a thread needs.
 pub(crate) struct TileScratch {
-    /// `[TILE_ROWS / TILE]` of [`Strip`].
-    weights: Aligned,
-    /// `[TILE_TOKENS / TILE, TILE_ROWS / TILE]` of [`SumTile`].
+    /// `[N_PAIRS_MAX, PANEL_STEPS]` of [`WeightStep`].
+    steps: Aligned,
+    /// `[TILE_TOKENS / TILE / N_GROUPS, N_PAIRS_MAX]` of [`Sums`].
     sums: Aligned,
 }
 
 impl TileScratch {
     pub(crate) fn new() -> TileScratch {
         TileScratch {
-            weights: Aligned::new(TILE_ROWS * PANEL_STEPS * TILE),
-            sums: Aligned::new(TILE_TOKENS * TILE_ROWS),
+            steps: Aligned::new(N_PAIRS_MAX * PAIR_ROWS * PANEL_STEPS * TILE),
+            sums: Aligned::new(TILE_TOKENS * N_PAIRS_MAX * PAIR_ROWS),
         }
     }
 
-    fn parts(&mut self) -> (&mut [Strip], &mut [Sums]) {
-        let (rows, _) = self.weights.as_chunks_mut::<TILE>();
-        let (sums, _) = self.sums.as_chunks_mut::<TILE>();
-        let strips = rows.as_chunks_mut::<TILE>().0.as_chunks_mut().0;
-        (strips, sums.as_chunks_mut::<TILE>().0.as_chunks_mut().0)
+    fn parts(&mut self) -> (&mut [WeightStep], &mut [Sums]) {
+        let steps = self.steps.as_chunks_mut::<TILE>().0.as_chunks_mut::<TILE>().0;
+        let sums = self.sums.as_chunks_mut::<TILE>().0.as_chunks_mut::<TILE>().0;
+        (steps.as_chunks_mut().0, sums.as_chunks_mut().0.as_chunks_mut().0)
+    }
+}
+
+impl<'a> TileRows<'a> {
+    /// All units of the pair of strips that gives output `n` and those after it.
+    #[inline(always)]
+    fn units(&self, n: usize) -> &'a [WeightStep] {
+        self.weights.units((self.begin + n) / self.weights.n_pair_outputs())
+    }
+
+    /// The units that `n_steps` from `step`, which begins one, on are made of.
+    #[inline(always)]
+    fn panel<E: TileElement>(&self, n: usize, (step, n_steps): (usize, usize)) -> &'a [WeightStep] {
+        &self.units(n)[step / E::N_STEPS..(step + n_steps).div_ceil(E::N_STEPS)]
+    }
+
+    /// What sums of a strip, whose first output is `n`, are multiplied by. The power of two that
+    /// widening left out is exact wherever it goes, and goes with the scale.
+    #[inline(always)]
+    fn factors(&self, strip_idx: usize, n: usize) -> [f32; TILE] {
+        let factor = widened_factor(self.weights.dtype());
+        row_factors(factor, self.scales[strip_idx], self.begin + n)
     }
 }
 
 #[inline(always)]
 pub(super) fn by_tiles<S: Lanes>(s: S, product: TileProduct<'_>, scratch: &mut TileScratch) {
-    match product.weights.matrix.dtype {
-        Dtype::F8E4m3 => by_tiles_of::<S, E4m3Pairs>(s, product, scratch),
-        Dtype::Bf16 => by_tiles_of::<S, Bf16Pairs>(s, product, scratch),
+    match product.weights.weights.dtype() {
+        Dtype::F8E4m3 => by_tiles_of::<S, E4m3Units>(s, product, scratch),
+        Dtype::Bf16 => by_tiles_of::<S, Bf16Units>(s, product, scratch),
         dtype => panic!("tiles of {dtype:?}"),
     }
 }
 
 #[inline(always)]
-fn by_tiles_of<S: Lanes, E: Stored>(s: S, product: TileProduct<'_>, scratch: &mut TileScratch) {
+fn by_tiles_of<S: Lanes, E: TileElement>(
+    s: S,
+    product: TileProduct<'_>,
+    scratch: &mut TileScratch,
+) {
     let (n_tokens, n_rows) = (product.out.n_rows(), product.out.n_cols());
     assert_eq!((n_tokens, n_tokens), (product.tokens.n_tokens(), product.x_scales.len()), "[T]");
-    assert!(n_tokens <= TILE_TOKENS && n_rows <= TILE_ROWS, "[{n_tokens}, {n_rows}]");
-    // The layout of tiles is the thread's until the product is done.
-    let tiles = s.tiles(product.tokens.group_width());
-    let (strips, sums) = scratch.parts();
+    let TileRows { weights, begin, .. } = product.weights;
+    assert!(n_tokens <= TILE_TOKENS, "[{n_tokens}, {n_rows}]");
+    assert!(n_rows <= N_PAIRS_MAX * weights.n_pair_outputs(), "[{n_tokens}, {n_rows}]");
+    assert!(begin.is_multiple_of(weights.n_pair_outputs()), "{begin} begins no strip");
+    assert!(begin + n_rows <= weights.n_outputs(), "[N]");
     match n_tokens {
-        ..=N_TOKENS_FEW => few::<S, E>(s, &tiles, product, strips, &mut sums[0]),
-        _ => many::<S, E>(s, &tiles, product, strips, sums),
+        1 if E::IS_NORMAL => return alone::<S, E, 1>(s, product),
+        2 if E::IS_NORMAL => return alone::<S, E, 2>(s, product),
+        _ => {}
     }
-}
-
-/// Rows that are multiplied at once. Beyond the last one stands that again, for nobody.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    matrix: &'a Matrix,
-    begin: usize,
-    n_rows: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// Up to [`PAIR_ROWS`] from `begin` on.
-    fn new(matrix: &'a Matrix, begin: usize, end: usize) -> Rows<'a> {
-        Rows { matrix, begin, n_rows: PAIR_ROWS.min(end - begin) }
-    }
-
-    /// Columns that come as whole blocks.
-    fn n_whole<E: Stored>(&self) -> usize {
-        self.matrix.n_cols * self.matrix.dtype.n_bytes() / size_of::<E::Block>()
-    }
-
-    /// Widens blocks `step..step + n_steps`, of which those behind the row's end are zero.
-    #[inline(always)]
-    fn widen<S: Lanes, E: Stored>(
-        &self,
-        s: S,
-        (step, n_steps): (usize, usize),
-        strips: &mut [Strip; N_STRIPS],
-    ) {
-        let begin = step * size_of::<E::Block>();
-        for row_idx in 0..PAIR_ROWS {
-            let row = self.matrix.row(self.begin + row_idx.min(self.n_rows - 1));
-            let end = row.len().min(begin + n_steps * size_of::<E::Block>());
-            let (blocks, last) = E::blocks(&row[begin.min(end)..end]);
-            let (twos, one) = blocks.as_chunks::<2>();
-            let strip = &mut strips[row_idx / TILE];
-            for (i, two) in twos.iter().enumerate() {
-                let [a, b] = E::widen_two(s, two);
-                s.store(a, &mut strip[2 * i][row_idx % TILE]);
-                s.store(b, &mut strip[2 * i + 1][row_idx % TILE]);
-            }
-            for (i, block) in one.iter().chain(&last).enumerate() {
-                s.store(E::widen(s, block), &mut strip[2 * twos.len() + i][row_idx % TILE]);
-            }
-        }
-    }
-
-    /// Widens a unit of whole blocks, and asks for what is `n_ahead` further on in each row, or in
-    /// the rows after these where the row ends before.
-    #[inline(always)]
-    fn widen_unit<S: Lanes, E: Stored>(
-        &self,
-        s: S,
-        (step, n_ahead): (usize, usize),
-        strips: &mut [Strip; N_STRIPS],
-    ) {
-        let Matrix { row_stride, offset, .. } = *self.matrix;
-        let rows = &self.matrix.bytes.as_slice()[offset + self.begin * row_stride..];
-        let n_unit = UNIT_STEPS * size_of::<E::Block>();
-        let begin = step * size_of::<E::Block>();
-        // Two lines of a row side by side come sooner than one and one.
-        let asks = begin.is_multiple_of(2 * LINE_BYTES);
-        let n_row_bytes = self.n_whole::<E>() * size_of::<E::Block>();
-        let ahead = match begin + n_ahead < n_row_bytes {
-            true => rows.as_ptr().wrapping_add(begin + n_ahead),
-            false => {
-                let after = rows.as_ptr().wrapping_add(PAIR_ROWS * row_stride);
-                after.wrapping_add(begin + n_ahead - n_row_bytes)
-            }
-        };
-        for (strip_idx, strip) in strips.iter_mut().enumerate() {
-            let [first, second, ..] = strip;
-            for (i, (first, second)) in first.iter_mut().zip(second).enumerate() {
-                let row_begin = (strip_idx * TILE + i).min(self.n_rows - 1) * row_stride;
-                if asks {
-                    s.prefetch_at(ahead.wrapping_add(row_begin));
-                    s.prefetch_at(ahead.wrapping_add(row_begin + LINE_BYTES));
-                }
-                let (blocks, _) = E::blocks(&rows[row_begin + begin..][..n_unit]);
-                let unit = blocks.first_chunk().expect("a unit of whole blocks");
-                let [a, b] = E::widen_two(s, unit);
-                s.store(a, first);
-                s.store(b, second);
-            }
-        }
+    // The layout of tiles is the thread's until the product is done.
+    let mut tiles = s.tiles(product.tokens.group_width());
+    let (steps, sums) = scratch.parts();
+    match n_tokens {
+        ..=N_TOKENS_FEW => few::<S, E>(s, &mut tiles, product, (steps, &mut sums[0])),
+        _ => many::<S, E>(s, &mut tiles, product, (steps, sums)),
     }
 }
 
 /// All of a product with one group of tokens or two.
 #[inline(always)]
-fn few<S: Lanes, E: Stored>(
+fn few<S: Lanes, E: TileElement>(
     s: S,
-    tiles: &S::Tiles,
+    tiles: &mut S::Tiles,
     mut product: TileProduct<'_>,
-    strips: &mut [Strip],
-    sums: &mut Sums,
+    (steps, sums): (&mut [WeightStep], &mut Sums),
 ) {
-    let WeightRows { matrix, begin, .. } = product.weights;
-    let (n_rows, n_steps) = (product.out.n_cols(), product.tokens.n_steps());
-    let (strips, _) = strips.split_first_chunk_mut().expect("two strips");
-    for n in (0..n_rows).step_by(PAIR_ROWS) {
-        *sums = [[[0.0; TILE]; TILE]; 2 * N_STRIPS];
-        let rows = Rows::new(matrix, begin + n, begin + n_rows);
-        let n_whole = rows.n_whole::<E>();
-        for step in (0..n_steps).step_by(UNIT_STEPS) {
-            let n_unit = UNIT_STEPS.min(n_steps - step);
-            if step + UNIT_STEPS <= n_whole {
-                rows.widen_unit::<S, E>(s, (step, N_LINES_AHEAD * LINE_BYTES), strips);
-            } else {
-                rows.widen::<S, E>(s, (step, n_unit), strips);
+    let TileProduct { tokens, weights, .. } = product;
+    let n_steps = tokens.n_steps();
+    // A unit is widened while tiles of the one before it are multiplied.
+    let (mut now, rest) = steps.split_at_mut(E::N_STEPS);
+    let mut next = &mut rest[..E::N_STEPS];
+    for n in (0..product.out.n_cols()).step_by(weights.weights.n_pair_outputs()) {
+        let units = weights.units(n);
+        tiles.clear();
+        E::widen(s, &units[0], true, now);
+        for (unit_idx, unit) in units.iter().enumerate() {
+            if let Some(unit) = units.get(unit_idx + 1) {
+                E::widen(s, unit, true, next);
             }
-            add(tiles, strips, (step, n_unit), (product.tokens, 0), sums);
+            let step = unit_idx * E::N_STEPS;
+            let part = (step, E::N_STEPS.min(n_steps - step));
+            let steps = &E::steps(std::slice::from_ref(unit), now)[..part.1];
+            match tokens.n_groups() {
+                1 => tiles.add_one(steps, tokens.group(0, part)),
+                _ => tiles.add_two(steps, [tokens.group(0, part), tokens.group(1, part)]),
+            }
+            std::mem::swap(&mut now, &mut next);
         }
+        tiles.put(sums);
         write(s, &mut product, (n, 0), sums);
     }
 }
 
 /// All of a product with many groups of tokens.
 #[inline(always)]
-fn many<S: Lanes, E: Stored>(
+fn many<S: Lanes, E: TileElement>(
     s: S,
-    tiles: &S::Tiles,
+    tiles: &mut S::Tiles,
     mut product: TileProduct<'_>,
-    strips: &mut [Strip],
-    sums: &mut [Sums],
+    (steps, sums): (&mut [WeightStep], &mut [Sums]),
 ) {
-    let WeightRows { matrix, begin, .. } = product.weights;
-    let (n_rows, n_steps) = (product.out.n_cols(), product.tokens.n_steps());
-    let n_pairs = n_rows.div_ceil(PAIR_ROWS);
-    let sums = &mut sums[..n_pairs * product.tokens.n_groups().div_ceil(2)];
-    let (strips, _) = strips.as_chunks_mut::<N_STRIPS>();
-    let strips = &mut strips[..n_pairs];
-    sums.fill([[[0.0; TILE]; TILE]; 2 * N_STRIPS]);
+    let TileProduct { tokens, weights, .. } = product;
+    let n_steps = tokens.n_steps();
+    let n_pair_outputs = weights.weights.n_pair_outputs();
+    let n_pairs = product.out.n_cols().div_ceil(n_pair_outputs);
+    let n_twos = tokens.n_groups().div_ceil(N_GROUPS);
     for step in (0..n_steps).step_by(PANEL_STEPS) {
         let n_panel = PANEL_STEPS.min(n_steps - step);
-        for (pair_idx, strips) in strips.iter_mut().enumerate() {
-            let rows = Rows::new(matrix, begin + pair_idx * PAIR_ROWS, begin + n_rows);
-            rows.widen::<S, E>(s, (step, n_panel), strips);
-        }
-        let is_last = step + n_panel == n_steps;
-        let mut ahead = Ahead::new::<E>(&product, step + n_panel, sums.len());
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let (group_idx, pair_idx) = (i / n_pairs * 2, i % n_pairs);
-            let (n, t) = (pair_idx * PAIR_ROWS, group_idx * TILE);
-            ahead.fetch(s);
-            if is_last {
-                prefetch_out(s, &mut product, (n, t));
+        for (pair_idx, steps) in steps.chunks_exact_mut(PANEL_STEPS).enumerate().take(n_pairs) {
+            let panel = weights.panel::<E>(pair_idx * n_pair_outputs, (step, n_panel));
+            for (unit, steps) in panel.iter().zip(steps.chunks_exact_mut(E::N_STEPS)) {
+                E::widen(s, unit, false, steps);
             }
-            let tokens = (product.tokens, group_idx);
-            add(tiles, &strips[pair_idx], (step, n_panel), tokens, sums);
-            if is_last {
-                write(s, &mut product, (n, t), sums);
+        }
+        for two_idx in 0..n_twos {
+            let group_idx = N_GROUPS * two_idx;
+            let group = tokens.group(group_idx, (step, n_panel));
+            let has_two = group_idx + 1 < tokens.n_groups();
+            for pair_idx in 0..n_pairs {
+                let panel = weights.panel::<E>(pair_idx * n_pair_outputs, (step, n_panel));
+                // What is multiplied next lies behind what is now. Of tokens every other line is
+                // asked for: the processor brings its neighbour.
+                ask_for_part(s, group, N_GROUPS, (pair_idx, n_pairs), 2 * LINE_BYTES);
+                ask_for_part(s, panel, 1, (two_idx, n_twos), LINE_BYTES);
+                let sums = &mut sums[two_idx * n_pairs + pair_idx];
+                match step {
+                    0 => tiles.clear(),
+                    _ => tiles.resume(sums),
+                }
+                let steps = &E::steps(panel, &steps[pair_idx * PANEL_STEPS..])[..n_panel];
+                if has_two {
+                    let next = tokens.group(group_idx + 1, (step, n_panel));
+                    tiles.add_two(steps, [group, next]);
+                } else {
+                    tiles.add_one(steps, group);
+                }
+                tiles.put(sums);
+                if step + n_panel == n_steps {
+                    write(s, &mut product, (pair_idx * n_pair_outputs, group_idx * TILE), sums);
+                }
             }
         }
     }
+    s.finish_streams();
 }
 
-/// Asks for the lines that two strips and two groups are written to, while these are multiplied.
+/// Asks for part `idx` of `n` of what lies behind `n_such` such slices, if anything does: one line
+/// every `stride` bytes, no nearer than into the second-level cache.
 #[inline(always)]
-fn prefetch_out<S: Lanes>(s: S, product: &mut TileProduct<'_>, (n, t): (usize, usize)) {
-    for t in t..product.out.n_rows().min(t + 2 * TILE) {
-        for line in product.out.row_mut(t)[n..].chunks(LINE_BYTES / size_of::<f32>()).take(N_STRIPS)
-        {
-            s.prefetch(&line[0]);
-        }
-    }
-}
-
-/// Adds what two strips give with one or two groups of tokens, from `group_idx` on.
-#[inline(always)]
-fn add<T: Tiles>(
-    tiles: &T,
-    strips: &[Strip; N_STRIPS],
-    (step, n_steps): (usize, usize),
-    (tokens, group_idx): (TokenTiles<'_>, usize),
-    sums: &mut Sums,
+fn ask_for_part<S: Lanes, T>(
+    s: S,
+    slice: &[T],
+    n_such: usize,
+    (idx, n): (usize, usize),
+    stride: usize,
 ) {
-    let weights = [&strips[0][..n_steps], &strips[1][..n_steps]];
-    let group = tokens.group(group_idx, (step, n_steps));
-    if group_idx + 1 < tokens.n_groups() {
-        let next = tokens.group(group_idx + 1, (step, n_steps));
-        tiles.add_two(weights, [group, next], sums);
-    } else {
-        let (sums, _) = sums.split_first_chunk_mut().expect("sums of two strips");
-        tiles.add_one(weights, group, sums);
+    let n_part_bytes = (n_such * size_of_val(slice)).div_ceil(n);
+    let begin = n_such * size_of_val(slice) + idx * n_part_bytes;
+    for at in (begin..begin + n_part_bytes).step_by(stride) {
+        s.prefetch_outer(slice.as_ptr().cast::<u8>().wrapping_add(at));
     }
 }
 
-/// Writes the outputs of two strips and one or two groups, scaled: `n` is their first row, `t`
-/// their first token.
+/// Writes the outputs of two strips and one or two groups: `n` is the first of these outputs, `t`
+/// the first token.
 #[inline(always)]
 fn write<S: Lanes>(s: S, product: &mut TileProduct<'_>, (n, t): (usize, usize), sums: &Sums) {
-    let (n_tokens, n_rows) = (product.out.n_rows(), product.out.n_cols());
-    let n_groups = if n_tokens - t > TILE { 2 } else { 1 };
-    for (i, sums) in sums[..N_STRIPS * n_groups].iter().enumerate() {
-        let (n, t) = (n + i / n_groups * TILE, t + i % n_groups * TILE);
-        if n >= n_rows {
-            continue;
-        }
-        let factors = product.weights.factors::<TILE>(n);
-        let mut v = [s.splat(0.0); TILE];
-        for row_idx in 0..TILE {
-            v[row_idx] = s.mul(s.load(&sums[row_idx]), s.splat(factors[row_idx]));
-        }
-        let v = s.transposed(v);
-        for (v, t) in v.into_iter().zip(t..n_tokens) {
-            let outputs = s.mul(v, s.splat(product.x_scales[t]));
-            let out = &mut product.out.row_mut(t)[n..];
-            if let Some((out, _)) = out.split_first_chunk_mut() {
-                s.store(outputs, out);
-            } else {
-                let mut last = [0.0; TILE];
-                s.store(outputs, &mut last);
-                out.copy_from_slice(&last[..out.len()]);
-            }
+    let n_tokens = product.out.n_rows();
+    for (group_idx, [first, second]) in sums.iter().enumerate() {
+        let t = t + group_idx * TILE;
+        for (sums, t) in first.iter().zip(second).zip(t..n_tokens) {
+            write_token(s, product, (n, t), [s.load(sums.0), s.load(sums.1)]);
         }
     }
 }
 
-/// The rows' next panel, or the first one of the rows that a thread takes next: asked for in as
-/// many parts as there are multiplications meanwhile.
-struct Ahead<'a> {
-    weights: &'a Matrix,
-    row_idx: usize,
-    row_end: usize,
-    n_rows_at_once: usize,
-    begin_byte: usize,
-    n_bytes: usize,
+/// Writes the outputs of two strips, as far as there are such, for one token.
+#[inline(always)]
+fn write_token<S: Lanes>(
+    s: S,
+    product: &mut TileProduct<'_>,
+    (n, t): (usize, usize),
+    [first, second]: [S::V; N_STRIPS],
+) {
+    let weights = product.weights;
+    let x_scale = s.splat(product.x_scales[t]);
+    let first = s.mul(s.mul(first, s.load(&weights.factors(0, n))), x_scale);
+    if weights.weights.is_gated() {
+        let second = s.mul(s.mul(second, s.load(&weights.factors(1, n))), x_scale);
+        let activated = silu_times_lanes(s, first, second);
+        let outputs = match product.out_scale {
+            Some(scale) => quantized_lanes(s, activated, s.splat(scale)),
+            None => activated,
+        };
+        write_strip(s, product, (n, t), outputs);
+        return;
+    }
+    write_strip(s, product, (n, t), first);
+    if n + TILE < product.out.n_cols() {
+        let second = s.mul(s.mul(second, s.load(&weights.factors(1, n + TILE))), x_scale);
+        write_strip(s, product, (n + TILE, t), second);
+    }
 }
 
-impl<'a> Ahead<'a> {
-    fn new<E: Stored>(product: &TileProduct<'a>, step: usize, n_parts: usize) -> Ahead<'a> {
-        let WeightRows { matrix, begin, .. } = product.weights;
-        let n_rows = product.out.n_cols();
-        let is_last = step >= product.tokens.n_steps();
-        let (begin, step) = if is_last { (begin + n_rows, 0) } else { (begin, step) };
-        Ahead {
-            weights: matrix,
-            row_idx: begin,
-            row_end: matrix.n_rows.min(begin + n_rows),
-            n_rows_at_once: n_rows.div_ceil(n_parts),
-            begin_byte: step * size_of::<E::Block>(),
-            n_bytes: PANEL_STEPS * size_of::<E::Block>(),
-        }
-    }
-
-    #[inline(always)]
-    fn fetch<S: Lanes>(&mut self, s: S) {
-        let end = self.row_end.min(self.row_idx + self.n_rows_at_once);
-        while self.row_idx < end {
-            let row = &self.weights.row(self.row_idx)[self.begin_byte..];
-            for line in row[..self.n_bytes.min(row.len())].as_chunks::<LINE_BYTES>().0 {
-                s.prefetch(line);
-            }
-            self.row_idx += 1;
-        }
+/// Writes the outputs of a strip, as far as there are such, for one token.
+#[inline(always)]
+fn write_strip<S: Lanes>(s: S, product: &mut TileProduct<'_>, (n, t): (usize, usize), v: S::V) {
+    let is_many = product.out.n_rows() > N_TOKENS_FEW;
+    let out = &mut product.out.row_mut(t)[n..];
+    if let Some((out, _)) = out.split_first_chunk_mut() {
+        // Of many tokens no cache keeps what is written until it is read.
+        if is_many { s.stream(v, out) } else { s.store(v, out) }
+    } else {
+        let mut last = [0.0; TILE];
+        s.store(v, &mut last);
+        out.copy_from_slice(&last[..out.len()]);
     }
 }

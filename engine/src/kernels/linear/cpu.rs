@@ -1,13 +1,14 @@
-//! Where pairs of bf16 are multiplied and the processor does that by tiles, tiles do it. Elsewhere
-//! few tokens read weights as they are stored, many share weights widened once. Either way the
-//! input is packed first, once for all parts: see [`TokenTiles`] and [`Packed`].
+//! Where weights were packed for tiles, tiles multiply them: see [`tiles`]. Elsewhere few tokens
+//! read weights as they are stored, many share weights widened once. Either way the input is packed
+//! first, once for all parts.
+
+mod tiles;
 
 use weights::{Dtype, LinearWeights};
 
 use crate::device::simd::{
-    PAIR_ROWS, PANEL_ROWS, Packed, Packing, Product, Rounding, TILE_ROWS, TILE_TOKENS, TileProduct,
-    TokenLayout, TokenTiles, WeightRows, direct_product, n_tile_tokens, pack_pairs, pack_singles,
-    pack_tokens, panel_product, panels_mut, round_to_pairs, tile_product,
+    PANEL_ROWS, Packed, Packing, Product, Rounding, WeightRows, direct_product, n_tile_tokens,
+    pack_pairs, pack_singles, panel_product, panels_mut, round_to_pairs,
 };
 use crate::device::{CpuExec, Grid, HostView, HostViewMut};
 
@@ -22,26 +23,20 @@ const PACK_ROWS: usize = 8;
 /// Weight rows of a tile for few tokens: long enough to stream, short enough to share out.
 const DIRECT_ROWS: usize = 64;
 
-/// Multiply-adds that tiles do while one is done without.
-const TILE_GAIN: usize = 8;
-
 /// Tiles that each thread gets at least, and the least rows of one for many tokens.
 const N_TILES_PER_THREAD: usize = 4;
 const PANEL_ROWS_MIN: usize = 16;
 
-pub(super) fn linear(exec: &CpuExec, args: Args<'_>) {
+pub(super) fn linear(exec: &CpuExec, args: Args<'_>, out_scale: Option<f32>) {
     let Args { x, x_scales, weights, out } = args;
     let (x, x_scales, out) = (x.host(), x_scales.host(), out.host());
-    let packing = Packing::of(&weights.parts, exec.rounds_inputs());
     let is_e4m3 = weights.parts.iter().all(|part| part.matrix.dtype == Dtype::F8E4m3);
     let rounding = if is_e4m3 { Rounding::Exact } else { Rounding::Nearest };
-    if packing == Packing::Pairs && exec.simd().has_tiles() {
-        let layout = TokenLayout::new(x.n_rows(), x.n_cols());
-        let mut memory = exec.packed(layout.n_floats());
-        pack_as_tiles(exec, x, (layout, rounding), &mut memory);
-        let tokens = TokenTiles::new(layout, &memory);
-        for_each_part(&weights.parts, x_scales, out, |part| multiply_tiles(exec, tokens, part));
+    if let Some(tiles) = &weights.tiles {
+        let product = tiles::Product { x, x_scales, parts: &weights.parts, tiles, out_scale };
+        product.run(exec, rounding, out);
     } else {
+        let packing = Packing::of(&weights.parts, exec.rounds_inputs());
         let shape = (x.n_rows(), x.n_cols());
         let mut memory = exec.packed(packing.n_floats(shape.0, shape.1));
         pack(exec, x, (packing, rounding), &mut memory);
@@ -69,45 +64,6 @@ fn for_each_part(
         multiply(Part { x_scales, weights, out: out.reborrow().columns(begin..end) });
         begin = end;
     }
-}
-
-/// Packs all of `x` as tiles of tokens.
-fn pack_as_tiles(
-    exec: &CpuExec,
-    x: HostView<'_>,
-    (layout, rounding): (TokenLayout, Rounding),
-    memory: &mut [f32],
-) {
-    let (n_tokens, n_floats, n_cols) = layout.piece();
-    let out = HostViewMut::new(memory, layout.n_groups(), layout.n_group_floats());
-    let grid = Grid { tile_rows: 1, tile_cols: n_floats.max(1), work: x.n_rows() * x.n_cols() };
-    exec.for_each_tile(out, grid, |mut tile, _| {
-        let (t, k) = (tile.row_idx * n_tokens, tile.col_idx / n_floats * n_cols);
-        let x = x.rows(t..x.n_rows().min(t + n_tokens)).columns(k..x.n_cols().min(k + n_cols));
-        let how = (rounding, layout.group_width());
-        let is_exact = pack_tokens(exec.simd(), x, how, tile.out.row_mut(0));
-        assert!(is_exact, "a quantized input is e4m3 values");
-    });
-}
-
-fn multiply_tiles(exec: &CpuExec, tokens: TokenTiles<'_>, part: Part<'_>) {
-    let Part { x_scales, weights, out } = part;
-    let matrix = &weights.matrix;
-    let grid = Grid {
-        tile_rows: TILE_TOKENS,
-        tile_cols: even_rows(exec, out.n_cols(), (PAIR_ROWS, TILE_ROWS)),
-        work: matrix.n_bytes().max(out.n_rows() * out.n_cols() * matrix.n_cols / TILE_GAIN),
-    };
-    exec.for_each_tile(out, grid, |tile, scratch| {
-        let end = tile.row_idx + tile.out.n_rows();
-        let product = TileProduct {
-            tokens: tokens.tokens(tile.row_idx, end),
-            weights: WeightRows { matrix, begin: tile.col_idx, scale: &weights.scale },
-            x_scales: &x_scales[tile.row_idx..end],
-            out: tile.out,
-        };
-        tile_product(exec.simd(), product, &mut scratch.tiles);
-    });
 }
 
 /// Packs all of `x`, of which pairs are e4m3 values or are rounded.

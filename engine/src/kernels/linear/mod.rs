@@ -7,7 +7,7 @@ use weights::{InputScale, WeightScale};
 
 use crate::device::cuda::Operands;
 use crate::device::{
-    Array, Deferred, DeviceError, Exec, Gpu, Projection, View, ViewMut, WeightFactors,
+    Array, ArrayMut, Deferred, DeviceError, Exec, Gpu, Projection, View, ViewMut, WeightFactors,
 };
 
 /// `out[t][n] = (Σ_k x[t][k] · w[n][k]) · weight_scale[n] · x_scales[t]`, but for the factors that
@@ -32,13 +32,31 @@ pub struct Args<'a> {
 /// Projects every token, and says what `out` still lacks.
 pub fn linear(exec: &mut Exec, args: Args<'_>) -> Result<Deferred, DeviceError> {
     args.check();
+    assert!(!args.weights.is_gated(), "a gate's product is asked for by itself");
     match exec {
         Exec::Cpu(cpu) => {
-            cpu::linear(cpu, args);
+            cpu::linear(cpu, args, None);
             Ok(Deferred::Nothing)
         }
         Exec::Cuda(gpu) => args.launch(gpu),
     }
+}
+
+/// The same for a projection that [is gated](Projection::is_gated): `out[t] =
+/// quantize(silu(gate[t]) * up[t])`, `[T, N / 2]`, to the bit what a product and the activation
+/// behind it give. `input` says how it is quantized, not per token, which needs other columns;
+/// `out_scales` is what `out` must be multiplied by to be the activations, `[T]`.
+pub fn gated(exec: &mut Exec, args: Args<'_>, input: InputScale, out_scales: ArrayMut<'_, f32>) {
+    let shape = (args.x.n_rows(), args.weights.n_rows() / 2);
+    assert_eq!((args.out.n_rows(), args.out.n_cols()), shape, "out is [T, N / 2]");
+    let out_scale = match input {
+        InputScale::None => None,
+        InputScale::Static(scale) => Some(scale),
+        InputScale::PerToken => panic!("a token's scale needs all ranks' columns"),
+    };
+    let Exec::Cpu(cpu) = exec else { unreachable!("weights are packed for a processor") };
+    out_scales.host().fill(out_scale.unwrap_or(1.0));
+    cpu::linear(cpu, args, out_scale);
 }
 
 impl Args<'_> {

@@ -102,7 +102,7 @@ impl Case {
         let n_rows = self.weights.matrix.n_rows;
         let mut out = vec![f32::NAN; x.n_rows() * n_rows];
         let view = ViewMut::new(&mut out, x.n_rows(), n_rows);
-        let weights = &Projection::host(vec![self.weights.clone()]);
+        let weights = &Projection::host(cpu, vec![self.weights.clone()]);
         let args = Args { x, x_scales: Array::Host(x_scales), weights, out: view };
         assert_eq!(linear(exec, args).expect("it runs"), Deferred::Nothing);
         out
@@ -155,6 +155,29 @@ fn products_are_within_the_bound() {
                 if is_of_pairs(kind) && *level <= last_same(kind) {
                     assert_same_bits(out, &outputs[0].1, &format!("{what}, {level:?}"));
                 }
+            }
+        }
+    }
+}
+
+/// What a machine without memory for packed weights computes.
+#[test]
+fn weights_that_stay_mapped_are_multiplied_as_without_tiles() {
+    let mut rng = Rng::new(13);
+    for kind in KINDS.into_iter().filter(|kind| is_of_pairs(*kind)) {
+        for shape in [(37, 530, 1), (70, 97, 33)] {
+            let case = Case::new(&mut rng, kind, shape);
+            let without: Vec<_> = levels()
+                .map(|level| {
+                    on_exec(2, level, |exec| {
+                        let Exec::Cpu(cpu) = &mut *exec else { panic!("a processor") };
+                        cpu.keep_weights_mapped();
+                        case.run(exec)
+                    })
+                })
+                .collect();
+            for (level, out) in levels().zip(&without) {
+                assert_same_bits(out, &without[0], &format!("{kind:?} {shape:?} {level:?}"));
             }
         }
     }

@@ -118,7 +118,9 @@ fn a_checkpoint_s_plan_is_the_engine_s() {
     let rest = text.strip_prefix(PLAN).unwrap_or_else(|| panic!("{text}"));
     // Sizes of the engine's own buffers are its business, and change with its kernels.
     let plan = MemoryPlan::new(&tiny.checkpoint, &config).expect("fits");
-    let words: Vec<&str> = rest.lines().map(|line| line.trim()).collect();
+    let mut words: Vec<&str> = rest.lines().map(|line| line.trim()).collect();
+    // Where the processor has tiles.
+    words.retain(|line| !line.starts_with("weights, packed "));
     assert!(words[0].starts_with("KV cache, fp8"), "{text}");
     assert!(words[1].starts_with("workspace"), "{text}");
     assert!(words[2].starts_with("collectives"), "{text}");

@@ -8,6 +8,8 @@ use super::Avx512;
 pub(in super::super) trait Extension: Copy {
     /// AVX-512 BF16 and VBMI.
     const HAS_BF16: bool;
+    /// AMX's tiles of bf16, and GFNI.
+    const HAS_TILES: bool;
 
     /// How tiles are multiplied.
     type Tiles: Tiles;
@@ -24,12 +26,13 @@ pub(in super::super) struct Plain;
 #[derive(Clone, Copy)]
 pub(in super::super) struct WithBf16;
 
-/// Those and tiles of bf16.
+/// Those, tiles of bf16 and GFNI.
 #[derive(Clone, Copy)]
 pub(in super::super) struct WithAmx;
 
 impl Extension for Plain {
     const HAS_BF16: bool = false;
+    const HAS_TILES: bool = false;
     type Tiles = VectorTiles<Avx512<Plain>>;
 
     #[inline(always)]
@@ -40,6 +43,7 @@ impl Extension for Plain {
 
 impl Extension for WithBf16 {
     const HAS_BF16: bool = true;
+    const HAS_TILES: bool = false;
     type Tiles = VectorTiles<Avx512<WithBf16>>;
 
     #[inline(always)]
@@ -50,6 +54,7 @@ impl Extension for WithBf16 {
 
 impl Extension for WithAmx {
     const HAS_BF16: bool = true;
+    const HAS_TILES: bool = true;
     type Tiles = AmxTiles;
 
     #[inline(always)]

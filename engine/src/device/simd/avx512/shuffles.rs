@@ -65,8 +65,7 @@ pub(super) unsafe fn looked_up_pairs(stored: &[u8; 32]) -> __m512 {
     }
 }
 
-/// The same of 64 codes: each is looked up once among the low and once among the high bytes, which
-/// are then laid side by side.
+/// The same of 64 codes, as pairs of the first 32 and of the others.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VBMI.
@@ -74,22 +73,75 @@ pub(super) unsafe fn looked_up_pairs(stored: &[u8; 32]) -> __m512 {
 pub(super) unsafe fn looked_up_twice(stored: &[[u8; 32]; 2]) -> [__m512; 2] {
     /// Eight codes each: what is laid side by side are halves of every 16 bytes.
     static EIGHTS: [i64; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-    // SAFETY: the caller's; the pointers are those of 64, of 64 and of twice 64 bytes.
+    // SAFETY: the caller's; the pointers are those of 64 bytes each.
+    unsafe {
+        let eights = _mm512_loadu_si512(EIGHTS.as_ptr().cast());
+        let codes = _mm512_loadu_si512(stored.as_ptr().cast());
+        looked_up_in_turns(_mm512_permutexvar_epi64(eights, codes))
+    }
+}
+
+/// The same of 64 codes of which eight are the first result's and eight the second one's, in
+/// turns: each is looked up once among the low and once among the high bytes, which are then laid
+/// side by side.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VBMI.
+#[inline(always)]
+unsafe fn looked_up_in_turns(codes: __m512i) -> [__m512; 2] {
+    // SAFETY: the caller's; the pointers are those of twice 64 bytes.
     unsafe {
         let [low, high] = [E4M3_BYTES[0].as_ptr(), E4M3_BYTES[1].as_ptr()];
         let (low_a, low_b) =
             (_mm512_loadu_si512(low.cast()), _mm512_loadu_si512(low.add(64).cast()));
         let (high_a, high_b) =
             (_mm512_loadu_si512(high.cast()), _mm512_loadu_si512(high.add(64).cast()));
-        let eights = _mm512_loadu_si512(EIGHTS.as_ptr().cast());
-        let codes = _mm512_permutexvar_epi64(eights, _mm512_loadu_si512(stored.as_ptr().cast()));
         let low = _mm512_permutex2var_epi8(low_a, codes, low_b);
         let high = _mm512_permutex2var_epi8(high_a, codes, high_b);
         // high | (codes & sign)
         let sign = _mm512_set1_epi8(i8::MIN);
-        let high = _mm512_ternarylogic_epi64::<0xEA>(sign, codes, high);
+        side_by_side(low, _mm512_ternarylogic_epi64::<0xEA>(sign, codes, high))
+    }
+}
+
+/// Low and high bytes of bf16, eight of the first result and eight of the second in turns.
+///
+/// # Safety
+/// The processor has AVX-512 F and BW.
+#[inline(always)]
+unsafe fn side_by_side(low: __m512i, high: __m512i) -> [__m512; 2] {
+    // SAFETY: the caller's.
+    unsafe {
         let pairs = [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)];
         [_mm512_castsi512_ps(pairs[0]), _mm512_castsi512_ps(pairs[1])]
+    }
+}
+
+/// [`Lanes::pairs_of_steps`](super::super::lanes::Lanes::pairs_of_steps). A normal e4m3 number,
+/// `s eeee mmm`, is `s 0111eeee mmm0000` of bf16, times 2^-8: bytes whose bits are bits of the code
+/// or constant. Lines with a subnormal number, which of a model's are few, or with a NaN are looked
+/// up.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW and VBMI, and GFNI.
+#[inline(always)]
+pub(super) unsafe fn pairs_of_steps(codes: &[f32; 16]) -> [__m512; 2] {
+    // Which bits of the code each bit of a byte is the sum of, from bit 7 down.
+    const LOW: i64 = i64::from_le_bytes([1 << 3, 1 << 2, 1 << 1, 1 << 0, 0, 0, 0, 0]);
+    const HIGH: i64 = i64::from_le_bytes([1 << 7, 0, 0, 0, 0, 1 << 6, 1 << 5, 1 << 4]);
+    const HIGH_CONSTANT: i32 = 0b0011_1000;
+    // SAFETY: the caller's; the pointer is that of 64 bytes.
+    unsafe {
+        let codes = _mm512_loadu_si512(codes.as_ptr().cast());
+        // One more than a NaN's magnitude is nothing; a subnormal number's, and that of some normal
+        // ones, stays below 16.
+        let plus_one = _mm512_add_epi8(codes, _mm512_set1_epi8(1));
+        if _mm512_testn_epi8_mask(plus_one, _mm512_set1_epi8(0x70)) != 0 {
+            return looked_up_in_turns(codes);
+        }
+        let low = _mm512_gf2p8affine_epi64_epi8::<0>(codes, _mm512_set1_epi64(LOW));
+        let high = _mm512_gf2p8affine_epi64_epi8::<HIGH_CONSTANT>(codes, _mm512_set1_epi64(HIGH));
+        side_by_side(low, high)
     }
 }
 

@@ -2,90 +2,85 @@
 
 use super::super::lanes::Lanes;
 
-/// Weight rows of a tile, and tokens of one at most.
+/// Tokens of a tile at most, and outputs of one.
 pub(in super::super) const TILE: usize = 16;
 
 /// Columns of a tile: two to a lane.
 pub(in super::super) const STEP_COLUMNS: usize = 2 * TILE;
 
-/// Strips of [`TILE`] weight rows that are multiplied at once.
+/// Strips of [`TILE`] outputs that are multiplied at once.
 pub(in super::super) const N_STRIPS: usize = 2;
 
-/// Sixteen weight rows of 32 columns, in pairs.
-pub(in super::super) type WeightTile = [[f32; TILE]; TILE];
+/// Groups of [`TILE`] tokens that are multiplied at once, at most.
+pub(in super::super) const N_GROUPS: usize = 2;
 
-/// `[weight row, token]`; of fewer than sixteen tokens, those columns alone mean something.
-pub(in super::super) type SumTile = [[f32; TILE]; TILE];
+/// Weights of 32 columns: `[strip, pair of columns, output]`.
+pub(in super::super) type WeightStep = [[[f32; TILE]; TILE]; N_STRIPS];
 
-/// Multiplies tiles of so many tokens as it was made for: of each step `[TILE, n_tokens]`, pairs of
-/// columns.
+/// Sums: `[group, strip, token, output]`.
+pub(in super::super) type Sums = [[[[f32; TILE]; TILE]; N_STRIPS]; N_GROUPS];
+
+/// Multiplies tiles of so many tokens as it was made for, and holds their sums meanwhile: for each
+/// step `[token, pair of columns]` with [`WeightStep`].
 pub(in super::super) trait Tiles {
-    /// `sums[strip] += weights[strip] · tokens`, step after step.
-    fn add_one(
-        &self,
-        weights: [&[WeightTile]; N_STRIPS],
-        tokens: &[f32],
-        sums: &mut [SumTile; N_STRIPS],
-    );
+    /// All sums are zero.
+    fn clear(&mut self);
 
-    /// `sums[strip][group] += weights[strip] · tokens[group]`, step after step.
-    fn add_two(
-        &self,
-        weights: [&[WeightTile]; N_STRIPS],
-        tokens: [&[f32]; 2],
-        sums: &mut [SumTile; 2 * N_STRIPS],
-    );
+    /// Sums go on from these.
+    fn resume(&mut self, sums: &Sums);
+
+    /// Adds what one group of tokens gives, step after step.
+    fn add_one(&mut self, weights: &[WeightStep], tokens: &[f32]);
+
+    /// Adds what two groups of [`TILE`] tokens give, step after step.
+    fn add_two(&mut self, weights: &[WeightStep], tokens: [&[f32]; N_GROUPS]);
+
+    /// Where the sums are now. Those of fewer tokens, and of one group, leave the rest as it was.
+    fn put(&self, sums: &mut Sums);
 }
 
-/// Steps of all operands.
+/// That all operands have as many steps.
 #[inline(always)]
-pub(in super::super) fn n_steps_of<const GROUPS: usize>(
-    weights: [&[WeightTile]; N_STRIPS],
+pub(in super::super) fn check_steps<const GROUPS: usize>(
+    weights: &[WeightStep],
     tokens: [&[f32]; GROUPS],
     n_tokens: usize,
-) -> usize {
-    let n_steps = weights[0].len();
-    assert_eq!(weights[1].len(), n_steps, "as many steps of either strip");
+) {
     for tokens in tokens {
+        let n_steps = weights.len();
         assert_eq!(tokens.len(), n_steps * TILE * n_tokens, "tokens of {n_steps} steps");
     }
-    n_steps
 }
 
-/// The same by vectors, a lane for each token.
+/// The same by vectors, a lane for each output.
 pub(in super::super) struct VectorTiles<S> {
     s: S,
     n_tokens: usize,
+    sums: Sums,
 }
 
 impl<S: Lanes> VectorTiles<S> {
     pub(in super::super) fn new(s: S, n_tokens: usize) -> VectorTiles<S> {
         assert!((1..=TILE).contains(&n_tokens), "{n_tokens} tokens of a tile");
-        VectorTiles { s, n_tokens }
+        VectorTiles { s, n_tokens, sums: [[[[0.0; TILE]; TILE]; N_STRIPS]; N_GROUPS] }
     }
 
     #[inline(always)]
-    fn add(&self, weights: &[WeightTile], tokens: &[f32], sums: &mut SumTile) {
+    fn add(&mut self, weights: &[WeightStep], tokens: &[f32], group_idx: usize) {
         let s = self.s;
         for (weights, tokens) in weights.iter().zip(tokens.chunks_exact(TILE * self.n_tokens)) {
-            let mut even = [s.splat(0.0); TILE];
-            let mut odd = even;
-            for (k, pairs) in tokens.chunks_exact(self.n_tokens).enumerate() {
-                let mut lanes = [0.0; TILE];
-                lanes[..self.n_tokens].copy_from_slice(pairs);
-                let pairs = s.load(&lanes);
-                (even[k], odd[k]) = (s.shift_left::<16>(pairs), s.and(pairs, 0xFFFF_0000));
-            }
-            for (weights, sums) in weights.iter().zip(&mut *sums) {
-                let (mut of_even, mut of_odd) = (s.splat(0.0), s.splat(0.0));
-                for k in 0..TILE {
-                    let bits = weights[k].to_bits();
-                    let low = s.splat(f32::from_bits(bits << 16));
-                    let high = s.splat(f32::from_bits(bits & 0xFFFF_0000));
-                    of_even = s.mul_add(even[k], low, of_even);
-                    of_odd = s.mul_add(odd[k], high, of_odd);
+            for (weights, sums) in weights.iter().zip(&mut self.sums[group_idx]) {
+                for (token, sums) in tokens.chunks_exact(TILE).zip(sums) {
+                    let (mut of_even, mut of_odd) = (s.splat(0.0), s.splat(0.0));
+                    for (pair, weights) in token.iter().zip(weights) {
+                        let (bits, weights) = (pair.to_bits(), s.load(weights));
+                        let even = s.splat(f32::from_bits(bits << 16));
+                        let odd = s.splat(f32::from_bits(bits & 0xFFFF_0000));
+                        of_even = s.mul_add(even, s.shift_left::<16>(weights), of_even);
+                        of_odd = s.mul_add(odd, s.and(weights, 0xFFFF_0000), of_odd);
+                    }
+                    s.store(s.add(s.load(sums), s.add(of_even, of_odd)), sums);
                 }
-                s.store(s.add(s.load(sums), s.add(of_even, of_odd)), sums);
             }
         }
     }
@@ -93,28 +88,31 @@ impl<S: Lanes> VectorTiles<S> {
 
 impl<S: Lanes> Tiles for VectorTiles<S> {
     #[inline(always)]
-    fn add_one(
-        &self,
-        weights: [&[WeightTile]; N_STRIPS],
-        tokens: &[f32],
-        sums: &mut [SumTile; N_STRIPS],
-    ) {
-        n_steps_of(weights, [tokens], self.n_tokens);
-        for (weights, sums) in weights.iter().zip(sums) {
-            self.add(weights, tokens, sums);
+    fn clear(&mut self) {
+        self.sums = [[[[0.0; TILE]; TILE]; N_STRIPS]; N_GROUPS];
+    }
+
+    #[inline(always)]
+    fn resume(&mut self, sums: &Sums) {
+        self.sums = *sums;
+    }
+
+    #[inline(always)]
+    fn add_one(&mut self, weights: &[WeightStep], tokens: &[f32]) {
+        check_steps(weights, [tokens], self.n_tokens);
+        self.add(weights, tokens, 0);
+    }
+
+    #[inline(always)]
+    fn add_two(&mut self, weights: &[WeightStep], tokens: [&[f32]; N_GROUPS]) {
+        check_steps(weights, tokens, self.n_tokens);
+        for (group_idx, tokens) in tokens.into_iter().enumerate() {
+            self.add(weights, tokens, group_idx);
         }
     }
 
     #[inline(always)]
-    fn add_two(
-        &self,
-        weights: [&[WeightTile]; N_STRIPS],
-        tokens: [&[f32]; 2],
-        sums: &mut [SumTile; 2 * N_STRIPS],
-    ) {
-        n_steps_of(weights, tokens, self.n_tokens);
-        for (i, sums) in sums.iter_mut().enumerate() {
-            self.add(weights[i / 2], tokens[i % 2], sums);
-        }
+    fn put(&self, sums: &mut Sums) {
+        *sums = self.sums;
     }
 }

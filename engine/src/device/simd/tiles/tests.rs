@@ -4,62 +4,53 @@ use std::sync::Arc;
 
 use weights::{Dtype, WeightScale};
 
-use super::super::{Simd, pack_tokens, tile_product, transposed_rows};
-use super::{Rounding, TileProduct, TileScratch, TokenLayout, TokenTiles, WeightRows};
+use super::super::{Simd, pack_tokens, quantize_e4m3, silu_times, tile_product};
+use super::{
+    Rounding, Stored, TileProduct, TileRows, TileScratch, TileWeights, TokenLayout, TokenTiles,
+    pack_pair,
+};
 use crate::device::{HostView, HostViewMut};
 use crate::kernels::testing::{Rng, StoredMatrix, assert_same_bits, levels, store};
 
-#[inline(always)]
-pub(in super::super) fn transposed<S: super::Lanes>(
-    s: S,
-    rows: &[[f32; 16]; 16],
-) -> [[f32; 16]; 16] {
-    let (mut v, mut columns) = ([s.splat(0.0); 16], *rows);
-    for i in 0..16 {
-        v[i] = s.load(&rows[i]);
-    }
-    let v = s.transposed(v);
-    for i in 0..16 {
-        s.store(v[i], &mut columns[i]);
-    }
-    columns
-}
-
-#[test]
-fn rows_become_columns() {
-    let rows = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as f32));
-    for simd in levels().filter_map(Simd::new) {
-        let columns = transposed_rows(simd, &rows);
-        for (i, j) in (0..16).flat_map(|i| (0..16).map(move |j| (i, j))) {
-            assert_eq!(columns[j][i], rows[i][j], "{simd:?} {i} {j}");
-        }
-    }
-}
-
 /// Packs and multiplies as threads do, at one level.
-fn product(simd: Simd, weights: &StoredMatrix, x: HostView<'_>, rounding: Rounding) -> Vec<f32> {
+fn product(
+    simd: Simd,
+    (stored, scales): (Stored<'_>, [&WeightScale; 2]),
+    (x, rounding): (HostView<'_>, Rounding),
+    out_scale: Option<f32>,
+) -> Vec<f32> {
     let layout = TokenLayout::new(x.n_rows(), x.n_cols());
     let mut memory = vec![f32::NAN; layout.n_floats()];
-    let (n_tokens, n_floats, n_cols) = layout.piece();
-    for (group_idx, group) in memory.chunks_mut(layout.n_group_floats()).enumerate() {
-        for (piece_idx, piece) in group.chunks_mut(n_floats).enumerate() {
-            let (t, k) = (group_idx * n_tokens, piece_idx * n_cols);
+    let (n_tokens, n_cols) = TokenLayout::PIECE;
+    for (panel_idx, panel) in memory.chunks_mut(layout.shape().1).enumerate() {
+        for (group_idx, piece) in panel.chunks_mut(layout.n_piece_floats()).enumerate() {
+            let (t, k) = (group_idx * n_tokens, panel_idx * n_cols);
             let x = x.rows(t..x.n_rows().min(t + n_tokens)).columns(k..x.n_cols().min(k + n_cols));
             assert!(pack_tokens(simd, x, (rounding, layout.group_width()), piece), "bf16 values");
         }
     }
-    let n_rows = weights.matrix.n_rows;
+    let mut packed = TileWeights::room_for(stored);
+    let mut pairs = packed.pairs_mut();
+    for pair_idx in 0..pairs.n_rows() {
+        pack_pair(stored, pair_idx, pairs.row_mut(pair_idx));
+    }
+    let n_rows = packed.n_outputs();
     let mut out = vec![f32::NAN; x.n_rows() * n_rows];
     let x_scales = vec![0.75; x.n_rows()];
-    let scale = WeightScale::PerRow(Arc::from(Rng::new(4).numbers(n_rows)));
     let product = TileProduct {
+        x,
         tokens: TokenTiles::new(layout, &memory),
-        weights: WeightRows { matrix: &weights.matrix, begin: 0, scale: &scale },
+        weights: TileRows { weights: &packed, begin: 0, scales },
         x_scales: &x_scales,
+        out_scale,
         out: HostViewMut::new(&mut out, x.n_rows(), n_rows),
     };
     tile_product(simd, product, &mut TileScratch::new());
     out
+}
+
+fn scale(n_rows: usize, seed: u64) -> WeightScale {
+    WeightScale::PerRow(Arc::from(Rng::new(seed).numbers(n_rows)))
 }
 
 #[test]
@@ -87,12 +78,50 @@ fn tiles_give_the_bits_that_vectors_give() {
             let x = HostView::new(&x, t, k);
             let outputs: Vec<_> = levels()
                 .filter_map(Simd::new)
-                .map(|simd| (simd, product(simd, &weights, x, rounding)))
+                .map(|simd| {
+                    let scale = scale(n, 4);
+                    let weights = (Stored::Plain(&weights.matrix), [&scale; 2]);
+                    (simd, product(simd, weights, (x, rounding), None))
+                })
                 .collect();
             for (simd, out) in &outputs {
                 let what = format!("{dtype:?} {:?} {simd:?}", (n, k, t));
                 assert!(out.iter().any(|y| *y != 0.0), "{what}");
                 assert_same_bits(out, &outputs[0].1, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gate_and_what_it_gates_give_what_two_products_and_an_activation_give() {
+    let mut rng = Rng::new(32);
+    for (n, k, t) in [(1, 1, 1), (16, 70, 2), (40, 97, 3), (33, 290, 33), (128, 256, 70)] {
+        for (dtype, rounding) in
+            [(Dtype::F8E4m3, Rounding::Exact), (Dtype::Bf16, Rounding::Nearest)]
+        {
+            let [gate, up] =
+                [0, 1].map(|_| StoredMatrix::new(dtype, k, &rng.numbers(n * k)).matrix);
+            let scales = [scale(n, 5), scale(n, 6)];
+            let mut x = rng.numbers(t * k);
+            x.iter_mut().for_each(|x| *x = store(Dtype::F8E4m3, *x * 448.0).1 as f32);
+            let x = HostView::new(&x, t, k);
+            for simd in levels().filter_map(Simd::new) {
+                let alone = |matrix, scale| {
+                    product(simd, (Stored::Plain(matrix), [scale; 2]), (x, rounding), None)
+                };
+                let mut expected = vec![f32::NAN; t * n];
+                let (gates, ups) = (alone(&gate, &scales[0]), alone(&up, &scales[1]));
+                silu_times(simd, &gates, &ups, &mut expected);
+                let stored = Stored::Gated([&gate, &up]);
+                let gated = |out_scale| {
+                    product(simd, (stored, scales.each_ref()), (x, rounding), out_scale)
+                };
+                let what = format!("{dtype:?} {:?} {simd:?}", (n, k, t));
+                assert!(expected.iter().any(|y| *y != 0.0), "{what}");
+                assert_same_bits(&gated(None), &expected, &what);
+                quantize_e4m3(simd, &mut expected, 0.3);
+                assert_same_bits(&gated(Some(0.3)), &expected, &format!("{what}, quantized"));
             }
         }
     }

@@ -16,8 +16,9 @@ pub(crate) enum Rounding {
     Nearest,
 }
 
-/// How tokens lie: `[group, step, pair of columns, token]`, in groups of [`TILE`] tokens, or one of
-/// fewer; zeroes behind the last token of a group and behind the last column.
+/// How tokens lie: `[panel, group, step, token, pair of columns]`, in groups of [`TILE`] tokens, or
+/// one of fewer, and panels of [`PANEL_STEPS`] steps; zeroes behind the last token of a group and
+/// behind the last column.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TokenLayout {
     n_tokens: usize,
@@ -53,24 +54,31 @@ impl TokenLayout {
         self.n_cols.div_ceil(STEP_COLUMNS)
     }
 
+    fn n_panels(self) -> usize {
+        self.n_steps().div_ceil(PANEL_STEPS)
+    }
+
     /// Floats of a step of a group.
     fn n_step_floats(self) -> usize {
         TILE * self.group_width()
     }
 
-    /// Floats of a group.
-    pub(crate) fn n_group_floats(self) -> usize {
-        self.n_steps() * self.n_step_floats()
+    /// Floats of a panel of a group, which is what is packed at once.
+    pub(crate) fn n_piece_floats(self) -> usize {
+        PANEL_STEPS * self.n_step_floats()
+    }
+
+    /// Tokens and columns that become of it.
+    pub(crate) const PIECE: (usize, usize) = (TILE, PANEL_STEPS * STEP_COLUMNS);
+
+    /// Panels, and floats of each: `[panel, group, piece]`.
+    pub(crate) fn shape(self) -> (usize, usize) {
+        (self.n_panels(), self.n_groups() * self.n_piece_floats())
     }
 
     /// Room that all takes.
     pub(crate) fn n_floats(self) -> usize {
-        self.n_groups() * self.n_group_floats()
-    }
-
-    /// What is packed at once: tokens, and the floats and columns that become of them.
-    pub(crate) fn piece(self) -> (usize, usize, usize) {
-        (TILE, PANEL_STEPS * self.n_step_floats(), PANEL_STEPS * STEP_COLUMNS)
+        self.n_panels() * self.n_groups() * self.n_piece_floats()
     }
 }
 
@@ -106,12 +114,15 @@ impl<'a> TokenTiles<'a> {
         self.layout.n_steps()
     }
 
-    /// Some steps of a group.
+    /// Some steps of a group, all of one panel.
     #[inline(always)]
     pub(super) fn group(&self, group_idx: usize, (step, n_steps): (usize, usize)) -> &'a [f32] {
-        let n_step_floats = self.layout.n_step_floats();
-        let begin = (self.first_group + group_idx) * self.layout.n_group_floats();
-        &self.memory[begin + step * n_step_floats..][..n_steps * n_step_floats]
+        let layout = self.layout;
+        let (panel_idx, step) = (step / PANEL_STEPS, step % PANEL_STEPS);
+        assert!(step + n_steps <= PANEL_STEPS, "{n_steps} steps from {step} on are two panels'");
+        let piece_idx = panel_idx * layout.n_groups() + self.first_group + group_idx;
+        let begin = piece_idx * layout.n_piece_floats() + step * layout.n_step_floats();
+        &self.memory[begin..][..n_steps * layout.n_step_floats()]
     }
 }
 
@@ -125,31 +136,17 @@ pub(in super::super) fn pack_tokens<S: Lanes>(
     out: &mut [f32],
 ) -> bool {
     const N_PAIRS: usize = PANEL_STEPS * TILE;
-    let mut pairs = [[0.0; N_PAIRS]; TILE];
-    let n_pairs = out.len() / width;
+    let mut pairs = [0.0; N_PAIRS];
     let mut is_exact = true;
-    for (t, pairs) in pairs.iter_mut().enumerate().take(x.n_rows()) {
+    for t in 0..width {
         match rounding {
-            Rounding::Exact => is_exact &= pack_pairs(s, x.row(t), &mut pairs[..n_pairs]),
-            Rounding::Nearest => round_to_pairs(s, x.row(t), &mut pairs[..n_pairs]),
+            _ if t >= x.n_rows() => pairs.fill(0.0),
+            Rounding::Exact => is_exact &= pack_pairs(s, x.row(t), &mut pairs),
+            Rounding::Nearest => round_to_pairs(s, x.row(t), &mut pairs),
         }
-    }
-    if width < TILE {
-        for (k, out) in out.chunks_exact_mut(width).enumerate() {
-            for (out, pairs) in out.iter_mut().zip(&pairs) {
-                *out = pairs[k];
-            }
-        }
-        return is_exact;
-    }
-    for (step, out) in out.as_chunks_mut::<TILE>().0.chunks_exact_mut(TILE).enumerate() {
-        let mut v = [s.splat(0.0); TILE];
-        for t in 0..TILE {
-            v[t] = s.load(pairs[t].as_chunks().0[step..].first().expect("a step of the piece"));
-        }
-        let v = s.transposed(v);
-        for k in 0..TILE {
-            s.store(v[k], &mut out[k]);
+        let steps = out.as_chunks_mut::<TILE>().0.chunks_exact_mut(width);
+        for (step, pairs) in steps.zip(pairs.as_chunks::<TILE>().0) {
+            s.store(s.load(pairs), &mut step[t]);
         }
     }
     is_exact
