@@ -114,8 +114,8 @@ fn measure(
     let taken = resident_bytes("RssAnon:")? - rss_before;
     let rows = [
         ("weights, mapped", probe.memory().mapped_bytes),
-        ("KV and workspace, planned", planned),
-        ("KV and workspace, resident", taken),
+        ("beside mapped weights, planned", planned),
+        ("beside mapped weights, resident", taken),
         ("everything, planned", probe.memory().total_bytes()),
         ("everything, resident", resident_bytes("VmRSS:")?),
     ];
