@@ -98,7 +98,7 @@ impl Projection {
     }
 
     /// Whether its product is a gate's and what that gates, activated.
-    pub(crate) fn is_gated(&self) -> bool {
+    pub fn is_gated(&self) -> bool {
         self.tiles.iter().flat_map(|tiles| tiles.iter()).any(TileWeights::is_gated)
     }
 
