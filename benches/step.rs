@@ -81,7 +81,7 @@ fn measure(
     format: &str,
 ) -> anyhow::Result<()> {
     let config = config();
-    let rss_before = resident_bytes("RssAnon:")?;
+    let before = (resident_bytes("RssAnon:")?, resident_bytes("VmRSS:")?);
     let mut probe = Probe::new(Arc::clone(checkpoint), &config)?;
     let vocab_size = checkpoint.spec().vocab_size;
     let tokens: Vec<TokenId> =
@@ -111,13 +111,13 @@ fn measure(
     }
     Machine::median(&readings).report(report);
     let planned = probe.memory().total_bytes() - probe.memory().mapped_bytes;
-    let taken = resident_bytes("RssAnon:")? - rss_before;
+    let taken = resident_bytes("RssAnon:")? - before.0;
     let rows = [
         ("weights, mapped", probe.memory().mapped_bytes),
         ("beside mapped weights, planned", planned),
         ("beside mapped weights, resident", taken),
         ("everything, planned", probe.memory().total_bytes()),
-        ("everything, resident", resident_bytes("VmRSS:")?),
+        ("everything, resident", resident_bytes("VmRSS:")? - before.1),
     ];
     for (case, bytes) in rows {
         report.row(&format!("{format} {case}"), bytes as f64, "bytes");

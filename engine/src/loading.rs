@@ -213,11 +213,7 @@ impl Placer<'_> {
         purpose: Use,
     ) -> Result<Projection, Unsupported> {
         match self {
-            Placer::Host(cpu, packed) => {
-                let projection = Projection::host(cpu, parts);
-                packed(projection.n_packed_bytes() as u64);
-                Ok(projection)
-            }
+            Placer::Host(cpu, packed) => Ok(told(packed, Projection::host(cpu, parts))),
             Placer::Device(placement) => placement.projection(Projection::new(parts), purpose),
         }
     }
@@ -225,14 +221,19 @@ impl Placer<'_> {
     /// A first projection that is a gate and what it gates.
     pub(crate) fn gated(&mut self, parts: [LinearWeights; 2]) -> Result<Projection, Unsupported> {
         match self {
-            Placer::Host(cpu, packed) => {
-                let projection = Projection::gated(cpu, parts);
-                packed(projection.n_packed_bytes() as u64);
-                Ok(projection)
-            }
+            Placer::Host(cpu, packed) => Ok(told(packed, Projection::gated(cpu, parts))),
             Placer::Device(_) => self.projection(parts.into(), Use::First),
         }
     }
+}
+
+/// Tells how much of a projection was packed, if any was.
+fn told(packed: &dyn Fn(u64), projection: Projection) -> Projection {
+    let n_bytes = projection.n_packed_bytes();
+    if n_bytes > 0 {
+        packed(n_bytes as u64);
+    }
+    projection
 }
 
 impl Placement {

@@ -131,7 +131,12 @@ impl MemoryPlan {
             Some(budget) => budget.ranks(kv_bytes),
         };
         let packed_bytes = match &budget {
-            None => host::packed_bytes(checkpoint, config, ranks.iter().map(beside_weights).sum())?,
+            None => {
+                let other_bytes = ranks.iter().map(beside_weights).sum::<u64>()
+                    + config.n_ranks as u64 * host_kv_bytes;
+                let shared = (config.n_ranks, config.rounds_inputs);
+                host::packed_bytes(checkpoint, shared, other_bytes, host::available_bytes())?
+            }
             Some(_) => 0,
         };
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);

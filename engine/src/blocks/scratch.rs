@@ -111,8 +111,8 @@ impl Widths {
     /// Floats that the processor packs a projection's input in, one way or the other.
     pub(crate) fn n_packed_floats(&self, n_tokens: usize) -> usize {
         let n_cols = self.hidden.max(self.inner);
-        let n_tiles_floats = |n_tokens| TokenLayout::new(n_tokens, n_cols).n_floats();
-        (n_tokens * n_cols.next_multiple_of(32)).max(n_tiles_floats(n_tokens))
+        let as_tiles = TokenLayout::new(n_tokens, n_cols).n_floats();
+        as_tiles.max(n_tokens * n_cols.next_multiple_of(32))
     }
 }
 

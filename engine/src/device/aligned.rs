@@ -82,11 +82,21 @@ mod tests {
 
     #[test]
     fn memory_begins_at_a_line() {
-        for n in [0, 1, 15, 16, 1000, 1_000_000] {
+        for n in [0, 1, 15, 16, 1000] {
             let mut memory = Aligned::new(n);
             assert_eq!((memory.len(), memory.as_ptr().addr() % LINE_BYTES), (n, 0));
             memory.fill(1.0);
-            assert!(size_of_val::<[f32]>(&memory) <= Aligned::n_bytes_taken(n));
         }
+    }
+
+    #[test]
+    fn much_memory_begins_at_a_large_page_and_takes_whole_ones() {
+        const LARGE: usize = LARGE_PAGE_BYTES / size_of::<f32>();
+        for (n, n_large_pages) in [(LARGE / 4, 1), (LARGE, 1), (LARGE + 1, 2), (3 * LARGE, 3)] {
+            let memory = Aligned::new(n);
+            assert_eq!((memory.len(), memory.as_ptr().addr() % LARGE_PAGE_BYTES), (n, 0));
+            assert_eq!(Aligned::n_bytes_taken(n), n_large_pages * LARGE_PAGE_BYTES);
+        }
+        assert_eq!(Aligned::n_bytes_taken(LARGE / 4 - 1), LARGE_PAGE_BYTES / 4 - 4);
     }
 }

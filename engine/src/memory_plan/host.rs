@@ -42,22 +42,23 @@ pub(super) fn ranks(
 }
 
 /// Bytes that weights take, packed for the processor's tiles, over all ranks; none where it has no
-/// tiles, or where they do not fit beside `other_bytes`: then weights are read where they are
-/// mapped, more slowly.
+/// tiles, or where they do not fit into `available_bytes` beside `other_bytes`: then weights are
+/// read where they are mapped, more slowly.
 pub(super) fn packed_bytes(
     checkpoint: &Checkpoint,
-    config: &EngineConfig,
+    (n_ranks, rounds_inputs): (usize, bool),
     other_bytes: u64,
+    available_bytes: Option<u64>,
 ) -> Result<u64, LoadError> {
     let simd = Simd::detect();
     if !simd.has_tiles() {
         return Ok(0);
     }
     let mut packed_bytes = 0;
-    for rank_idx in 0..config.n_ranks {
-        let weights = checkpoint.load_rank(rank_idx, config.n_ranks)?;
+    for rank_idx in 0..n_ranks {
+        let weights = checkpoint.load_rank(rank_idx, n_ranks)?;
         for Group { parts, is_gated } in projections(&weights) {
-            if !packs(simd, parts.iter().copied(), config.rounds_inputs) {
+            if !packs(simd, parts.iter().copied(), rounds_inputs) {
                 continue;
             }
             let n_bytes = match &*parts {
@@ -74,7 +75,6 @@ pub(super) fn packed_bytes(
             packed_bytes += n_bytes as u64;
         }
     }
-    let available_bytes = available_bytes();
     if available_bytes.is_some_and(|available_bytes| packed_bytes + other_bytes > available_bytes) {
         tracing::warn!(
             packed_bytes,
@@ -82,7 +82,7 @@ pub(super) fn packed_bytes(
             available_bytes,
             "there is no memory to pack weights for this processor's tiles: they stay mapped, and \
              are multiplied without tiles, which is slower; free some, or take a smaller KV cache \
-             (--kv-bytes)"
+             (--kv-memory)"
         );
         return Ok(0);
     }
@@ -125,7 +125,7 @@ fn projections(weights: &RankWeights) -> Vec<Group<'_>> {
 
 /// Memory that this process may still take, as far as the system tells: what Linux calls available,
 /// and no more than its control group has.
-fn available_bytes() -> Option<u64> {
+pub(super) fn available_bytes() -> Option<u64> {
     let of_machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_available(&text));
     let of_group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
     let of_group = of_group.and_then(|text| text.trim().parse().ok());
@@ -141,7 +141,25 @@ fn mem_available(meminfo: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use weights::presets::preset;
+    use weights::synthetic::{SyntheticConfig, SyntheticFormat};
+
     use super::*;
+
+    #[test]
+    fn weights_are_packed_where_there_are_tiles_and_room() {
+        let spec = preset("tiny").expect("a preset");
+        let format = SyntheticFormat::ModelOptFp8;
+        let config = SyntheticConfig { spec, format, n_shards: 1, seed: 0 };
+        let checkpoint = Checkpoint::without_data(&config).expect("it is complete");
+        let packed = |other_bytes, available_bytes| {
+            packed_bytes(&checkpoint, (2, true), other_bytes, available_bytes).expect("it loads")
+        };
+        let n_bytes = packed(7, None);
+        assert_eq!(n_bytes > 0, Simd::detect().has_tiles());
+        assert_eq!(packed(7, Some(n_bytes + 7)), n_bytes);
+        assert_eq!(packed(7, Some((n_bytes + 7).saturating_sub(1))), 0);
+    }
 
     #[test]
     fn what_is_available_is_read() {

@@ -1,5 +1,7 @@
 //! A step allocates nothing: all its memory was taken at boot.
 
+use std::cell::Cell;
+
 use scheduler::{Emit, GroupIdx, PageId, PageUpdate, RequestId, Row, SlotIdx, StepId, TokenId};
 use weights::Checkpoint;
 use weights::presets::preset;
@@ -78,7 +80,10 @@ fn a_step_allocates_nothing() {
         let cpu = CpuExec::new(1).expect("one thread");
         let mut communicator = Communicator::Solo;
         let rank = communicator.rank();
-        let mut model = Model::host((&cpu, &|_| {}), checkpoint.spec(), weights, &memory, rank);
+        let n_packed = Cell::new(0);
+        let packed = |n_bytes| n_packed.set(n_packed.get() + n_bytes);
+        let mut model = Model::host((&cpu, &packed), checkpoint.spec(), weights, &memory, rank);
+        assert_eq!(n_packed.get(), memory.packed_bytes, "what was planned is packed");
         let mut exec = Exec::Cpu(cpu);
         let n_groups = memory.group_pages.len();
         for (what, plan) in [

@@ -7,7 +7,7 @@ use weights::Dtype;
 use super::lanes::{Lanes, padded};
 
 /// What the processor fetches at once.
-const LINE_BYTES: usize = 64;
+pub(super) const LINE_BYTES: usize = 64;
 
 /// What widened elements must be multiplied by to be the stored values: an exact power of two.
 pub(crate) fn widened_factor(dtype: Dtype) -> f32 {

@@ -21,7 +21,7 @@ use ::weights::{Dtype, WeightScale};
 
 use crate::device::{Aligned, HostView, HostViewMut};
 
-use super::element::widened_factor;
+use super::element::{LINE_BYTES, widened_factor};
 use super::lanes::Lanes;
 use super::product::row_factors;
 use super::rows::{quantized_lanes, silu_times_lanes};
@@ -33,7 +33,7 @@ pub(super) use multiply::{N_GROUPS, N_STRIPS, Sums, TILE, Tiles, VectorTiles, We
 pub(super) use multiply::{STEP_COLUMNS, check_steps};
 pub(super) use tokens::pack_tokens;
 pub(crate) use tokens::{Rounding, TokenLayout, TokenTiles};
-use weights::{Bf16Units, E4m3Units, LINE_BYTES, PAIR_ROWS, TileElement};
+use weights::{Bf16Units, E4m3Units, PAIR_ROWS, TileElement};
 pub(crate) use weights::{Stored, TileWeights, pack_pair};
 
 /// Tokens up to which weights are widened a little at a time.

@@ -1,18 +1,18 @@
 //! Weights laid as tiles want them: packed once, when a model is loaded, and read from then on from
 //! the first byte to the last.
 
+use std::slice;
+
 use weights::{Dtype, Matrix};
 
 use crate::device::{Aligned, HostViewMut};
 
+use super::super::element::LINE_BYTES;
 use super::super::lanes::{Lanes, padded};
 use super::multiply::{N_STRIPS, TILE, WeightStep};
 
 /// Outputs that are packed, and multiplied, side by side.
 pub(crate) const PAIR_ROWS: usize = N_STRIPS * TILE;
-
-/// What the processor fetches at once.
-pub(super) const LINE_BYTES: usize = 64;
 
 /// Bytes between asking for a line and reading it, where lines are widened one by one.
 pub(super) const AHEAD_BYTES: usize = 16 * LINE_BYTES;
@@ -63,11 +63,6 @@ pub(super) struct Bf16Units;
 pub(super) struct E4m3Units;
 
 impl TileWeights {
-    /// Whether tiles multiply weights of this type.
-    pub(crate) fn takes(dtype: Dtype) -> bool {
-        matches!(dtype, Dtype::Bf16 | Dtype::F8E4m3)
-    }
-
     /// Bytes of memory that matrices take at most, packed.
     pub(crate) fn n_bytes_of(stored: Stored<'_>) -> usize {
         Aligned::n_bytes_taken(stored.n_packed_floats())
@@ -76,10 +71,9 @@ impl TileWeights {
     /// Room for matrices of which nothing is packed yet.
     ///
     /// # Panics
-    /// If tiles do not [take](TileWeights::takes) their type, or they are no such two.
+    /// If a gate is not as large as what it gates.
     pub(crate) fn room_for(stored: Stored<'_>) -> TileWeights {
         let matrix = stored.first();
-        assert!(TileWeights::takes(matrix.dtype), "tiles of {:?}", matrix.dtype);
         if let Stored::Gated([gate, up]) = stored {
             let shape = |matrix: &Matrix| (matrix.dtype, matrix.n_rows, matrix.n_cols);
             assert_eq!(shape(gate), shape(up), "a gate is as large as what it gates");
@@ -110,9 +104,9 @@ impl TileWeights {
         if self.is_gated { TILE } else { PAIR_ROWS }
     }
 
-    /// Bytes of weights.
+    /// Bytes of memory that it takes at most.
     pub(crate) fn n_bytes(&self) -> usize {
-        size_of_val::<[f32]>(&self.memory)
+        Aligned::n_bytes_taken(self.memory.len())
     }
 
     pub(super) fn dtype(&self) -> Dtype {
@@ -138,15 +132,15 @@ impl std::fmt::Debug for TileWeights {
 }
 
 impl<'a> Stored<'a> {
-    /// What each strip of a pair is of.
-    pub(crate) fn matrices(self) -> [&'a Matrix; N_STRIPS] {
+    /// Each matrix once.
+    pub(crate) fn matrices(&self) -> &[&'a Matrix] {
         match self {
-            Stored::Plain(matrix) => [matrix; N_STRIPS],
+            Stored::Plain(matrix) => slice::from_ref(matrix),
             Stored::Gated(matrices) => matrices,
         }
     }
 
-    fn first(self) -> &'a Matrix {
+    fn first(&self) -> &'a Matrix {
         self.matrices()[0]
     }
 
@@ -168,12 +162,12 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// The first row of each strip of a pair.
-    fn begins(self, pair_idx: usize) -> [usize; N_STRIPS] {
+    /// Each strip of a pair: its matrix and its first row.
+    fn strips(self, pair_idx: usize) -> [(&'a Matrix, usize); N_STRIPS] {
         let begin = pair_idx * self.n_pair_outputs();
         match self {
-            Stored::Plain(_) => [begin, begin + TILE],
-            Stored::Gated(_) => [begin; N_STRIPS],
+            Stored::Plain(matrix) => [(matrix, begin), (matrix, begin + TILE)],
+            Stored::Gated(matrices) => matrices.map(|matrix| (matrix, begin)),
         }
     }
 }
@@ -191,9 +185,9 @@ fn pack_pair_of<E: TileElement>(stored: Stored<'_>, pair_idx: usize, out: &mut [
     let mut lines = [[0; LINE_BYTES]; PAIR_ROWS];
     let (rows, _) = out.as_chunks_mut::<TILE>();
     let units = rows.as_chunks_mut::<TILE>().0.as_chunks_mut::<N_STRIPS>().0;
-    let strips = stored.matrices().into_iter().zip(stored.begins(pair_idx));
+    let strips = stored.strips(pair_idx);
     for (unit_idx, unit) in units.iter_mut().enumerate() {
-        for ((matrix, begin), lines) in strips.clone().zip(lines.chunks_exact_mut(TILE)) {
+        for ((matrix, begin), lines) in strips.into_iter().zip(lines.chunks_exact_mut(TILE)) {
             for (line, row_idx) in lines.iter_mut().zip(begin..matrix.n_rows) {
                 let row = &matrix.row(row_idx)[unit_idx * LINE_BYTES..];
                 *line = row.first_chunk().copied().unwrap_or_else(|| padded(row));
