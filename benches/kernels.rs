@@ -171,7 +171,8 @@ fn measure_attention(
     let n_pairs = n_tokens * start + n_tokens * (n_tokens + 1) / 2;
     let n_operations = (4 * n_sequences * n_pairs * width) as f64;
     for dtype in [KvDtype::Bf16, KvDtype::Fp8] {
-        let cache = KvRegion::new(dtype, n_sequences * n_pages, PAGE_TOKENS, n_kv_heads, head_dim);
+        let mut cache =
+            KvRegion::new(dtype, n_sequences * n_pages, PAGE_TOKENS, n_kv_heads, head_dim);
         let n_bytes = cache.n_bytes() as f64;
         let rates = [(n_operations, "GFLOP/s"), (n_bytes, "GB/s")];
         let mut work = Work { bytes: n_bytes, ..Work::default() };
@@ -187,12 +188,13 @@ fn measure_attention(
         let case = format!("attention {dtype:?}{inputs} {heads}, {name}");
         in_turns(report, &case, (meter, work), &rates, || {
             let args = attention::Args {
-                q: View::new(&q, n_all, width),
+                queries: attention::Queries::Rotated(View::new(&q, n_all, width)),
                 rows: attention::Rows::Host(&rows),
                 share,
                 k_scale: 1.0,
                 v_scale: 1.0,
-                cache: &cache,
+                cache: &mut cache,
+                next: None,
                 input: InputScale::None,
                 out: ViewMut::new(&mut out, n_all, width),
                 out_scales: ArrayMut::Host(&mut scales),

@@ -101,7 +101,7 @@ fn our_kernels_move_the_bytes_that_are_predicted() {
     assert!(fetched > 0 && fetched == predicted, "{fetched} bytes ahead, predicted {predicted}");
     let excess = counted.excess(&work, N_RANKS);
     println!("{excess:.3?}");
-    assert_eq!(excess.len(), 9, "two kinds of products, an exchange, six kernels of ours");
+    assert_eq!(excess.len(), 8, "two kinds of products, an exchange, five kernels of ours");
     for (family, excess) in excess {
         // How often a kernel asks whether the other ranks are there is up to the ranks; how much it
         // moves beside that is held where it is tested alone.

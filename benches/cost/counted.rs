@@ -157,7 +157,7 @@ mod tests {
         let counted = counted(&work());
         assert_eq!(counted.differences(&work(), 8), [""; 0]);
         // Sums of 32 MiB are NCCL's: 146 launches beside the others.
-        assert_eq!(counted.n_launches(), 649 + 146);
+        assert_eq!(counted.n_launches(), 585 + 146);
     }
 
     #[test]

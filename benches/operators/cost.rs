@@ -1,5 +1,6 @@
 //! What a step takes, predicted: its tokens as one product a projection, the attention of its
-//! answers as one launch a block, that of every prompt's chunk as one more.
+//! answers as one launch a block, that of every prompt's chunk as one more. What attention fetches
+//! ahead is left out.
 
 use std::collections::HashMap;
 
@@ -25,8 +26,8 @@ const HOST_SECONDS_A_TOKEN: f64 = (0.593 - 0.307) / 8176.0;
 pub(crate) struct Cost {
     page_tokens: usize,
     spec: ModelSpec,
-    /// Seconds by number of tokens, without attention and head.
-    bodies: HashMap<u64, f64>,
+    /// Seconds by number of tokens and whether prompts are among them, without attention and head.
+    bodies: HashMap<(u64, bool), f64>,
     /// Seconds by number of rows that sample.
     heads: HashMap<u64, f64>,
     /// Of one block, for one sequence.
@@ -42,7 +43,9 @@ impl Cost {
     /// Seconds of a plan's step.
     pub(crate) fn seconds(&mut self, plan: &StepPlan) -> f64 {
         let n_samples = plan.rows.iter().filter(|row| row.emit.samples()).count() as u64;
-        let mut seconds = self.body(plan.tokens.len() as u64) + self.head(n_samples);
+        let has_prompts = plan.rows.iter().any(|row| row.n_tokens > 1);
+        let n_tokens = plan.tokens.len() as u64;
+        let mut seconds = self.body(n_tokens, has_prompts) + self.head(n_samples);
         let end = |row: &Row| (row.start + row.n_tokens) as u64;
         let answers = plan.rows.iter().filter(|row| row.n_tokens == 1);
         // One launch reads what all of them have in the cache, as it would for one of that length.
@@ -58,11 +61,14 @@ impl Cost {
         seconds + n_moved as f64 * HOST_SECONDS_A_TOKEN
     }
 
-    fn body(&mut self, n_tokens: u64) -> f64 {
-        let n_sequences = n_tokens.next_multiple_of(GRAIN);
+    fn body(&mut self, n_tokens: u64, has_prompts: bool) -> f64 {
+        let n_tokens = n_tokens.next_multiple_of(GRAIN);
         let spec = &self.spec;
-        *self.bodies.entry(n_sequences).or_insert_with(|| {
-            let step = Step { n_sequences, n_tokens_each: 1, context: 1 };
+        *self.bodies.entry((n_tokens, has_prompts)).or_insert_with(|| {
+            // Rows of more than one token are turned by a kernel of their own.
+            let n_tokens_each = if has_prompts { 2 } else { 1 };
+            let n_sequences = n_tokens / n_tokens_each;
+            let step = Step { n_sequences, n_tokens_each, context: n_tokens_each };
             let is_body = |one: &Launch| one.kind != Kind::Attention && !HEAD.contains(&one.name);
             seconds(spec, step, is_body)
         })

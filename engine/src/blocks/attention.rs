@@ -6,6 +6,7 @@ use weights::{AttentionSpec, AttentionWeights};
 use super::StepCx;
 use crate::cache::{CacheSizes, PAGE_TOKENS};
 use crate::device::{Deferred, Element, HostPages, KvRegion, KvShape, Projection, Vector};
+use crate::kernels::attention::Queries;
 use crate::kernels::quantize::Magnitudes;
 use crate::kernels::{attention, rope_kv};
 use crate::loading::{Placer, Unsupported, Use};
@@ -69,10 +70,42 @@ impl Attention {
         let n_tokens = cx.n_tokens();
         let n_cols = self.qkv.n_rows();
         let q_width = self.share.n_q_heads * self.share.head_dim;
+        let rows = cx.inputs.rows(self.group);
+        if !rows.rotate() {
+            self.rotate(cx, scales)?;
+        }
+        let (qkv, rotated, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
+        let queries = match rotated {
+            _ if rows.rotate() => Queries::Projected { qkv, scales },
+            Some(q) => Queries::Rotated(q.view(Element::Bf16, n_tokens, q_width)),
+            None => Queries::Rotated(qkv.columns(0..q_width)),
+        };
+        attention::attention(
+            cx.exec,
+            attention::Args {
+                queries,
+                rows,
+                share: &self.share,
+                k_scale: self.k_scale,
+                v_scale: self.v_scale,
+                cache: &mut self.cache,
+                next: self.o.device.map(|device| device.matrix),
+                input: inner.input,
+                out: inner.out,
+                out_scales: inner.scales,
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Rotates queries and keys, and writes the cache.
+    fn rotate(&mut self, cx: &mut StepCx<'_>, scales: Deferred) -> Result<(), StepError> {
+        let n_tokens = cx.n_tokens();
+        let q_width = self.share.n_q_heads * self.share.head_dim;
         rope_kv::rope_kv(
             cx.exec,
             rope_kv::Args {
-                qkv: cx.scratch.wide.view_mut(Element::Bf16, n_tokens, n_cols),
+                qkv: cx.scratch.wide.view_mut(Element::Bf16, n_tokens, self.qkv.n_rows()),
                 q: cx
                     .scratch
                     .rotated
@@ -84,22 +117,6 @@ impl Attention {
                 k_scale: self.k_scale,
                 v_scale: self.v_scale,
                 cache: &mut self.cache,
-            },
-        )?;
-        let (wide, rotated, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
-        let in_place = || wide.columns(0..q_width);
-        attention::attention(
-            cx.exec,
-            attention::Args {
-                q: rotated.map_or_else(in_place, |q| q.view(Element::Bf16, n_tokens, q_width)),
-                rows: cx.inputs.rows(self.group),
-                share: &self.share,
-                k_scale: self.k_scale,
-                v_scale: self.v_scale,
-                cache: &self.cache,
-                input: inner.input,
-                out: inner.out,
-                out_scales: inner.scales,
             },
         )?;
         Ok(())

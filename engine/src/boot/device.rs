@@ -7,7 +7,8 @@ use weights::Checkpoint;
 
 use super::BuildError;
 use crate::device::cuda::{CudaExec, DevicePtr};
-use crate::device::{Exec, Gpu, Laps, Projection, RopeFrequencies, SharedMemory};
+use crate::device::{DeviceError, Exec, Gpu, Laps, Projection, RopeFrequencies, SharedMemory};
+use crate::kernels::N_BYTES_AHEAD_MAX;
 use crate::kernels::linear::cuda::{Choice, Gemms};
 use crate::loading::{Carve, Copying, LoadingError, LoadingSeat, Placer, stage};
 use crate::memory_plan::{MemoryPlan, StepMemory, StepSizes};
@@ -44,7 +45,7 @@ pub(super) fn build(
     let Seat { rank, communicator, .. } = seat;
     let spec = checkpoint.spec();
     let sizes = plan.step.as_ref().expect("the plan is a device's");
-    let exec = CudaExec::open(rank.idx())?;
+    let exec = open(rank.idx())?;
     let mut communicator =
         communicator.connect_devices(MEETING_DEADLINE).map_err(StepError::from)?;
 
@@ -103,6 +104,14 @@ pub(super) fn build(
     }
     let sampler = (rank.idx() == 0).then(|| Sampler::new(plan.n_slots, spec.vocab_size));
     Ok(ModelWorker { communicator, model, exec, sampler, mapped: None })
+}
+
+/// A rank's device, with room in its cache for what steps fetch ahead.
+fn open(ordinal: usize) -> Result<CudaExec, DeviceError> {
+    let exec = CudaExec::open(ordinal)?;
+    let n_bytes = exec.set_aside(N_BYTES_AHEAD_MAX)?;
+    tracing::debug!(device = ordinal, n_bytes, "a part of the L2 cache is put aside");
+    Ok(exec)
 }
 
 /// For a sum behind each sub-block, and one behind the embedding.

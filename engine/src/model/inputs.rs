@@ -284,6 +284,7 @@ impl DeviceInputs {
             prefill: self.word(self.layout.prefill),
             prefill_lengths: &self.prefill_lengths,
             tables: self.tables(group),
+            frequencies: self.frequencies,
             n_context: self.sizes.n_context,
             workspace: self.workspace,
         }

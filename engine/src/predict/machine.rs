@@ -1,11 +1,12 @@
 //! How long launches take on eight H100s, from constants that others have published. Where two
 //! sources differ both are kept: the prediction is a range.
 //!
-//! **Not modelled:** what the smallest kernel takes beside its launch, that a draw's one block a
-//! row reads slower than a whole device, how ranks drift apart, clocks that fall under load. All of
-//! them make a real step longer. The host between two steps is not there: a step is launched before
-//! the one before it has ended. What would make a step shorter is modelled for one thing only:
-//! weights that are fetched into the L2 cache while the ranks exchange what comes before them.
+//! **Not modelled:** what the smallest kernel takes beside its launch, but in products and
+//! attention; that a draw's one block a row reads slower than a whole device, how ranks drift
+//! apart, clocks that fall under load. All of them make a real step longer. The host between two
+//! steps is not there: a step is launched before the one before it has ended. What would make a
+//! step shorter is modelled for one thing only: weights that are fetched into the L2 cache while
+//! the ranks exchange what comes before them, or while attention leaves the memory time to spare.
 
 use crate::peers::Carrier;
 
@@ -41,11 +42,14 @@ const NCCL: &[(f64, f64)] = &[
 const NCCL_LARGE: f64 = 275e9;
 
 /// Microseconds of an all-reduce by one kernel in two stages, between eight H100s
-/// (vllm-project/vllm#42324). Its second stage moves rows of bf16, the engine's of e4m3.
+/// (vllm-project/vllm#42324). Both of its stages move rows of bf16; where the engine's second moves
+/// e4m3, a sum is taken to last as long as one that moves as many bytes over each link.
 const TWO_SHOT: &[(f64, f64)] = &[
     (512.0 * KIB, 15.0),
     (1.0 * MIB, 17.0),
+    (1.5 * MIB, 19.0),
     (2.0 * MIB, 22.0),
+    (3.0 * MIB, 29.0),
     (4.0 * MIB, 37.0),
     (8.0 * MIB, 65.0),
     (64.0 * MIB, 468.0),
@@ -72,16 +76,26 @@ const MULTIMEM: &[(f64, f64)] = &[
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * KIB;
 
-/// Which part of its peaks a device reaches.
+/// Seconds of reading: those that the first byte takes, then so many bytes in each.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// Seconds.
+    pub latency: f64,
+    /// Bytes a second.
+    pub rate: f64,
+}
+
+/// How a device fares. Where published figures have no latency, it is in their rate.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
     /// Seconds between two kernels of a graph.
     pub gap: f64,
-    /// Of the memory's bandwidth, in products that weights bound.
-    pub weights: f64,
-    /// The same for attention over the cache.
-    pub cache: f64,
-    /// The same element by element.
+    /// Of products that weights bound, by tokens, in ascending order; the gap before it is in the
+    /// latency.
+    pub weights: &'static [(f64, Reading)],
+    /// Of attention over the cache, beside the gap.
+    pub cache: Reading,
+    /// Bytes a second element by element, and of what is fetched ahead.
     pub stream: f64,
     /// Bytes a second of weights that lie in the L2 cache already; not more than of others where it
     /// is taken that fetching them was of no use.
@@ -92,88 +106,159 @@ pub struct Machine {
     pub attention: f64,
 }
 
+impl Reading {
+    fn seconds(self, bytes: f64) -> f64 {
+        self.latency + bytes / self.rate
+    }
+
+    /// Of two products' times, the one that is as far from the first.
+    fn between(self, other: Reading, share: f64) -> Reading {
+        let mix = |a: f64, b: f64| a + (b - a) * share;
+        Reading {
+            latency: mix(self.latency, other.latency),
+            rate: 1.0 / mix(1.0 / self.rate, 1.0 / other.rate),
+        }
+    }
+}
+
 impl Machine {
     /// The least that the sources say: 68 % of the memory in skinny FP8 products (16 to 64 by
-    /// 14,336 by 4,096, NVIDIA/cutlass#1139); 1.8 TB/s in paged attention
+    /// 14,336 by 4,096, NVIDIA/cutlass#1139), taken for their rate beside the latency that is
+    /// expected; 27.6 µs for 34 MB and 292 µs for 524 MB in attention over small pages
     /// (Dao-AILab/flash-attention#1572); 999 Tflop/s in FP8 products with a small K
     /// (deepseek-ai/DeepGEMM#73); 35 % in FlashAttention-2 on an H100 (arXiv 2407.08608). The gap
     /// is the expected one. Fetching ahead is of no use, as some have found of prefetches into L2
     /// (NVIDIA/cutlass#3127).
     pub const LOW: Machine = Machine {
         gap: Machine::EXPECTED.gap,
-        weights: 0.68,
-        cache: 1.8e12 / HBM,
-        stream: 0.78,
+        weights: &[(1.0, Reading { latency: 5.4e-6, rate: 0.68 * HBM })],
+        cache: Reading { latency: 9.5e-6, rate: 1.855e12 },
+        stream: 0.78 * HBM,
         cached: 0.68 * HBM,
         products: 999e12 / F8_FLOPS,
         attention: 0.35,
     };
 
     /// What is expected: 1.3 µs from kernel to kernel of a graph on an H100 (B. Spector and
-    /// others, "Look Ma, No Bubbles!", hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles);
-    /// 2.6 TB/s in the weights of FFNs, 1.9 TB/s in attention and 2.8 TB/s in plain loads, seen
-    /// with Nsight in a model on eight H100s (mikamirai.com/blog/gpu-memory-bandwidth); 1,404
-    /// Tflop/s in products of 4,096 by 7,168 by 16,384 (deepseek-ai/DeepGEMM#73). The published
-    /// 70.92 tokens/s of this model on such a node (arXiv 2503.18908, table 2) need at least 67 %
-    /// of the memory's bandwidth over all. Weights that were fetched ahead are read from L2 at
-    /// 5.4 TB/s, what an A100's yields to asynchronous copies (smallscientist1/cuda_microbenchmark,
-    /// analysis_A100.md): an H100's is not slower. Others gained 7 % of a decoding step by fetching
-    /// for cuBLAS's products in this way, on another GPU (local-inference-lab/vllm#576), and up to
-    /// 1.6 × on another accelerator (arXiv 2501.08192).
+    /// others, "Look Ma, No Bubbles!", hazyresearch.stanford.edu/blog/2025-05-27-no-bubbles).
+    ///
+    /// Weights: FP8 products with scales for each tensor, of 66 and 231 MB, on an H100, from graphs
+    /// of products in a row, so with the gap between them (vllm-project/vllm#49363): 25.6 and 76.1
+    /// µs with one token, 25.5 and 78.7 with 16, 26.6 and 83.0 with 64, 29.1 and 91.4 with 128. A
+    /// line through each two. A part of them may have come from the L2 cache, which they exceed,
+    /// but read over and over; DeepGEMM's kernels alone (its README's table of an H800, 64 tokens)
+    /// are within 8 % of it, 16.7 µs for 38 MB and 44.7 for 117. The published 70.92 tokens/s of
+    /// this model on such a node (arXiv 2503.18908, table 2) need at least 67 % of the memory's
+    /// bandwidth over all.
+    ///
+    /// Attention: 7.6 µs of one launch over a short e4m3 cache (XQA, vllm-project/vllm#43232), and
+    /// for each byte what pages of 16 tokens take on an H100 SXM, 39.5 µs for 70 MB and 61.9 for
+    /// 137 of 64 sequences (microsoft/onnxruntime#21414: 3.0 TB/s; its own latency, of two
+    /// launches, is 16 µs). Products read 132 MB of BF16 at 2.87 TB/s (vllm-project/vllm#49363),
+    /// which what streams is taken to do nearly. 1,404 Tflop/s in products of 4,096 by 7,168 by
+    /// 16,384 (deepseek-ai/DeepGEMM#73).
+    ///
+    /// Weights that were fetched ahead are read from L2 at 5.4 TB/s, what an A100's yields to
+    /// asynchronous copies (smallscientist1/cuda_microbenchmark, analysis_A100.md): an H100's is
+    /// not slower. Others gained 7 % of a decoding step by fetching for cuBLAS's products in this
+    /// way, also during attention, on another GPU (local-inference-lab/vllm#576), and up to 1.6 ×
+    /// on another accelerator (arXiv 2501.08192).
     pub const EXPECTED: Machine = Machine {
         gap: 1.3e-6,
-        weights: 2.6e12 / HBM,
-        cache: 1.9e12 / HBM,
-        stream: 2.8e12 / HBM,
+        weights: &[
+            (1.0, Reading { latency: 5.4e-6, rate: 3.27e12 }),
+            (16.0, Reading { latency: 4.2e-6, rate: 3.10e12 }),
+            (64.0, Reading { latency: 4.0e-6, rate: 2.93e12 }),
+            (128.0, Reading { latency: 4.1e-6, rate: 2.65e12 }),
+        ],
+        cache: Reading { latency: 7.6e-6, rate: 3.0e12 },
+        stream: 2.8e12,
         cached: 5.4e12,
         products: 1404e12 / F8_FLOPS,
         attention: 0.35,
     };
 
-    /// The most: everything that memory bounds at the rate of plain loads, 1,470 Tflop/s in
-    /// products (deepseek-ai/DeepGEMM#73), 75 % in attention (FlashAttention-3, arXiv 2407.08608).
-    /// 3.4 µs a kernel of a graph of which it runs 2.9 µs (A. Gray, "Getting Started with CUDA
-    /// Graphs", developer.nvidia.com/blog/cuda-graphs, on a V100). What was fetched ahead is read
-    /// beside what was not, in no time of its own.
+    /// The most: weights at the 3.07 TB/s that BF16 products of 462 MB read with one token
+    /// (vllm-project/vllm#49363) and the cache at the 3 TB/s of FlashMLA on an H800 (its
+    /// docs/20250422-new-kernel-deep-dive.md), both without a latency; 1,470 Tflop/s in products
+    /// (deepseek-ai/DeepGEMM#73), 75 % in attention (FlashAttention-3, arXiv 2407.08608). 3.4 µs a
+    /// kernel of a graph of which it runs 2.9 µs (A. Gray, "Getting Started with CUDA Graphs",
+    /// developer.nvidia.com/blog/cuda-graphs, on a V100). What was fetched ahead is read beside
+    /// what was not, in no time of its own.
     pub const HIGH: Machine = Machine {
         gap: 0.5e-6,
-        weights: 2.8e12 / HBM,
-        cache: 2.8e12 / HBM,
-        stream: 2.8e12 / HBM,
+        weights: &[(1.0, Reading { latency: 0.5e-6, rate: 3.07e12 })],
+        cache: Reading { latency: 0.0, rate: 3.0e12 },
+        stream: 2.8e12,
         cached: f64::INFINITY,
         products: 1470e12 / F8_FLOPS,
         attention: 0.75,
     };
 
-    /// Seconds of all launches, one after another.
+    /// Seconds of all launches of a step, one after another.
     pub fn seconds(&self, launches: &[Launch]) -> f64 {
-        let mut exchange = 0.0;
+        let mut spare = 0.0;
         let mut sum = 0.0;
         for launch in launches {
-            let seconds = self.seconds_of(launch, exchange);
-            if matches!(launch.kind, Kind::AllReduce(_)) {
-                exchange = seconds;
+            let seconds = self.seconds_of(launch, spare);
+            // What the memory yields meanwhile, and nobody else takes.
+            match launch.kind {
+                Kind::AllReduce(_) => spare = seconds * self.stream,
+                Kind::Attention => {
+                    let seconds = seconds - self.gap;
+                    spare = (seconds * self.stream - launch.bytes as f64).max(0.0);
+                }
+                Kind::ProductF8 | Kind::ProductBf16 => spare = 0.0,
+                Kind::Stream | Kind::AllGather => {}
             }
             sum += seconds;
         }
         sum
     }
 
-    /// `exchange` is how long the last one took: as long the memory had time to fetch ahead.
-    fn seconds_of(&self, launch: &Launch, exchange: f64) -> f64 {
-        let fetched = (launch.ahead_bytes as f64).min(exchange * HBM * self.stream);
-        let (bytes, flops) = (launch.bytes as f64 - fetched, launch.flops as f64);
-        let weights = bytes / (HBM * self.weights) + fetched / self.cached;
-        let moving = |share: f64| bytes / (HBM * share);
-        let seconds = match launch.kind {
-            Kind::ProductF8 => weights.max(flops / (F8_FLOPS * self.products)),
-            Kind::ProductBf16 => weights.max(flops / (BF16_FLOPS * self.products)),
-            Kind::Attention => moving(self.cache).max(flops / (BF16_FLOPS * self.attention)),
-            Kind::Stream => moving(self.stream),
-            Kind::AllReduce(way) => all_reduce(way, bytes),
-            Kind::AllGather => nccl(bytes * N_RANKS * GATHER_SHARE),
-        };
-        if is_launched(launch) { seconds + self.gap } else { seconds }
+    /// `spare` is how many bytes the memory could fetch ahead.
+    fn seconds_of(&self, launch: &Launch, spare: f64) -> f64 {
+        let (bytes, flops) = (launch.bytes as f64, launch.flops as f64);
+        match launch.kind {
+            Kind::ProductF8 => self.reading(launch, spare).max(flops / (F8_FLOPS * self.products)),
+            Kind::ProductBf16 => {
+                self.reading(launch, spare).max(flops / (BF16_FLOPS * self.products))
+            }
+            Kind::Attention => {
+                let computing = flops / (BF16_FLOPS * self.attention);
+                self.gap + self.cache.seconds(bytes).max(computing)
+            }
+            Kind::Stream => self.gap + bytes / self.stream,
+            Kind::AllReduce(way) => {
+                let gap = if is_launched(launch) { self.gap } else { 0.0 };
+                gap + all_reduce(way, bytes, launch.given_bytes as f64)
+            }
+            Kind::AllGather => self.gap + nccl(bytes * N_RANKS * GATHER_SHARE),
+        }
+    }
+
+    /// A product that its weights bound.
+    fn reading(&self, launch: &Launch, spare: f64) -> f64 {
+        let fetched = (launch.ahead_bytes as f64).min(spare);
+        // A multiply-add for each weight and token.
+        let weight_bytes = if launch.kind == Kind::ProductF8 { 1.0 } else { 2.0 };
+        let n_weights = launch.resident_bytes as f64 / weight_bytes;
+        let n_tokens = launch.flops as f64 / (2.0 * n_weights);
+        let reading = self.weights_of(n_tokens);
+        reading.seconds(launch.bytes as f64 - fetched) + fetched / self.cached
+    }
+
+    /// How weights are read for so many tokens: between two numbers that are known, along a line.
+    fn weights_of(&self, n_tokens: f64) -> Reading {
+        let after = self.weights.iter().position(|(n, _)| *n >= n_tokens);
+        let last = self.weights.len() - 1;
+        match after.unwrap_or(last) {
+            0 => self.weights[0].1,
+            idx => {
+                let ((n0, first), (n1, second)) = (self.weights[idx - 1], self.weights[idx]);
+                first.between(second, ((n_tokens - n0) / (n1 - n0)).min(1.0))
+            }
+        }
     }
 }
 
@@ -187,10 +272,11 @@ fn is_launched(launch: &Launch) -> bool {
     !matches!(launch.kind, Kind::AllReduce(way) if way != Carrier::Nccl)
 }
 
-fn all_reduce(way: Carrier, bytes: f64) -> f64 {
+/// `given_bytes` are what comes back in two shots: as many as went, where they are as wide.
+fn all_reduce(way: Carrier, bytes: f64, given_bytes: f64) -> f64 {
     match way {
         Carrier::OneShot => one_shot(bytes, N_RANKS),
-        Carrier::TwoShot => interpolated(TWO_SHOT, bytes),
+        Carrier::TwoShot => interpolated(TWO_SHOT, (bytes + given_bytes) / 2.0),
         Carrier::Nccl => nccl(bytes),
     }
 }
@@ -242,99 +328,4 @@ pub fn roofline_seconds(launches: &[Launch]) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use weights::presets::preset;
-
-    use super::super::work::{Step, launches};
-    use super::*;
-
-    fn decode(n_sequences: u64, context: u64) -> Vec<Launch> {
-        let spec = preset("ultra-253b").expect("a preset");
-        launches(&spec, Step { n_sequences, n_tokens_each: 1, context }, 8)
-    }
-
-    #[test]
-    fn the_roofline_is_what_arithmetic_on_the_config_gives() {
-        // Worked out apart from this code: weights 9.46 ms, 16,384 bytes of cache a token, 145
-        // messages (here 146, with the embedding's).
-        for (n_sequences, context, ms) in [
-            (1, 1024, 10.77),
-            (1, 32_768, 10.92),
-            (8, 8192, 11.23),
-            (32, 8192, 12.77),
-            (64, 8192, 14.63),
-            (64, 32_768, 22.32),
-            (128, 1024, 14.01),
-            (256, 8192, 26.38),
-        ] {
-            let ours = 1e3 * roofline_seconds(&decode(n_sequences, context));
-            assert!((ours / ms - 1.0).abs() < 0.01, "{n_sequences} x {context}: {ours} for {ms}");
-        }
-    }
-
-    #[test]
-    fn the_one_shot_exchange_agrees_with_what_others_measured() {
-        // 13 µs for 512 KiB between six H100s, one stage (vllm-project/vllm#24111).
-        let us = 1e6 * one_shot(512.0 * KIB, 6.0);
-        assert!((us - 13.0).abs() < 1.0, "{us}");
-        // Reading seven messages costs more than NCCL from somewhere beyond 1 MiB on.
-        assert!(one_shot(1.0 * MIB, 8.0) < nccl(1.0 * MIB));
-        assert!(one_shot(4.0 * MIB, 8.0) > nccl(4.0 * MIB));
-        // So small steps launch 146 kernels fewer than the largest.
-        let (small, large) = (n_launches(&decode(1, 1024)), n_launches(&decode(1024, 1024)));
-        assert_eq!((small, large - small), (649, 146));
-    }
-
-    #[test]
-    fn the_range_is_one_and_contains_what_was_published() {
-        for (n_sequences, context) in [(1, 1024), (8, 8192), (64, 8192), (256, 32_768)] {
-            let step = decode(n_sequences, context);
-            let [low, expected, high] = [Machine::LOW, Machine::EXPECTED, Machine::HIGH]
-                .map(|machine| machine.seconds(&step));
-            assert!(roofline_seconds(&step) < high && high < expected && expected < low);
-        }
-        // 70.92 tokens/s, for TensorRT-LLM's own graph and all-reduce (arXiv 2503.18908).
-        let rate = |machine: Machine| 1.0 / machine.seconds(&decode(1, 1024));
-        assert!(rate(Machine::LOW) < 70.92 && 70.92 < rate(Machine::HIGH));
-    }
-
-    #[test]
-    fn fetching_ahead_saves_no_more_than_the_exchange() {
-        for machine in [Machine::LOW, Machine::EXPECTED, Machine::HIGH] {
-            for n_sequences in [1, 16, 64, 256] {
-                let step = decode(n_sequences, 1024);
-                let plain: Vec<Launch> =
-                    step.iter().map(|launch| Launch { ahead_bytes: 0, ..*launch }).collect();
-                let saved = machine.seconds(&plain) - machine.seconds(&step);
-                let exchanges = step.iter().filter(|one| matches!(one.kind, Kind::AllReduce(_)));
-                let exchanges: f64 = exchanges.map(|one| machine.seconds(&[*one])).sum();
-                let most = exchanges * machine.stream / machine.weights;
-                assert!(saved >= -1e-9 && saved <= most, "{n_sequences}: {saved} of {exchanges}");
-            }
-        }
-        let saved = |machine: Machine| {
-            let step = decode(1, 1024);
-            let plain: Vec<Launch> =
-                step.iter().map(|launch| Launch { ahead_bytes: 0, ..*launch }).collect();
-            machine.seconds(&plain) - machine.seconds(&step)
-        };
-        assert!(saved(Machine::LOW).abs() < 1e-9, "of no use");
-        // 20 MiB 146 times, at 2.6 TB/s and at 5.4.
-        let expected = 146.0 * 20.0 * MIB * (1.0 / 2.6e12 - 1.0 / 5.4e12);
-        assert!((saved(Machine::EXPECTED) / expected - 1.0).abs() < 1e-6);
-    }
-
-    #[test]
-    fn more_work_takes_longer() {
-        let ms = |n_sequences, context| Machine::EXPECTED.seconds(&decode(n_sequences, context));
-        assert!(ms(1, 1024) < ms(8, 1024) && ms(8, 1024) < ms(8, 8192));
-        let between = interpolated(NCCL, 3.0 * MIB);
-        assert!(37e-6 < between && between < 50e-6);
-        assert!((nccl(256.0 * MIB) - 256.0 * MIB / NCCL_LARGE).abs() < 1e-9);
-        // All 64 rows of logits are 31 MiB: gathering them lasts as long as summing 16 MiB.
-        let gather = decode(64, 1024).into_iter().find(|launch| launch.kind == Kind::AllGather);
-        let seconds = Machine::EXPECTED.seconds(&[gather.expect("logits are gathered")]);
-        let expected = nccl(64.0 * 128_256.0 * 4.0 / 2.0) + Machine::EXPECTED.gap;
-        assert!((seconds / expected - 1.0).abs() < 1e-9, "{seconds}");
-    }
-}
+mod tests;

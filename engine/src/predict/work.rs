@@ -1,12 +1,13 @@
 //! What one rank launches in a step, with the fewest bytes and flops, from the model's shapes.
 //!
-//! The list follows the engine's fusions: the all-reduce of a sub-block's partial result belongs
-//! to the `reduce_norm` that begins the next; q, k, v are one product, gate and up another. Which
-//! way a sum takes is asked of the engine. Weights and KV are FP8 or BF16, embedding and head BF16,
+//! The list follows the engine's fusions: the all-reduce of a sub-block's partial result belongs to
+//! the `reduce_norm` that begins the next; q, k, v are one product, gate and up another; attention
+//! of tokens that decode rotates them and writes the cache. Which way a sum takes, and what is
+//! fetched ahead, is asked of the engine. Weights and KV are FP8 or BF16, embedding and head BF16,
 //! partial results BF16, the residual f32. Scales of single tokens are not in it. The benches hold
 //! the list against what was really launched.
 
-use crate::kernels::reduce_norm::fetched_ahead;
+use crate::kernels::fetched_ahead;
 use crate::peers::{Carrier, carrier};
 use weights::{AttentionSpec, FfnSpec, MixerSpec, ModelSpec};
 
@@ -62,10 +63,13 @@ pub struct Launch {
     pub kind: Kind,
     /// Of weights and cache: what the roofline counts.
     pub resident_bytes: u64,
-    /// Of a product's weights: what is fetched into the cache during the exchange before it.
+    /// Of a product's weights: what is fetched into the cache during the exchange, or the
+    /// attention, before it.
     pub ahead_bytes: u64,
     /// All bytes, with activations; of an exchange, this rank's message.
     pub bytes: u64,
+    /// Of a sum in two shots: the rows that owners give every rank.
+    pub given_bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
 }
@@ -117,7 +121,7 @@ struct Rank {
     weight: u64,
     /// Bytes of an element of the cache.
     kv: u64,
-    /// Whether kernels that sum over ranks have just run, and fetch what the next product reads.
+    /// Whether a kernel has just run that fetches what the next product reads.
     fetches: bool,
     launches: Vec<Launch>,
 }
@@ -152,7 +156,12 @@ impl Rank {
         self.product("qkv", q + kv, self.hidden);
         let tokens = self.step.n_tokens();
         let frequencies = head_dim / 2 * F64;
-        self.stream("rope_kv", tokens * ((q + kv) * BF16 + q * BF16 + kv * self.kv + frequencies));
+        // What turning reads and writes, beside the queries that it leaves.
+        let turning = (q + kv) * BF16 + kv * self.kv + frequencies;
+        let decodes = self.step.n_tokens_each == 1;
+        if !decodes {
+            self.stream("rope_kv", tokens * (turning + q * BF16));
+        }
         // A decoding sequence reads its cache once; the tiles of a prefill share theirs.
         let cache = self.step.n_sequences * self.step.context * kv * self.kv;
         self.launches.push(Launch {
@@ -160,9 +169,11 @@ impl Rank {
             kind: Kind::Attention,
             resident_bytes: cache,
             ahead_bytes: 0,
-            bytes: cache + tokens * q * (BF16 + self.weight),
+            given_bytes: 0,
+            bytes: cache + tokens * (if decodes { turning } else { q * BF16 } + q * self.weight),
             flops: 4 * self.step.n_pairs() * q,
         });
+        self.fetches = decodes;
         self.product("o", self.hidden, q);
     }
 
@@ -192,11 +203,12 @@ impl Rank {
             kind: Kind::ProductBf16,
             resident_bytes: weights,
             ahead_bytes,
+            given_bytes: 0,
             bytes: weights + rows * self.hidden * BF16 + logits,
             flops: 2 * rows * vocab / self.n_ranks * self.hidden,
         });
         if self.n_ranks > 1 {
-            self.exchange("all_gather", Kind::AllGather, logits);
+            self.exchange("all_gather", Kind::AllGather, logits, 0);
         }
         self.stream("sample", rows * vocab * F32);
     }
@@ -208,7 +220,9 @@ impl Rank {
         if self.n_ranks > 1 {
             let bytes = self.step.n_tokens() * self.hidden * BF16;
             let way = carrier(bytes as usize, self.n_ranks as usize);
-            self.exchange("all_reduce", Kind::AllReduce(way), bytes);
+            let given_bytes =
+                if way == Carrier::TwoShot { rows * self.hidden * element } else { 0 };
+            self.exchange("all_reduce", Kind::AllReduce(way), bytes, given_bytes);
             self.fetches = way != Carrier::Nccl;
             if way == Carrier::TwoShot {
                 n_sharing = self.n_ranks;
@@ -222,9 +236,10 @@ impl Rank {
         self.stream("reduce_norm", self.hidden * (row_bytes + F32));
     }
 
-    fn exchange(&mut self, name: &'static str, kind: Kind, bytes: u64) {
+    fn exchange(&mut self, name: &'static str, kind: Kind, bytes: u64, given_bytes: u64) {
         let (resident_bytes, ahead_bytes, flops) = (0, 0, 0);
-        self.launches.push(Launch { name, kind, resident_bytes, ahead_bytes, bytes, flops });
+        let launch = Launch { name, kind, resident_bytes, ahead_bytes, bytes, given_bytes, flops };
+        self.launches.push(launch);
     }
 
     /// Of a product's weights, if it is the first after an exchange: what was fetched meanwhile.
@@ -244,14 +259,17 @@ impl Rank {
             kind: if self.weight == F8 { Kind::ProductF8 } else { Kind::ProductBf16 },
             resident_bytes: weights,
             ahead_bytes,
+            given_bytes: 0,
             bytes: weights + tokens * (n_inputs * self.weight + n_outputs * BF16),
             flops: 2 * tokens * n_outputs * n_inputs,
         });
     }
 
     fn stream(&mut self, name: &'static str, bytes: u64) {
-        let (kind, resident_bytes, ahead_bytes, flops) = (Kind::Stream, 0, 0, 0);
-        self.launches.push(Launch { name, kind, resident_bytes, ahead_bytes, bytes, flops });
+        let (kind, resident_bytes, ahead_bytes, given_bytes) = (Kind::Stream, 0, 0, 0);
+        let flops = 0;
+        let launch = Launch { name, kind, resident_bytes, ahead_bytes, bytes, given_bytes, flops };
+        self.launches.push(launch);
     }
 }
 
@@ -302,6 +320,9 @@ mod tests {
         let step = ultra(4, 1, 100);
         let count = |name| step.iter().filter(|launch| launch.name == name).count();
         assert_eq!((count("attention"), count("swiglu")), (64, 81));
+        // Attention does it where each sequence has one token.
+        assert_eq!(count("rope_kv"), 0);
+        assert_eq!(ultra(1, 2, 100).iter().filter(|launch| launch.name == "rope_kv").count(), 64);
         // 145 sub-blocks, and the embedding, whose vocabulary is shared out.
         assert_eq!((count("all_reduce"), count("all_gather")), (146, 1));
         let message = step.iter().find(|launch| launch.name == "all_reduce");
@@ -344,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_sum_is_fetched_during_it() {
+    fn what_follows_a_sum_or_attention_is_fetched_during_it() {
         let fetched = |n_sequences| -> Vec<(&str, u64)> {
             let step = ultra(n_sequences, 1, 100).into_iter();
             let fetched = step.filter(|launch| launch.ahead_bytes > 0);
@@ -352,12 +373,17 @@ mod tests {
         };
         let few = fetched(8);
         let count = |name| few.iter().filter(|(other, _)| *other == name).count();
+        // After a sum, and after attention.
         assert_eq!((count("qkv"), count("gate_up"), count("head")), (64, 81, 1));
+        assert_eq!(count("o"), 64);
         // 672 columns of each of gate and up are 22 MB: the least.
         assert!(few.iter().all(|(_, bytes)| *bytes == 20 << 20), "{few:?}");
-        assert_eq!(few.len(), 146);
+        assert_eq!(few.len(), 146 + 64);
         // With many tokens weights are not what a product waits for.
         assert_eq!(fetched(257), []);
+        // Nor is there time in the attention of a prompt.
+        let prompt = ultra(1, 8, 8);
+        assert!(prompt.iter().all(|launch| launch.name != "o" || launch.ahead_bytes == 0));
     }
 
     #[test]

@@ -8,8 +8,10 @@ use anyhow::Result;
 use benches::cost::machine::Machine;
 use benches::cost::work::{Kind, Launch as Work};
 use engine::device::cuda::{Operands, Pick, ProductShape, ProductTypes};
-use engine::device::{CudaExec, DeviceError, DevicePtr};
-use engine::kernels::attention::cuda::{DeviceRow, Launch, Workspace, WorkspaceSize, decode};
+use engine::device::{CudaExec, Deferred, DeviceError, DevicePtr};
+use engine::kernels::attention::cuda::{
+    DeviceRow, Launch, Queries, Workspace, WorkspaceSize, decode,
+};
 use engine::{KvDtype, PAGE_TOKENS};
 use weights::AttentionSpec;
 
@@ -93,6 +95,7 @@ pub fn product(product: &Product, n_tokens: usize, timing: Timing) -> Result<Lin
         kind,
         resident_bytes,
         ahead_bytes: 0,
+        given_bytes: 0,
         bytes: resident_bytes + activations as u64,
         flops: 2 * (n_tokens * n_outputs * n_inputs) as u64,
     };
@@ -110,13 +113,20 @@ pub fn attention(n_rows: usize, n_positions: usize, timing: Timing) -> Result<Li
     let cache_bytes = n_pages * PAGE_TOKENS * ULTRA.head_dim;
     let n_copies = timing.n_copies(2 * cache_bytes);
     let width = ULTRA.n_q_heads * ULTRA.head_dim;
+    let n_cached = 2 * ULTRA.n_kv_heads * ULTRA.head_dim;
+    let n_columns = width + n_cached;
+    let frequency_bytes = ULTRA.head_dim / 2 * size_of::<f64>();
     let tables: Vec<i32> = (0..n_pages as i32).collect();
     let row = |row| DeviceRow { slot: row, token_idx: row, n_tokens: 1, start: last(n_positions) };
     let rows: Vec<DeviceRow> = (0..n_rows as i32).map(row).collect();
     let launch = Launch {
         share: &ULTRA,
-        q: zeroes(&exec, n_rows * width * 2)?,
-        q_stride: width,
+        queries: Queries::Projected {
+            wide: zeroes(&exec, n_rows * n_columns * 2)?,
+            stride: n_columns,
+            scales: Deferred::Nothing,
+            frequencies: zeroes(&exec, frequency_bytes)?,
+        },
         keys: zeroes(&exec, n_copies * cache_bytes)?,
         values: zeroes(&exec, n_copies * cache_bytes)?,
         kv_dtype: KvDtype::Fp8,
@@ -141,7 +151,7 @@ pub fn attention(n_rows: usize, n_positions: usize, timing: Timing) -> Result<Li
     let measured = timing.measure(&exec, |idx| {
         let turn = |first: DevicePtr| first.offset(idx % n_copies * cache_bytes);
         let launch = Launch { keys: turn(launch.keys), values: turn(launch.values), ..launch };
-        decode(&exec, &launch, workspace, n_positions)
+        decode(&exec, &launch, workspace, n_positions, None)
     })?;
     let resident_bytes = (2 * n_rows * n_positions * ULTRA.head_dim) as u64;
     let work = Work {
@@ -149,7 +159,9 @@ pub fn attention(n_rows: usize, n_positions: usize, timing: Timing) -> Result<Li
         kind: Kind::Attention,
         resident_bytes,
         ahead_bytes: 0,
-        bytes: resident_bytes + (n_rows * width * 3) as u64,
+        given_bytes: 0,
+        bytes: resident_bytes
+            + (n_rows * (2 * n_columns + frequency_bytes + n_cached + width)) as u64,
         flops: 4 * (n_rows * n_positions * width) as u64,
     };
     Ok(Line { what: format!("attention, batch {n_rows} x {n_positions}"), measured, work })

@@ -51,8 +51,9 @@ fn without_a_gpu_it_fails_and_says_so() {
 fn a_line_has_the_bytes_that_a_kernel_must_move() {
     let timing = Timing { n_launches: 2, n_cold_bytes: 0 };
     let line = attention(2, 300, timing).expect("it runs");
-    // Keys and values of one head, queries in bf16, what comes out in e4m3.
-    assert_eq!(line.work.bytes, 2 * 300 * 128 * 2 + 2 * 2048 * 3);
+    // Keys and values of one head; columns in bf16 and what turns them; the row's own key and value
+    // and what comes out in e4m3.
+    assert_eq!(line.work.bytes, 2 * 300 * 128 * 2 + 2 * (2304 * 2 + 64 * 8 + 256 + 2048));
     let shape = Product { n_outputs: 32, n_inputs: 64, ..ULTRA_PRODUCTS[0] };
     let line = product(&shape, 3, timing).expect("it runs");
     assert_eq!((line.work.bytes, line.work.flops), (32 * 64 + 3 * (64 + 32 * 2), 2 * 3 * 32 * 64));

@@ -136,6 +136,25 @@ impl Context {
         }
     }
 
+    /// Puts so much of the L2 cache aside for what is to be evicted last, or what the device has of
+    /// it: how much that is.
+    pub(super) fn set_aside(&self, n_bytes: usize) -> Result<usize, DeviceError> {
+        const LIMIT: sys::CUlimit = sys::CUlimit::CU_LIMIT_PERSISTING_L2_CACHE_SIZE;
+        let most = Attribute::CU_DEVICE_ATTRIBUTE_MAX_PERSISTING_L2_CACHE_SIZE;
+        let n_bytes = n_bytes.min(attribute(self.device, most)?);
+        // A slice of a device may have none.
+        if n_bytes == 0 {
+            return Ok(0);
+        }
+        let mut granted = 0;
+        // SAFETY: `granted` outlives the calls; the context is current on this thread.
+        unsafe {
+            check("cuCtxSetLimit", sys::cuCtxSetLimit(LIMIT, n_bytes))?;
+            check("cuCtxGetLimit", sys::cuCtxGetLimit(&mut granted, LIMIT))?;
+        }
+        Ok(granted)
+    }
+
     /// Whether memory may still be claimed.
     pub(super) fn assert_open(&self, n_bytes: usize) {
         assert!(n_bytes > 0, "an allocation of nothing");

@@ -170,6 +170,15 @@ impl CudaExec {
         self.context.enable_peer(peer)
     }
 
+    /// Puts `n_bytes` of the L2 cache aside for what is to be evicted last, or as much as the
+    /// device allows; gives back how much that is.
+    ///
+    /// # Errors
+    /// What the driver has against it.
+    pub fn set_aside(&self, n_bytes: usize) -> Result<usize, DeviceError> {
+        self.context.set_aside(n_bytes)
+    }
+
     /// Describes a matrix product, and how it is computed; at boot only.
     ///
     /// # Errors

@@ -27,6 +27,14 @@ fn a_device_says_what_it_is() {
 }
 
 #[test]
+fn no_more_of_the_cache_is_put_aside_than_a_device_allows() {
+    // No other test asks for it on that device.
+    let exec = CudaExec::open(7).expect("the node has eight");
+    let granted = [20 << 20, 1 << 30, 0].map(|n_bytes| exec.set_aside(n_bytes).expect("it is set"));
+    assert_eq!(granted, [20 << 20, 32_768_000, 0]);
+}
+
+#[test]
 fn small_allocations_share_and_large_ones_do_not() {
     let exec = CudaExec::open(0).expect("the node has it");
     let claimed = exec.n_claimed_bytes();

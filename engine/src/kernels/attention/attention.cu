@@ -13,7 +13,9 @@
 //
 // sass attention_decode_d128_f8: LDG.128 8, HMMA.16816.F32.BF16 32
 // sass attention_decode_d128_bf16: LDG.128 16, HMMA.16816.F32.BF16 32
+#include "ahead.cuh"
 #include "attention/attention.cuh"
+#include "rope_kv/rope.cuh"
 
 constexpr int DECODE_WARPS = 4;
 
@@ -24,6 +26,11 @@ constexpr int DECODE_WARPS = 4;
 __device__ __forceinline__ u32 part_shift(u32 n_seen) {
     return n_seen <= 2048 ? 8 : n_seen <= 4096 ? 9 : n_seen <= 65536 ? 10 : 11;
 }
+
+// What a cache holds whose numbers have so many bytes.
+template <int BYTES> struct Cached;
+template <> struct Cached<1> { using Type = e4m3; };
+template <> struct Cached<2> { using Type = bf16; };
 
 // Where a lane's keys and values of a page lie. An mma sums over dimensions (keys) or yields them
 // (values) in any order, so each lane takes neighbours: vectors instead of scattered pairs.
@@ -55,7 +62,7 @@ template <int D, int BYTES> struct Page {
     u32 values[4][L::V_WORDS];
 
     // Tokens before `begin` and from `end` on are not read; they count as zeroes.
-    __device__ __forceinline__ void load_keys(const u8* head, int begin, int end) {
+    __device__ __forceinline__ void load_keys(const u8* head, int begin, int end, u64 policy) {
         const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -64,12 +71,12 @@ template <int D, int BYTES> struct Page {
 #pragma unroll
             for (int n = 0; n < D / 4; n += L::K_DIMS) {
                 const u8* from = head + (token * D + L::key_dim(n, quad)) * BYTES;
-                load<L::K_DIMS * BYTES>(&keys[i][n * BYTES / 4], from, is_seen);
+                load<L::K_DIMS * BYTES>(&keys[i][n * BYTES / 4], from, is_seen, policy);
             }
         }
     }
 
-    __device__ __forceinline__ void load_values(const u8* head, int begin, int end) {
+    __device__ __forceinline__ void load_values(const u8* head, int begin, int end, u64 policy) {
         const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -78,7 +85,7 @@ template <int D, int BYTES> struct Page {
 #pragma unroll
             for (int n = 0; n < D / 8; n += L::V_DIMS) {
                 const u8* from = head + (token * D + L::value_dim(n, eighth)) * BYTES;
-                load<L::V_DIMS * BYTES>(&values[i][n * BYTES / 4], from, is_seen);
+                load<L::V_DIMS * BYTES>(&values[i][n * BYTES / 4], from, is_seen, policy);
             }
         }
     }
@@ -130,6 +137,7 @@ template <int D> struct DecodeShared {
     };
     float2 stats[DECODE_WARPS][MMA_ROWS];
     bf16 queries[MMA_ROWS][D + CHUNK];
+    Angles<D / 2> angles;
     u32 is_last;
 };
 
@@ -154,8 +162,61 @@ __device__ __forceinline__ void stage_queries(const Args& args, int token,
     for (int at = threadIdx.x; at < MMA_ROWS * D / CHUNK; at += 32 * DECODE_WARPS) {
         const int head = at / (D / CHUNK), dim = at % (D / CHUNK) * CHUNK;
         u32 x[4];
-        load<16>(x, from + head * D + dim, head < args.group);
+        load<16>(x, from + head * D + dim, head < args.group, read_again());
         *reinterpret_cast<uint4*>(&shared.queries[head][dim]) = make_uint4(x[0], x[1], x[2], x[3]);
+    }
+    __syncthreads();
+}
+
+// The same from a projection's columns. Where `has_own`, the block has the part with the row's own
+// position, and its key and value go to their place in the cache.
+template <int D, int BYTES>
+__device__ __forceinline__ void stage_projected(const Args& args, const Projected& projected,
+                                                const int4& row, bool has_own,
+                                                DecodeShared<D>& shared) {
+    constexpr int N_PAIRS = D / 2, N_CHUNKS = N_PAIRS / CHUNK;
+    const int slot = row.x, token = row.y, position = row.w;
+    shared.angles.find(projected.frequencies, N_PAIRS, position);
+    __syncthreads();
+    const i64 first = i64(token) * projected.stride;
+    const float token_scale = projected.token_scales ? projected.token_scales[token] : 1.0f;
+    const int n_q_heads = args.n_kv_heads * args.group;
+    // The block's own key, its value, and its queries.
+    for (int at = threadIdx.x; at < (2 + MMA_ROWS) * N_CHUNKS; at += 32 * DECODE_WARPS) {
+        const int head = at / N_CHUNKS - 2, pair = at % N_CHUNKS * CHUNK;
+        const bool is_query = head >= 0, is_value = head == -1;
+        if (is_query ? head >= args.group : !has_own) continue;
+        const int column_head = is_query   ? blockIdx.y * args.group + head
+                                : is_value ? n_q_heads + args.n_kv_heads + blockIdx.y
+                                           : n_q_heads + blockIdx.y;
+        const int col = column_head * D + pair;
+        const float part = is_query   ? projected.q_factor
+                           : is_value ? projected.v_factor
+                                      : projected.k_factor;
+        const float factor = part * token_scale;
+        F32x8 low = finished(projected, first, col, factor, CHUNK, true);
+        F32x8 high = finished(projected, first, col + N_PAIRS, factor, CHUNK, true);
+        if (!is_value) shared.angles.turn(low, high, pair, N_PAIRS);
+        if (is_query) {
+            bf16* place = &shared.queries[head][pair];
+            store_chunk(place, low, CHUNK, true);
+            store_chunk(place + N_PAIRS, high, CHUNK, true);
+        } else {
+            using Element = typename Cached<BYTES>::Type;
+            const int page = args.tables[i64(slot) * args.n_table_entries + position / PAGE_TOKENS];
+            const i64 run = i64(page) * args.n_kv_heads + blockIdx.y;
+            const i64 offset = (run * PAGE_TOKENS + position % PAGE_TOKENS) * D + pair;
+            Element* place = reinterpret_cast<Element*>(is_value ? args.values : args.keys) + offset;
+            const float scale = is_value ? projected.v_scale : projected.k_scale;
+            store_cached(place, low, scale, CHUNK, true);
+            store_cached(place + N_PAIRS, high, scale, CHUNK, true);
+        }
+    }
+    // Heads that do not exist.
+    for (int at = args.group * D / CHUNK + threadIdx.x; at < MMA_ROWS * D / CHUNK;
+         at += 32 * DECODE_WARPS) {
+        const int head = at / (D / CHUNK), dim = at % (D / CHUNK) * CHUNK;
+        *reinterpret_cast<uint4*>(&shared.queries[head][dim]) = make_uint4(0, 0, 0, 0);
     }
     __syncthreads();
 }
@@ -190,6 +251,7 @@ __device__ __forceinline__ void attend_part(const Args& args, int slot, const Sp
     const u32 own = warp + DECODE_WARPS * lane;
     const int page_of_lane = own >= n_before && own < n_pages ? __ldg(table + own) : 0;
     const i64 head_bytes = PAGE_TOKENS * D * BYTES;
+    const u64 policy = read_once();
 
     Page<D, BYTES> page;
     // Of the page `at`: where its head lies, and which of its tokens are seen.
@@ -207,8 +269,8 @@ __device__ __forceinline__ void attend_part(const Args& args, int slot, const Sp
     while (at < n_before) at += DECODE_WARPS;
     if (at >= n_pages) return;
     find(at);
-    page.load_keys(keys, begin, end);
-    page.load_values(values, begin, end);
+    page.load_keys(keys, begin, end, policy);
+    page.load_values(values, begin, end, policy);
     while (true) {
         float scores[2][4];
         page.score(q, scores);
@@ -217,7 +279,7 @@ __device__ __forceinline__ void attend_part(const Args& args, int slot, const Sp
         const bool has_next = at < n_pages;
         if (has_next) {
             find(at);
-            page.load_keys(keys, begin, end);
+            page.load_keys(keys, begin, end, policy);
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -232,7 +294,7 @@ __device__ __forceinline__ void attend_part(const Args& args, int slot, const Sp
         running.template weigh<2>(scores, weights);
         page.gather(weights[0], running.values);
         if (!has_next) return;
-        page.load_values(values, begin, end);
+        page.load_values(values, begin, end, policy);
     }
 }
 
@@ -295,10 +357,19 @@ __device__ __forceinline__ void finish_decode(const Args& args, int token, const
     }
 }
 
-// Grid: (most parts, kv heads, rows). Blocks beyond a row's parts leave at once; the last to arrive
-// of the others adds them all up.
-template <int D, int BYTES> __device__ __forceinline__ void decode(const Args& args) {
+// Grid: (most parts, kv heads, rows and behind them what fetches). Blocks beyond a row's parts leave
+// at once; the last to arrive of the others adds them all up.
+template <int D, int BYTES>
+__device__ __forceinline__ void decode(const Args& args, const Projected& projected,
+                                       const Ahead& ahead) {
     __shared__ DecodeShared<D> shared;
+    if (blockIdx.z >= ahead.first_block) {
+        const u32 n_layer = gridDim.x * gridDim.y;
+        const u32 layer = blockIdx.z - ahead.first_block, n_layers = gridDim.z - ahead.first_block;
+        const u32 block = layer * n_layer + blockIdx.y * gridDim.x + blockIdx.x;
+        fetch_ahead<32 * DECODE_WARPS>(ahead, block, n_layers * n_layer);
+        return;
+    }
     const int4 row = __ldg(args.rows + blockIdx.z);
     if (row.x < 0) return;
     const Span span(row.w, args.window);
@@ -307,7 +378,12 @@ template <int D, int BYTES> __device__ __forceinline__ void decode(const Args& a
 
     Running<D> running;
     running.begin();
-    stage_queries<D>(args, row.y, shared);
+    if (args.q) {
+        stage_queries<D>(args, row.y, shared);
+    } else {
+        const bool has_own = blockIdx.x == span.n_parts - 1;
+        stage_projected<D, BYTES>(args, projected, row, has_own, shared);
+    }
     attend_part<D, BYTES>(args, row.x, span, span.first_part + blockIdx.x, shared, running);
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
@@ -361,8 +437,10 @@ template <int D, int BYTES> __device__ __forceinline__ void decode(const Args& a
 
 #define DECODE(NAME, D, BYTES)                                                        \
     extern "C" __global__ void __launch_bounds__(32 * DECODE_WARPS)                   \
-        attention_decode_##NAME(const __grid_constant__ Args args) {                  \
-        decode<D, BYTES>(args);                                                       \
+        attention_decode_##NAME(const __grid_constant__ Args args,                    \
+                                const __grid_constant__ Projected projected,          \
+                                const __grid_constant__ Ahead ahead) {                \
+        decode<D, BYTES>(args, projected, ahead);                                     \
     }
 
 FOR_EACH_SHAPE(DECODE)

@@ -1,7 +1,8 @@
 // What decode and prefill share: arguments, products on the tensor cores, the running softmax.
 //
 // Layouts
-//   q       bf16 [token][q_head][D], tokens `q_stride` elements apart, rotated
+//   q       bf16 [token][q_head][D], tokens `q_stride` elements apart, rotated; null where decode
+//           takes a projection's columns in its place, and writes the cache as well
 //   cache   keys and values apart, [page][kv_head][16][D], bf16 or e4m3
 //   tables  i32 [slot][entry]: the page that holds positions 16 * entry ..
 //   rows    int4 (slot, token_idx, n_tokens, start); slot -1 is padding and does nothing
@@ -22,8 +23,8 @@ constexpr int MMA_ROWS = 16;
 
 struct Args {
     const bf16* q;
-    const u8* keys;
-    const u8* values;
+    u8* keys;
+    u8* values;
     const int* tables;
     const int4* rows;
     u8* out;
@@ -86,27 +87,48 @@ __device__ __forceinline__ u32 widen_f8x2(u32 pair) {
     return bf16_pair(x.x, x.y);
 }
 
+// How what is read counts in the L2 cache.
+__device__ __forceinline__ u64 read_again() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ u64 read_once() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 // Takes BYTES at `from`, or zeroes where `is_there` is false: then nothing is read. A predicate and
-// no branch, so that the warp stays together for its next mma.
+// no branch, so that the warp stays together for its next mma. Not by the path for what no kernel
+// writes: decode reads its own token's keys and values back.
 template <int BYTES>
-__device__ __forceinline__ void load(u32* words, const void* from, bool is_there) {
+__device__ __forceinline__ void load(u32* words, const void* from, bool is_there, u64 policy) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "one load");
 #pragma unroll
     for (int w = 0; w < BYTES / 4; w++) words[w] = 0;
     if constexpr (BYTES == 16) {
         asm volatile(
-            "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+            "{ .reg .pred p; setp.ne.u32 p, %5, 0; "
+            "@p ld.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %6; }"
             : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
-            : "l"(from), "r"(u32(is_there)));
+            : "l"(from), "r"(u32(is_there)), "l"(policy)
+            : "memory");
     } else if constexpr (BYTES == 8) {
         asm volatile(
-            "{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.v2.u32 {%0, %1}, [%2]; }"
+            "{ .reg .pred p; setp.ne.u32 p, %3, 0; "
+            "@p ld.global.L2::cache_hint.v2.u32 {%0, %1}, [%2], %4; }"
             : "+r"(words[0]), "+r"(words[1])
-            : "l"(from), "r"(u32(is_there)));
+            : "l"(from), "r"(u32(is_there)), "l"(policy)
+            : "memory");
     } else {
-        asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.u32 %0, [%1]; }"
-                     : "+r"(words[0])
-                     : "l"(from), "r"(u32(is_there)));
+        asm volatile(
+            "{ .reg .pred p; setp.ne.u32 p, %2, 0; "
+            "@p ld.global.L2::cache_hint.u32 %0, [%1], %3; }"
+            : "+r"(words[0])
+            : "l"(from), "r"(u32(is_there)), "l"(policy)
+            : "memory");
     }
 }
 

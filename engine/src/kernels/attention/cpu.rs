@@ -42,8 +42,10 @@ fn attend_to_each(
     cut: Cut,
     attend: impl Fn(&Source<'_>, Queries<'_>, &mut Scratch, HostViewMut<'_>) + Sync,
 ) {
-    let Args { q, rows, share, k_scale, v_scale, cache, input, out, out_scales } = args;
+    let Args { queries, rows, share, k_scale, v_scale, cache, input, out, out_scales, .. } = args;
+    let super::Queries::Rotated(q) = queries else { panic!("queries that nobody has rotated") };
     let Rows::Host(rows) = rows else { panic!("rows for a kernel of the device") };
+    let cache = &*cache;
     let (q, mut out) = (q.host(), out.host());
     let head_dim = share.head_dim;
     let group = share.n_q_heads / share.n_kv_heads;

@@ -9,14 +9,16 @@
 //! `head_dim / 8 + 12` roundings of `max_j Σ_d |q[d] · k[j][d]| / sqrt(head_dim)`: products are
 //! exact, sums are in f32, weights are rounded to bf16 and divided by the sum of the rounded ones.
 
-use std::f32::consts::LOG2_E;
+mod args;
 
 use weights::AttentionSpec;
 
 use crate::KvDtype;
 use crate::cache::PAGE_TOKENS;
-use crate::device::DeviceError;
-use crate::device::cuda::{CudaExec, DevicePtr, Kernel, LaunchConfig, Param, Plain, bytes_of};
+use crate::device::cuda::{CudaExec, DevicePtr, Kernel, LaunchConfig, Param, Plain};
+use crate::device::{Deferred, DeviceError, DeviceView};
+use crate::kernels::ahead::Ahead;
+use crate::kernels::launching::{Factors, by_value};
 
 const DECODE_WARPS: usize = 4;
 const PREFILL_WARPS: usize = 8;
@@ -45,11 +47,9 @@ unsafe impl Plain for DeviceRow {}
 pub struct Launch<'a> {
     /// This rank's heads, and the window.
     pub share: &'a AttentionSpec,
-    /// bf16 `[T][n_q_heads * head_dim]`, rotated and without factors left to apply.
-    pub q: DevicePtr,
-    /// Elements from one token's queries to the next's.
-    pub q_stride: usize,
-    /// The block's pages, `[page][kv_head][16][head_dim]`; the step's own tokens are written.
+    /// What attends.
+    pub queries: Queries,
+    /// The block's pages, `[page][kv_head][16][head_dim]`.
     pub keys: DevicePtr,
     /// The same for values.
     pub values: DevicePtr,
@@ -73,6 +73,29 @@ pub struct Launch<'a> {
     pub out_stride: usize,
     /// Writes `e4m3(clamp(x / scale))`; bf16 without one.
     pub out_scale: Option<f32>,
+}
+
+/// Where queries come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Queries {
+    /// Rotated, without factors left to apply; the step's keys and values are in the cache.
+    Rotated {
+        /// bf16 `[T][n_q_heads * head_dim]`.
+        q: DevicePtr,
+        /// Elements from one token's queries to the next's.
+        stride: usize,
+    },
+    /// Decode alone takes them as the projection left them, and writes the cache.
+    Projected {
+        /// bf16 `[T][(n_q_heads + 2 * n_kv_heads) * head_dim]`: queries, keys, values.
+        wide: DevicePtr,
+        /// Elements from one token's columns to the next's.
+        stride: usize,
+        /// Factors that they still lack.
+        scales: Deferred,
+        /// f64 `[head_dim / 2]`: what turns each pair.
+        frequencies: DevicePtr,
+    },
 }
 
 /// Memory that decode needs beside its arguments; the same for all blocks of a model, because
@@ -150,7 +173,8 @@ pub fn n_tiles(share: &AttentionSpec, n_tokens_of_rows: impl Iterator<Item = usi
     n_tokens_of_rows.map(|n_tokens| n_tokens.div_ceil(tile_tokens)).sum()
 }
 
-/// Attends for rows of one token. `n_context` bounds their positions.
+/// Attends for rows of one token. `n_context` bounds their positions; of `next`, the weights that
+/// the next product reads, a part is fetched into the cache.
 ///
 /// # Errors
 /// What the driver has against the launch.
@@ -162,11 +186,20 @@ pub fn decode(
     launch: &Launch<'_>,
     workspace: Workspace,
     n_context: usize,
+    next: Option<DeviceView>,
 ) -> Result<(), DeviceError> {
-    let grid = decode_config(launch.share, launch.n_rows, n_context);
+    let mut config = decode_config(launch.share, launch.n_rows, n_context);
     let (_, name) = kernel_names(launch.share, launch.kv_dtype);
     let kernel = Kernel { family: "attention", name };
-    submit(exec, kernel, grid, DeviceArgs::new(launch, Some(workspace)))
+    let args = args::args(launch, Some(workspace));
+    let projected = args::projected(launch);
+    let ahead = next.and_then(|weights| Ahead::new(weights, launch.n_rows));
+    let ahead_words = Ahead::words(ahead, config.grid[2]);
+    if ahead.is_some() && launch.n_rows > 0 {
+        config.grid[2] += Ahead::N_BLOCKS.div_ceil(config.grid[0] * config.grid[1]);
+    }
+    let params = [by_value(&args), by_value(&projected), by_value(&ahead_words)];
+    submit(exec, kernel, config, &params)
 }
 
 /// Attends for rows of any number of tokens, in `n_tiles` blocks: see [`n_tiles`].
@@ -179,7 +212,9 @@ pub fn prefill(exec: &CudaExec, launch: &Launch<'_>, n_tiles: usize) -> Result<(
     let config = prefill_config(launch.share, n_tiles);
     let (name, _) = kernel_names(launch.share, launch.kv_dtype);
     let kernel = Kernel { family: "attention_prefill", name };
-    submit(exec, kernel, config, DeviceArgs::new(launch, None))
+    let is_rotated = matches!(launch.queries, Queries::Rotated { .. });
+    assert!(is_rotated, "a prompt's tokens attend to each other: all of them are written before");
+    submit(exec, kernel, config, &[by_value(&args::args(launch, None))])
 }
 
 fn decode_config(share: &AttentionSpec, n_rows: usize, n_context: usize) -> LaunchConfig {
@@ -233,81 +268,30 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).expect("sizes of a launch are in 32 bits")
 }
 
-/// `Args` of attention.cuh.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct DeviceArgs {
-    q: u64,
-    keys: u64,
-    values: u64,
-    tables: u64,
-    rows: u64,
-    out: u64,
-    part_sums: u64,
-    part_stats: u64,
-    n_arrived: u64,
-    q_stride: u32,
-    out_stride: u32,
-    n_table_entries: u32,
-    n_rows: u32,
-    n_kv_heads: u32,
-    group: u32,
-    window: u32,
-    out_is_f8: u32,
-    score_factor: f32,
-    value_factor: f32,
-    out_scale: f32,
-    unused: u32,
-}
-
-// SAFETY: nine numbers of eight bytes, then twelve of four: no gap.
-unsafe impl Plain for DeviceArgs {}
-
-impl DeviceArgs {
-    fn new(launch: &Launch<'_>, workspace: Option<Workspace>) -> DeviceArgs {
-        let Launch { share, .. } = launch;
-        launch.check();
-        let none =
-            Workspace { sums: DevicePtr::NULL, stats: DevicePtr::NULL, n_arrived: DevicePtr::NULL };
-        let workspace = workspace.unwrap_or(none);
-        let (k_scale, v_scale) = match launch.kv_dtype {
-            KvDtype::Fp8 => (launch.k_scale, launch.v_scale),
+impl Launch<'_> {
+    /// What a stored key and a stored value must be multiplied by.
+    fn stored_scales(&self) -> (f32, f32) {
+        match self.kv_dtype {
+            KvDtype::Fp8 => (self.k_scale, self.v_scale),
             KvDtype::Bf16 | KvDtype::F32 => (1.0, 1.0),
-        };
-        DeviceArgs {
-            q: launch.q.0,
-            keys: launch.keys.0,
-            values: launch.values.0,
-            tables: launch.tables.0,
-            rows: launch.rows.0,
-            out: launch.out.0,
-            part_sums: workspace.sums.0,
-            part_stats: workspace.stats.0,
-            n_arrived: workspace.n_arrived.0,
-            q_stride: count(launch.q_stride),
-            out_stride: count(launch.out_stride),
-            n_table_entries: count(launch.n_table_entries),
-            n_rows: count(launch.n_rows),
-            n_kv_heads: count(share.n_kv_heads),
-            group: count(group(share)),
-            window: share.window.map_or(u32::MAX, count),
-            out_is_f8: launch.out_scale.is_some().into(),
-            score_factor: k_scale / (share.head_dim as f32).sqrt() * LOG2_E,
-            value_factor: v_scale,
-            out_scale: launch.out_scale.unwrap_or(1.0),
-            unused: 0,
         }
     }
-}
 
-impl Launch<'_> {
     fn check(&self) {
         let share = self.share;
         assert!(supports(share, self.kv_dtype), "{share:?} {:?}", self.kv_dtype);
         let width = share.n_q_heads * share.head_dim;
-        assert!(self.q_stride >= width && self.out_stride >= width, "{self:?}");
+        let (first, stride, n_columns) = match self.queries {
+            Queries::Rotated { q, stride } => (q, stride, width),
+            Queries::Projected { wide, stride, scales, .. } => {
+                let columns = Factors::from(scales).columns;
+                assert!(columns.is_aligned(16), "{self:?}");
+                (wide, stride, width + 2 * share.n_kv_heads * share.head_dim)
+            }
+        };
+        assert!(stride >= n_columns && self.out_stride >= width, "{self:?}");
         // Everything is read in vectors of sixteen bytes.
-        assert!(self.q_stride.is_multiple_of(8) && self.q.is_aligned(16), "{self:?}");
+        assert!(stride.is_multiple_of(8) && first.is_aligned(16), "{self:?}");
         assert!(self.out_stride.is_multiple_of(2) && self.out.is_aligned(4), "{self:?}");
         assert!(self.keys.is_aligned(16) && self.values.is_aligned(16), "{self:?}");
         assert!(self.rows.is_aligned(16), "{self:?}");
@@ -319,14 +303,14 @@ fn submit(
     exec: &CudaExec,
     kernel: Kernel,
     config: LaunchConfig,
-    args: DeviceArgs,
+    params: &[Param<'_>],
 ) -> Result<(), DeviceError> {
     if config.grid.contains(&0) {
         return Ok(());
     }
-    // SAFETY: the kernel's one parameter is this struct, by value. What it points to is as the
-    // caller says; the host never touches it.
-    unsafe { exec.launch(kernel, config, &[Param::Bytes(bytes_of(&[args]))]) }
+    // SAFETY: the kernels' parameters are the structs that `decode` and `prefill` give, by value.
+    // What they point to is as the caller says; the host never touches it.
+    unsafe { exec.launch(kernel, config, params) }
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use scheduler::PageId;
 use weights::{AttentionSpec, InputScale};
 
 use super::rope_kv::DeviceTables;
-use crate::device::{ArrayMut, DeviceError, DevicePtr, Exec, Gpu, KvRegion, View, ViewMut};
+use crate::device::{
+    ArrayMut, Deferred, DeviceError, DevicePtr, DeviceView, Exec, Gpu, KvRegion, View, ViewMut,
+};
 
 /// `out[t][h] = Σ_j softmax_j(q[t][h] · k[j] / sqrt(head_dim)) · v[j]` over the positions j that
 /// the token sees: its own and those before it, as far back as the window goes. Query head h reads
@@ -21,8 +23,8 @@ use crate::device::{ArrayMut, DeviceError, DevicePtr, Exec, Gpu, KvRegion, View,
 /// it takes `CpuExec::rounds_inputs` to mean queries and weights as well, as a device does: then e
 /// has 2^15 roundings more, and an output as many of `max|v|`.
 pub struct Args<'a> {
-    /// `[T, n_q_heads * head_dim]`, rotated.
-    pub q: View<'a>,
+    /// What attends.
+    pub queries: Queries<'a>,
     /// Which tokens belong to which sequence: in order, every token once.
     pub rows: Rows<'a>,
     /// This rank's heads, and the window.
@@ -31,14 +33,30 @@ pub struct Args<'a> {
     pub k_scale: f32,
     /// Factor of values in an FP8 cache.
     pub v_scale: f32,
-    /// This block's pages; those of the step's own tokens are written already.
-    pub cache: &'a KvRegion,
+    /// This block's pages; those of the step's own tokens are written already, or here.
+    pub cache: &'a mut KvRegion,
+    /// The next projection's weights on a device: a part of them may be fetched into its cache.
+    pub next: Option<DeviceView>,
     /// How the next projection's input is quantized; not per token, which needs other heads.
     pub input: InputScale,
     /// `[T, n_q_heads * head_dim]`
     pub out: ViewMut<'a>,
     /// `[T]`: what `out` must be multiplied by to be the attended values.
     pub out_scales: ArrayMut<'a, f32>,
+}
+
+/// Where queries come from.
+pub enum Queries<'a> {
+    /// `[T, n_q_heads * head_dim]`, rotated; keys and values are in the cache.
+    Rotated(View<'a>),
+    /// As they were projected, on a device: attention rotates them and writes the cache itself,
+    /// of rows that [allow it](Rows::rotate).
+    Projected {
+        /// `[T, (n_q_heads + 2 * n_kv_heads) * head_dim]`: queries, keys, values.
+        qkv: View<'a>,
+        /// Factors that `qkv` still lacks.
+        scales: Deferred,
+    },
 }
 
 /// The step's rows, as far as attention needs to know them.
@@ -63,6 +81,8 @@ pub struct DeviceRows<'a> {
     pub prefill_lengths: &'a [usize],
     /// Of the block's cache group.
     pub tables: DeviceTables,
+    /// f64 `[head_dim / 2]`: what turns each pair.
+    pub frequencies: DevicePtr,
     /// Positions that a sequence may have.
     pub n_context: usize,
     /// What decode adds its parts up in.
@@ -95,14 +115,51 @@ pub fn attention(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
     }
 }
 
+impl Rows<'_> {
+    /// Whether attention rotates these rows' queries and keys itself: rows that are all of one
+    /// token, whose kernel needs no other's keys first.
+    pub fn rotate(&self) -> bool {
+        match self {
+            Rows::Host(_) => false,
+            Rows::Device(rows) => rows.prefill_lengths.is_empty(),
+        }
+    }
+}
+
+impl Queries<'_> {
+    fn n_tokens(&self) -> usize {
+        match self {
+            Queries::Rotated(q) => q.n_rows(),
+            Queries::Projected { qkv, .. } => qkv.n_rows(),
+        }
+    }
+
+    fn launch(&self, frequencies: DevicePtr) -> cuda::Queries {
+        match self {
+            Queries::Rotated(q) => {
+                let q = q.device();
+                cuda::Queries::Rotated { q: q.first, stride: q.stride }
+            }
+            Queries::Projected { qkv, scales } => {
+                let (wide, scales) = (qkv.device(), *scales);
+                cuda::Queries::Projected {
+                    wide: wide.first,
+                    stride: wide.stride,
+                    scales,
+                    frequencies,
+                }
+            }
+        }
+    }
+}
+
 impl Args<'_> {
     fn launch(self, gpu: &Gpu) -> Result<(), DeviceError> {
         let Rows::Device(rows) = self.rows else { panic!("rows for a kernel of the host") };
-        let (q, out, pages) = (self.q.device(), self.out.device(), self.cache.device());
+        let (out, pages) = (self.out.device(), self.cache.device());
         let decode = cuda::Launch {
             share: self.share,
-            q: q.first,
-            q_stride: q.stride,
+            queries: self.queries.launch(rows.frequencies),
             keys: pages.keys,
             values: pages.values,
             kv_dtype: self.cache.shape().dtype,
@@ -120,9 +177,12 @@ impl Args<'_> {
             },
         };
         let n_prefill = rows.prefill_lengths.len();
+        if n_prefill == 0 {
+            return cuda::decode(&gpu.exec, &decode, rows.workspace, rows.n_context, self.next);
+        }
         let prefill = cuda::Launch { rows: rows.prefill, n_rows: n_prefill, ..decode.clone() };
         let n_tiles = cuda::n_tiles(self.share, rows.prefill_lengths.iter().copied());
-        cuda::decode(&gpu.exec, &decode, rows.workspace, rows.n_context)?;
+        cuda::decode(&gpu.exec, &decode, rows.workspace, rows.n_context, None)?;
         cuda::prefill(&gpu.exec, &prefill, n_tiles)
     }
 
@@ -130,9 +190,16 @@ impl Args<'_> {
         let AttentionSpec { n_q_heads, n_kv_heads, head_dim, window } = *self.share;
         assert!(n_q_heads > 0 && n_q_heads.is_multiple_of(n_kv_heads), "{:?}", self.share);
         assert_ne!(window, Some(0), "a token sees itself");
-        let shape = (self.q.n_rows(), self.q.n_cols());
-        assert_eq!(shape, (self.out.n_rows(), self.out.n_cols()), "q and out are of one shape");
-        assert_eq!(shape.1, n_q_heads * head_dim, "q has every head");
+        let shape = (self.out.n_rows(), self.out.n_cols());
+        assert_eq!(shape, (self.queries.n_tokens(), n_q_heads * head_dim), "out has every head");
+        match &self.queries {
+            Queries::Rotated(q) => assert_eq!(q.n_cols(), shape.1, "q has every head"),
+            Queries::Projected { qkv, .. } => {
+                assert!(self.rows.rotate(), "queries of these rows are rotated before");
+                let n_cols = shape.1 + 2 * n_kv_heads * head_dim;
+                assert_eq!(qkv.n_cols(), n_cols, "queries, keys and values");
+            }
+        }
         let cache = self.cache.shape();
         assert_eq!((cache.n_kv_heads, cache.head_dim), (n_kv_heads, head_dim), "the cache's heads");
         assert_ne!(self.input, InputScale::PerToken, "a token's scale needs all ranks' heads");
@@ -144,7 +211,7 @@ impl Args<'_> {
     }
 
     fn check_rows(&self, rows: &[AttentionRow<'_>]) {
-        let (n_tokens, cache) = (self.q.n_rows(), self.cache.shape());
+        let (n_tokens, cache) = (self.out.n_rows(), self.cache.shape());
         let mut token_idx = 0;
         for row in rows {
             assert_eq!(row.token_idx, token_idx, "rows cover the tokens in order");

@@ -5,7 +5,7 @@ use half::bf16;
 use scheduler::PageId;
 use weights::{AttentionSpec, InputScale};
 
-use super::{Args, AttentionRow, Rows, attention};
+use super::{Args, AttentionRow, Queries, Rows, attention};
 use crate::KvDtype;
 use crate::device::{
     ArrayMut, Exec, KvLocation, KvPlace, KvRegion, Scaled, Simd, SimdLevel, View, ViewMut,
@@ -111,12 +111,13 @@ impl Case {
         }
         let mut out = vec![f32::NAN; q.len()];
         let args = Args {
-            q: View::new(&q, token_idx, width),
+            queries: Queries::Rotated(View::new(&q, token_idx, width)),
             rows: Rows::Host(&rows),
             share: &self.share,
             k_scale: K_SCALE,
             v_scale: V_SCALE,
-            cache: &cache,
+            cache: &mut cache,
+            next: None,
             input: InputScale::None,
             out: ViewMut::new(&mut out, token_idx, width),
             out_scales: ArrayMut::Host(&mut vec![f32::NAN; token_idx]),

@@ -1,8 +1,8 @@
 //! The launches of `reduce_norm.cu` and `reduce_norm_two_shot.cu`.
 
-use super::ahead::Ahead;
 use crate::device::cuda::{CudaExec, Kernel, LaunchConfig};
 use crate::device::{Deferred, DeviceError, DevicePtr, WeightFactors};
+use crate::kernels::ahead::Ahead;
 use crate::kernels::launching::{
     CHUNK, Exchange, Factors, N_RANKS_MAX, Params, by_value, cluster_of, count, of_ranks,
 };

@@ -1,11 +1,9 @@
 //! The start of a sub-block: what the one before it left on all ranks is summed into the residual
 //! stream, which is then normalised, and quantized as the next projection asks.
 
-mod ahead;
 mod cpu;
 mod cuda;
 
-pub use ahead::fetched_ahead;
 pub use cuda::HIDDEN_MAX;
 
 use parallel::{Communicator, DeviceElement, DeviceSlice};
@@ -14,6 +12,7 @@ use weights::InputScale;
 use crate::device::{
     Array, ArrayMut, Deferred, DevicePtr, DeviceView, Element, Exec, Gpu, ViewMut,
 };
+use crate::kernels::ahead::Ahead;
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::peers::Carrier;
 use crate::rank::StepError;
@@ -102,7 +101,7 @@ impl Args<'_> {
             ahead: self
                 .next
                 .filter(|_| way.exchange.n_ranks > 1)
-                .and_then(|weights| ahead::Ahead::new(weights, n_tokens)),
+                .and_then(|weights| Ahead::new(weights, n_tokens)),
         };
         Ok(cuda::launch(&gpu.exec, &launch)?)
     }

@@ -27,13 +27,14 @@
 // over the lanes, the warps and the blocks: an order that only `hidden` decides, never the batch.
 //
 // While the ranks meet, the memory of each has nothing to do. Blocks behind those of the rows use
-// that time: they fetch what the next product reads first into the L2 cache, and are gone. `ahead`
-// says what; these blocks meet nobody. It is a hint, of which no result depends.
+// that time: they fetch what the next product reads into the L2 cache (`ahead.cuh`), and are gone.
+// These blocks meet nobody.
 //
 // f32 rows are moved by pairs of lanes, so that every access of 16 bytes has its neighbour beside
 // it and whole sectors are used: a lane reads half of its own chunk and half of its neighbour's.
 #pragma once
 
+#include "ahead.cuh"
 #include "common.cuh"
 
 constexpr int N_THREADS = 256;
@@ -47,30 +48,6 @@ __device__ __forceinline__ uint4 load_once(const bf16* p) {
                  : "l"(p)
                  : "memory");
     return raw;
-}
-
-// Weights that are fetched ahead: pieces that lie evenly in them, so that whatever order a product
-// takes them in, it finds the same share of each part.
-struct Ahead {
-    const e4m3* weights;
-    u32 n_pieces;
-    // From the begin of a piece to that of the next.
-    u32 stride_bytes;
-    u32 piece_bytes;
-    // The blocks before it have the rows; all of the grid where nothing is fetched.
-    u32 first_block;
-};
-
-// A piece a thread, and neighbours to different blocks: every multiprocessor asks for some.
-__device__ __forceinline__ void fetch_ahead(const Ahead& ahead) {
-    const u32 n_blocks = gridDim.x - ahead.first_block;
-    u32 piece = threadIdx.x * n_blocks + (blockIdx.x - ahead.first_block);
-    for (; piece < ahead.n_pieces; piece += n_blocks * N_THREADS) {
-        const e4m3* first = ahead.weights + u64(piece) * ahead.stride_bytes;
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first),
-                     "r"(ahead.piece_bytes)
-                     : "memory");
-    }
 }
 
 struct Args {
@@ -196,7 +173,7 @@ __device__ __forceinline__ void for_each_row(const Args& args, const float* weig
                                              Finish finish) {
     const u32 n_row_blocks = args.ahead.first_block;
     if (blockIdx.x >= n_row_blocks) {
-        fetch_ahead(args.ahead);
+        fetch_ahead<N_THREADS>(args.ahead, blockIdx.x - n_row_blocks, gridDim.x - n_row_blocks);
         return;
     }
     u32 epoch = 0;

@@ -10,49 +10,49 @@ const N_PAIRS_MAX: usize = 256;
 
 /// What to launch, on memory of the executor's device.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Launch {
+pub(in crate::kernels) struct Launch {
     /// bf16 `[n_tokens, wide_stride]`: queries, keys, values.
-    pub(super) wide: DevicePtr,
-    pub(super) wide_stride: usize,
+    pub(in crate::kernels) wide: DevicePtr,
+    pub(in crate::kernels) wide_stride: usize,
     /// Factors that `wide` still lacks.
-    pub(super) scales: Deferred,
-    pub(super) n_tokens: usize,
+    pub(in crate::kernels) scales: Deferred,
+    pub(in crate::kernels) n_tokens: usize,
     /// f64 `[head_dim / 2]`.
-    pub(super) frequencies: DevicePtr,
+    pub(in crate::kernels) frequencies: DevicePtr,
     /// i32 `[n_tokens]`.
-    pub(super) positions: DevicePtr,
+    pub(in crate::kernels) positions: DevicePtr,
     /// i32 `[n_tokens]`; negative for padding.
-    pub(super) slots: DevicePtr,
-    pub(super) heads: Heads,
+    pub(in crate::kernels) slots: DevicePtr,
+    pub(in crate::kernels) heads: Heads,
     /// bf16 `[n_tokens, n_q_heads * head_dim]`.
-    pub(super) q: DevicePtr,
-    pub(super) cache: Cache,
+    pub(in crate::kernels) q: DevicePtr,
+    pub(in crate::kernels) cache: Cache,
 }
 
 /// This rank's heads.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
-    pub(super) n_q_heads: usize,
-    pub(super) n_kv_heads: usize,
-    pub(super) head_dim: usize,
+pub(in crate::kernels) struct Heads {
+    pub(in crate::kernels) n_q_heads: usize,
+    pub(in crate::kernels) n_kv_heads: usize,
+    pub(in crate::kernels) head_dim: usize,
 }
 
 /// Where keys and values go.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cache {
+pub(in crate::kernels) struct Cache {
     /// `[page][kv_head][token of 16][head_dim]`.
-    pub(super) keys: DevicePtr,
+    pub(in crate::kernels) keys: DevicePtr,
     /// The same.
-    pub(super) values: DevicePtr,
-    pub(super) element: Cached,
+    pub(in crate::kernels) values: DevicePtr,
+    pub(in crate::kernels) element: Cached,
     /// i32 `[n_slots, n_pages_per_slot]`.
-    pub(super) page_tables: DevicePtr,
-    pub(super) n_pages_per_slot: usize,
+    pub(in crate::kernels) page_tables: DevicePtr,
+    pub(in crate::kernels) n_pages_per_slot: usize,
 }
 
 /// What the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Cached {
+pub(in crate::kernels) enum Cached {
     Bf16,
     /// `key / k_scale` and `value / v_scale`.
     E4m3 {
@@ -62,7 +62,7 @@ pub(super) enum Cached {
 }
 
 /// Launches; nothing where there are no tokens.
-pub(super) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError> {
+pub(in crate::kernels) fn launch(exec: &CudaExec, launch: &Launch) -> Result<(), DeviceError> {
     let Launch { wide, wide_stride, n_tokens, frequencies, positions, slots, q, .. } = *launch;
     let Heads { n_q_heads, n_kv_heads, head_dim } = launch.heads;
     let Cache { keys, values, element, page_tables, n_pages_per_slot } = launch.cache;

@@ -1,7 +1,8 @@
-//! Queries and keys turned by their positions, keys and values written to their pages.
+//! Queries and keys turned by their positions, keys and values written to their pages. On a device
+//! attention does it itself where all rows are of one token.
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 
 use weights::AttentionSpec;
 

@@ -30,7 +30,7 @@ pub(crate) fn undisturbed<R>(run: impl FnOnce() -> R) -> R {
 /// nobody asked for.
 #[track_caller]
 pub(crate) fn assert_frugal(kernel: &str, fewest_bytes: usize, launch: impl Fn(&TestDevice)) {
-    let Moved { n_bytes, n_bytes_asked } = undisturbed(|| moved(kernel, launch));
+    let Moved { n_bytes, n_bytes_asked, .. } = undisturbed(|| moved(kernel, launch));
     let excess = n_bytes as f64 / fewest_bytes as f64;
     let efficiency = n_bytes_asked as f64 / n_bytes as f64;
     assert!(n_bytes > 0, "{kernel}: sectors are counted");
@@ -41,12 +41,19 @@ pub(crate) fn assert_frugal(kernel: &str, fewest_bytes: usize, launch: impl Fn(&
     );
 }
 
+/// Bytes that `launch`, one launch of `kernel`, asks for ahead.
+pub(crate) fn prefetched_bytes(kernel: &str, launch: impl Fn(&TestDevice)) -> u64 {
+    undisturbed(|| moved(kernel, launch)).n_bytes_prefetched
+}
+
 /// What a launch moved.
 struct Moved {
     /// In whole sectors.
     n_bytes: u64,
     /// That threads asked for; lanes that ask for the same byte are counted each.
     n_bytes_asked: u64,
+    /// Into the cache alone.
+    n_bytes_prefetched: u64,
 }
 
 fn moved(kernel: &str, launch: impl Fn(&TestDevice)) -> Moved {
@@ -71,6 +78,7 @@ fn moved(kernel: &str, launch: impl Fn(&TestDevice)) -> Moved {
             return Moved {
                 n_bytes: 32 * (sectors(&after) - sectors(&before)),
                 n_bytes_asked: asked(&after) - asked(&before),
+                n_bytes_prefetched: after.bytes_prefetched - before.bytes_prefetched,
             };
         }
     }

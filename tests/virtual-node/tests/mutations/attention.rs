@@ -9,29 +9,54 @@ use crate::scenarios::Outcome;
 use Param::Words;
 
 const HEAD_DIM: usize = 32;
-/// Query heads, all of one key/value head.
-const N_HEADS: usize = 2;
 const PAGE_TOKENS: usize = 16;
 /// Of two slots; one more page is nobody's.
 const N_TABLE_ENTRIES: usize = 24;
 const N_PAGES: usize = 2 * N_TABLE_ENTRIES + 1;
+const CACHE_BYTES: usize = N_PAGES * PAGE_TOKENS * HEAD_DIM * 2;
 
 /// A row as the kernels read it: slot, first token, tokens, position of the first.
 type Row = [i32; 4];
 
 /// Rows of one token: one whose context has two parts and begins outside of its window, padding,
-/// and one with less than two pages.
+/// and one with less than two pages. A layer of blocks fetches weights, to the last byte.
 pub(crate) fn decode(module: &Module) -> Outcome {
-    let rows = [[0, 0, 1, 299], [-1, 0, 0, 0], [1, 1, 1, 21]];
-    let kernel = "attention_decode_d32_bf16";
-    attend(module, &Shape { kernel, rows: &rows, n_tokens: 2, window: 290, n_blocks: 2 })
+    attend(module, &DECODE)
 }
+
+/// The same from columns of a projection, whose keys and values are not in the cache yet.
+pub(crate) fn decode_projected(module: &Module) -> Outcome {
+    attend(module, &Shape { is_projected: true, ..DECODE })
+}
+
+const DECODE: Shape<'static> = Shape {
+    kernel: "attention_decode_d32_bf16",
+    rows: &[[0, 0, 1, 299], [-1, 0, 0, 0], [1, 1, 1, 21]],
+    n_tokens: 2,
+    window: 290,
+    n_blocks: 2,
+    n_heads: 16,
+    is_projected: false,
+};
+
+/// Pieces that lie apart.
+const N_PIECES: u64 = 5;
+const PIECE_BYTES: u64 = 32;
+const STRIDE_BYTES: u64 = 48;
+const AHEAD_BYTES: usize = ((N_PIECES - 1) * STRIDE_BYTES + PIECE_BYTES) as usize;
 
 /// A row whose tokens are two tiles and whose keys are two, behind a prefix, and a short one.
 pub(crate) fn prefill(module: &Module) -> Outcome {
-    let rows = [[0, 0, 70, 40], [1, 70, 3, 0]];
-    let kernel = "attention_prefill_d32_bf16";
-    attend(module, &Shape { kernel, rows: &rows, n_tokens: 73, window: 90, n_blocks: 3 })
+    let shape = Shape {
+        kernel: "attention_prefill_d32_bf16",
+        rows: &[[0, 0, 70, 40], [1, 70, 3, 0]],
+        n_tokens: 73,
+        window: 90,
+        n_blocks: 3,
+        n_heads: 2,
+        is_projected: false,
+    };
+    attend(module, &shape)
 }
 
 struct Shape<'a> {
@@ -41,12 +66,15 @@ struct Shape<'a> {
     window: u32,
     /// Parts of a context, or tiles of all rows.
     n_blocks: u32,
+    /// Query heads, all of one key/value head.
+    n_heads: usize,
+    is_projected: bool,
 }
 
 fn attend(module: &Module, shape: &Shape<'_>) -> Outcome {
     let node = Node::new(1);
     let n_rows = shape.rows.len();
-    let n_out_bytes = shape.n_tokens * N_HEADS * HEAD_DIM * 2;
+    let n_out_bytes = shape.n_tokens * shape.n_heads * HEAD_DIM * 2;
     let [keys, values] = [30, 31].map(|seed| {
         let mut cache = bf16s(seed, N_PAGES * PAGE_TOKENS * HEAD_DIM);
         // Nobody's page is full of eights.
@@ -57,8 +85,12 @@ fn attend(module: &Module, shape: &Shape<'_>) -> Outcome {
     let is_decode = shape.kernel.contains("decode");
     // Sums and their scales of 16 mma rows for each part of each row, which the parts write.
     let n_parts = n_rows * shape.n_blocks as usize;
+    let q = match shape.is_projected {
+        true => 0,
+        false => node.upload(0, &bf16s(32, shape.n_tokens * shape.n_heads * HEAD_DIM)),
+    };
     let mut args = vec![
-        node.upload(0, &bf16s(32, shape.n_tokens * N_HEADS * HEAD_DIM)),
+        q,
         keys,
         values,
         node.upload(0, &tables(shape.rows)),
@@ -68,7 +100,7 @@ fn attend(module: &Module, shape: &Shape<'_>) -> Outcome {
         node.allocate(0, n_parts * 16 * 2 * 4),
         node.upload(0, &vec![0u32; n_rows]),
     ];
-    let width = (N_HEADS * HEAD_DIM) as u32;
+    let width = (shape.n_heads * HEAD_DIM) as u32;
     let score_factor = std::f32::consts::LOG2_E / (HEAD_DIM as f32).sqrt();
     let numbers = [
         width,
@@ -76,7 +108,7 @@ fn attend(module: &Module, shape: &Shape<'_>) -> Outcome {
         N_TABLE_ENTRIES as u32,
         n_rows as u32,
         1,
-        N_HEADS as u32,
+        shape.n_heads as u32,
         shape.window,
         0,
         score_factor.to_bits(),
@@ -86,15 +118,35 @@ fn attend(module: &Module, shape: &Shape<'_>) -> Outcome {
     ];
     let pairs = numbers.as_chunks::<2>().0.iter();
     args.extend(pairs.map(|[low, high]| u64::from(*low) | u64::from(*high) << 32));
+    let mut params = vec![Words(args)];
+    if is_decode {
+        params.push(Words(projected(&node, shape)));
+        let ahead = node.upload(0, &[0u8; AHEAD_BYTES]);
+        let pieces = [N_PIECES | STRIDE_BYTES << 32, PIECE_BYTES | (n_rows as u64) << 32];
+        params.push(Words([[ahead].as_slice(), &pieces].concat()));
+    }
+    let n_layers = n_rows as u32 + 1;
     let call = Call {
         kernel: shape.kernel,
-        grid: if is_decode { [shape.n_blocks, 1, n_rows as u32] } else { [shape.n_blocks, 1, 1] },
+        grid: if is_decode { [shape.n_blocks, 1, n_layers] } else { [shape.n_blocks, 1, 1] },
         n_threads: if is_decode { 128 } else { 256 },
         cluster: 1,
-        params: &[Words(args)],
+        params: &params,
     };
     node.launch(module, 0, &call)?;
-    Ok(node.download(0, out, n_out_bytes))
+    let parts = [(out, n_out_bytes), (keys, CACHE_BYTES), (values, CACHE_BYTES)];
+    Ok(parts.map(|(address, n_bytes)| node.download(0, address, n_bytes)).concat())
+}
+
+/// `Projected` of `rope.cuh`: columns, frequencies, and factors of each part.
+fn projected(node: &Node, shape: &Shape<'_>) -> Vec<u64> {
+    let width = (shape.n_heads + 2) * HEAD_DIM;
+    let frequencies: Vec<f64> = (0..HEAD_DIM / 2).map(|i| 0.8f64.powi(i as i32)).collect();
+    let wide = node.upload(0, &bf16s(33, shape.n_tokens * width));
+    let numbers = [width as u32, 1.1f32.to_bits(), 0.9f32.to_bits(), 0.8f32.to_bits(), 0, 0];
+    let pairs = numbers.as_chunks::<2>().0.iter();
+    let numbers = pairs.map(|[low, high]| u64::from(*low) | u64::from(*high) << 32);
+    [wide, 0, 0, node.upload(0, &frequencies)].into_iter().chain(numbers).collect()
 }
 
 /// The pages of each slot, last ones first; behind a context stands nobody's page.

@@ -277,8 +277,33 @@ pub(crate) const FAULTS: &[Fault] = &[
         attention::decode, Noticed::Result
     ),
     fault!(
+        "a prefetched piece is one too far", "attention" DECODE,
+        Replace { after: "evict_last", line: "setp.ge.u32", from: "setp.ge", to: "setp.gt" },
+        attention::decode, Noticed::Fault("allocation")
+    ),
+    fault!(
+        "no barrier before other threads' angles", "attention" DECODE,
+        Remove { after: "cvt.rni", line: "bar.sync", nth: 0 },
+        attention::decode_projected, Noticed::Either
+    ),
+    fault!(
+        "no barrier behind turned queries and the own key", "attention" DECODE,
+        Remove { after: "cvt.rni", line: "bar.sync", nth: 1 },
+        attention::decode_projected, Noticed::Either
+    ),
+    fault!(
+        "the row's own key goes to another page's place", "attention" DECODE,
+        Replace { after: "ld.param.v2.f32", line: "and.b32", from: ", -16;", to: ", -8;" },
+        attention::decode_projected, Noticed::Either
+    ),
+    fault!(
+        "parts without it write the row's own key", "attention" DECODE,
+        Replace { after: "cvt.rni", line: "setp.ne.s32", from: "setp.ne", to: "setp.eq" },
+        attention::decode_projected, Noticed::Either
+    ),
+    fault!(
         "a score is not scaled", "attention" DECODE,
-        Replace { after: "ld.param.f32", line: "mul.f32", from: ", %f1;", to: ", 0f3F800000;" },
+        Replace { after: "mma.sync", line: "mul.f32", from: ", %f55;", to: ", 0f3F800000;" },
         attention::decode, Noticed::Result
     ),
     fault!(
@@ -298,7 +323,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "a page of keys is that of the entry behind", "attention_prefill" PREFILL,
-        Replace { after: "selp.u32", line: "ld.global.nc.u32", from: "]", to: "+4]" },
+        Replace { after: "selp.u32", line: "ld.global.L2::cache_hint.u32", from: "]", to: "+4]" },
         attention::prefill, Noticed::Result
     ),
     fault!(

@@ -43,7 +43,7 @@ pub(super) fn attention(exec: &CpuExec, args: Args<'_>) {
 fn cut_of(exec: &CpuExec, args: &Args<'_>) -> Cut {
     let n_heads = heads_of_tile(exec, args);
     let n_columns = args.share.n_q_heads / n_heads;
-    let n_even = args.q.n_rows() * n_columns / (N_TILES_PER_THREAD * exec.n_threads());
+    let n_even = args.out.n_rows() * n_columns / (N_TILES_PER_THREAD * exec.n_threads());
     let n_max = (n_queries_max(args.share.head_dim) / n_heads).max(1);
     Cut { n_heads, n_tokens: n_even.clamp(1, n_max) }
 }

@@ -2,6 +2,7 @@
 //! row must not see is NaN, as is every output before the kernel runs.
 
 mod bounds;
+mod projected;
 
 use half::bf16;
 use weights::AttentionSpec;
@@ -235,8 +236,7 @@ impl<'a> Uploaded<'a> {
         let out_bytes = if case.out_scale.is_some() { 1 } else { 2 };
         let launch = Launch {
             share: &case.share,
-            q: device.upload(&q),
-            q_stride: width,
+            queries: Queries::Rotated { q: device.upload(&q), stride: width },
             keys: device.upload(&pages.keys),
             values: device.upload(&pages.values),
             kv_dtype: case.dtype,
@@ -273,7 +273,8 @@ impl<'a> Uploaded<'a> {
     }
 
     fn decode_once(&self, workspace: Workspace) {
-        decode(&self.device.exec, &self.launch, workspace, self.n_context).expect("it launches");
+        decode(&self.device.exec, &self.launch, workspace, self.n_context, None)
+            .expect("it launches");
     }
 
     fn prefill(&self) -> Vec<f64> {

@@ -6,10 +6,10 @@
 
 use half::bf16;
 
-use super::super::ahead::Ahead;
 use super::{Launch, Norm, Output, TwoShot, config, from_own, launch};
 use crate::device::cuda::testing::TestDevice;
 use crate::device::{Deferred, DevicePtr, DeviceView, Element, WeightFactors};
+use crate::kernels::ahead::Ahead;
 use crate::kernels::launching::{Exchange, N_RANKS_MAX};
 use crate::kernels::testing::device::{Rounding, assert_rounded, bf16s, sampled};
 use crate::kernels::testing::ranks::alone_as;

@@ -12,6 +12,12 @@ use crate::report;
 const LIMITS: &[(i32, usize)] =
     &[(0, 1024), (1, 1 << 20), (2, 8 << 20), (3, 2), (4, 2048), (5, 64), (6, 0)];
 
+/// Of the L2 cache.
+const SET_ASIDE: i32 = 6;
+
+/// The device's attribute that bounds it.
+const MAX_SET_ASIDE: i32 = 108;
+
 api! {
     fn cuCtxCreate_v2(handle: Out<usize>, flags: u32, ordinal: i32) {
         handle.put(context::create(ordinal, flags)?)
@@ -101,6 +107,11 @@ api! {
         if !LIMITS.iter().any(|(number, _)| *number == limit) {
             return Err(Status::UNSUPPORTED_LIMIT);
         }
+        // The driver gives what there is, and says so when it is asked.
+        let value = match limit {
+            SET_ASIDE => value.min(device::attribute(context.device, MAX_SET_ASIDE)? as usize),
+            _ => value,
+        };
         context.limits.lock().insert(limit, value);
         Ok(())
     }
