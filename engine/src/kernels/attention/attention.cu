@@ -236,65 +236,93 @@ __device__ __forceinline__ void load_queries(const DecodeShared<D>& shared, u32 
     }
 }
 
-// One warp's pages of a part: those whose number is the warp's own modulo the number of warps.
-template <int D, int BYTES>
-__device__ __forceinline__ void attend_part(const Args& args, int slot, const Span& span, u32 part,
-                                            const DecodeShared<D>& shared, Running<D>& running) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4;
-    u32 q[D / 16][4];
-    load_queries<D, BYTES>(shared, q);
-    // In pages from the part's first; a part's first page is a multiple of the warps.
-    const u32 part_page = part << (span.shift - 4);
-    const u32 n_pages = min(1u << (span.shift - 4), (span.end + 15) / 16 - part_page);
-    const u32 n_before = span.begin / 16 > part_page ? span.begin / 16 - part_page : 0;
-    const int* table = args.tables + i64(slot) * args.n_table_entries + part_page;
-    const u32 own = warp + DECODE_WARPS * lane;
-    const int page_of_lane = own >= n_before && own < n_pages ? __ldg(table + own) : 0;
-    const i64 head_bytes = PAGE_TOKENS * D * BYTES;
-    const u64 policy = read_once();
-
-    Page<D, BYTES> page;
-    // Of the page `at`: where its head lies, and which of its tokens are seen.
+// One warp's pages of a part, one after another: those whose number is the warp's own modulo the
+// number of warps. Numbers count from the part's first, which is a multiple of the warps.
+template <int D, int BYTES> struct Walk {
+    const Args& args;
+    const Span& span;
+    const u32 part_page;
+    // Of the part.
+    u32 n_pages;
+    // The present one; none where it is not below `n_pages`.
+    u32 at;
+    int page_of_lane;
+    const u64 policy;
+    // Where the page's head lies, and which of its tokens are seen.
     const u8* keys;
     const u8* values;
     int begin, end;
-    const auto find = [&](u32 at) {
+
+    __device__ __forceinline__ Walk(const Args& args, int slot, const Span& span, u32 part)
+        : args(args), span(span), part_page(part << (span.shift - 4)), policy(read_once()) {
+        const u32 warp = threadIdx.x / 32, own = warp + DECODE_WARPS * (threadIdx.x % 32);
+        n_pages = min(1u << (span.shift - 4), (span.end + 15) / 16 - part_page);
+        const u32 n_before = span.begin / 16 > part_page ? span.begin / 16 - part_page : 0;
+        const int* table = args.tables + i64(slot) * args.n_table_entries + part_page;
+        page_of_lane = own >= n_before && own < n_pages ? __ldg(table + own) : 0;
+        at = warp;
+        while (at < n_before) at += DECODE_WARPS;
+        if (has_page()) find();
+    }
+
+    __device__ __forceinline__ bool has_page() const { return at < n_pages; }
+
+    // Whether the page has the row's own position.
+    __device__ __forceinline__ bool is_last() const {
+        return part_page + at == (span.end - 1) / PAGE_TOKENS;
+    }
+
+    __device__ __forceinline__ void advance() {
+        at += DECODE_WARPS;
+        if (has_page()) find();
+    }
+
+    __device__ __forceinline__ void find() {
         const int id = __shfl_sync(FULL_WARP, page_of_lane, at / DECODE_WARPS);
-        const i64 offset = (i64(id) * args.n_kv_heads + blockIdx.y) * head_bytes;
+        const i64 head = i64(id) * args.n_kv_heads + blockIdx.y;
+        const i64 offset = head * (PAGE_TOKENS * D * BYTES);
         keys = args.keys + offset, values = args.values + offset;
         const int first = (part_page + at) * PAGE_TOKENS;
         begin = (int)span.begin - first, end = (int)span.end - first;
-    };
-    u32 at = warp;
-    while (at < n_before) at += DECODE_WARPS;
-    if (at >= n_pages) return;
-    find(at);
-    page.load_keys(keys, begin, end, policy);
-    page.load_values(values, begin, end, policy);
+    }
+
+    __device__ __forceinline__ void load_keys(Page<D, BYTES>& page) const {
+        page.load_keys(keys, begin, end, policy);
+    }
+
+    __device__ __forceinline__ void load_values(Page<D, BYTES>& page) const {
+        page.load_values(values, begin, end, policy);
+    }
+};
+
+// Attends to the pages of a walk, the first of which is loaded.
+template <int D, int BYTES>
+__device__ __forceinline__ void attend(Walk<D, BYTES>& walk, Page<D, BYTES>& page,
+                                       const DecodeShared<D>& shared, Running<D>& running) {
+    const int quad = threadIdx.x % 4;
+    const float score_factor = walk.args.score_factor;
+    u32 q[D / 16][4];
+    load_queries<D, BYTES>(shared, q);
     while (true) {
         float scores[2][4];
         page.score(q, scores);
-        const int seen_begin = begin, seen_end = end;
-        at += DECODE_WARPS;
-        const bool has_next = at < n_pages;
-        if (has_next) {
-            find(at);
-            page.load_keys(keys, begin, end, policy);
-        }
+        const int seen_begin = walk.begin, seen_end = walk.end;
+        walk.advance();
+        if (walk.has_page()) walk.load_keys(page);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 const int token = 8 * i + 2 * quad + c % 2;
                 const bool is_seen = seen_begin <= token && token < seen_end;
-                scores[i][c] = is_seen ? scores[i][c] * args.score_factor : minus_infinity();
+                scores[i][c] = is_seen ? scores[i][c] * score_factor : minus_infinity();
             }
         }
         u32 weights[1][4];
         running.template weigh<2>(scores, weights);
         page.gather(weights[0], running.values);
-        if (!has_next) return;
-        page.load_values(values, begin, end, policy);
+        if (!walk.has_page()) return;
+        walk.load_values(page);
     }
 }
 
@@ -376,15 +404,27 @@ __device__ __forceinline__ void decode(const Args& args, const Projected& projec
     if (blockIdx.x >= span.n_parts) return;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4, eighth = lane / 4;
 
-    Running<D> running;
-    running.begin();
+    // The first page is on its way while queries are turned, unless it waits for that itself.
+    Walk<D, BYTES> walk(args, row.x, span, span.first_part + blockIdx.x);
+    Page<D, BYTES> page;
+    const bool waits = !args.q && walk.is_last();
+    const auto load = [&] {
+        walk.load_keys(page);
+        walk.load_values(page);
+    };
+    if (walk.has_page() && !waits) load();
     if (args.q) {
         stage_queries<D>(args, row.y, shared);
     } else {
         const bool has_own = blockIdx.x == span.n_parts - 1;
         stage_projected<D, BYTES>(args, projected, row, has_own, shared);
     }
-    attend_part<D, BYTES>(args, row.x, span, span.first_part + blockIdx.x, shared, running);
+    Running<D> running;
+    running.begin();
+    if (walk.has_page()) {
+        if (waits) load();
+        attend(walk, page, shared, running);
+    }
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
         const float(&x)[4] = running.values[j];

@@ -263,7 +263,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "a token behind the context is seen", "attention" DECODE,
-        Replace { after: "setp.le.s32", line: "setp.lt.s32", from: "setp.lt", to: "setp.le" },
+        Replace { after: ", 0fFF800000, %p105", line: "setp.lt.s32", from: ".lt", to: ".le" },
         attention::decode, Noticed::Result
     ),
     fault!(
@@ -297,13 +297,18 @@ pub(crate) const FAULTS: &[Fault] = &[
         attention::decode_projected, Noticed::Either
     ),
     fault!(
+        "a page is read before the row's own key is there", "attention" DECODE,
+        Replace { after: "setp.eq.s64", line: "setp.eq.s32", from: ".eq", to: ".ne" },
+        attention::decode_projected, Noticed::Either
+    ),
+    fault!(
         "parts without it write the row's own key", "attention" DECODE,
         Replace { after: "cvt.rni", line: "setp.ne.s32", from: "setp.ne", to: "setp.eq" },
         attention::decode_projected, Noticed::Either
     ),
     fault!(
         "a score is not scaled", "attention" DECODE,
-        Replace { after: "mma.sync", line: "mul.f32", from: ", %f55;", to: ", 0f3F800000;" },
+        Replace { after: "mma.sync", line: "mul.f32", from: ", %f55,", to: ", 0f3F800000," },
         attention::decode, Noticed::Result
     ),
     fault!(

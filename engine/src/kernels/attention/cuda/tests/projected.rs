@@ -53,16 +53,27 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// Queries, keys and values as a kernel that does all takes them.
+    fn projected(&self, device: &TestDevice) -> Queries {
+        let n_pairs = self.case.share.head_dim / 2;
+        let frequencies: Vec<f64> = (0..n_pairs).map(|pair| 0.87f64.powi(pair as i32)).collect();
+        Queries::Projected {
+            wide: device.upload(&self.wide),
+            stride: self.stride,
+            scales: self.scales(device),
+            frequencies: device.upload(&frequencies),
+        }
+    }
+
     /// By a kernel for each, or by one that does all.
     fn run(&self, device: &TestDevice, is_apart: bool) -> Outcome {
         let AttentionSpec { n_q_heads, n_kv_heads, head_dim, .. } = self.case.share;
         let batch = Batch { rows: self.rows, n_padding: 2, seed: 21, n_context: 3000 };
         let mut uploaded = Uploaded::new(device, self.case, &batch);
-        let frequencies: Vec<f64> =
-            (0..head_dim / 2).map(|pair| 0.87f64.powi(pair as i32)).collect();
-        let (wide, frequencies) = (device.upload(&self.wide), device.upload(&frequencies));
-        let (scales, stride) = (self.scales(device), self.stride);
-        if is_apart {
+        uploaded.launch.queries = self.projected(device);
+        if let (true, Queries::Projected { wide, stride, scales, frequencies }) =
+            (is_apart, uploaded.launch.queries)
+        {
             let n_tokens = self.rows.len();
             let positions: Vec<i32> = self.rows.iter().map(|row| row.1 as i32).collect();
             let slots: Vec<i32> = (0..n_tokens as i32).collect();
@@ -91,8 +102,6 @@ impl<'a> Step<'a> {
             };
             rope_kv::launch(&device.exec, &launch).expect("it is launched");
             uploaded.launch.queries = Queries::Rotated { q, stride: self.case.q_width() };
-        } else {
-            uploaded.launch.queries = Queries::Projected { wide, stride, scales, frequencies };
         }
         let out = bits(&uploaded.decode());
         let n_bytes = Pages::new(self.case, &batch).keys.len();
@@ -124,6 +133,26 @@ fn one_kernel_yields_the_bits_of_two() {
             assert!(before.keys != together.keys && before.values != together.values, "{what}");
         }
     }
+}
+
+#[test]
+fn hardly_more_is_moved_than_must_be() {
+    const KERNEL: &str = "attention_decode_d128_f8";
+    let n_positions = 8192;
+    let case = Case::new(41, &ULTRA, KvDtype::Fp8, &spans(&[n_positions], 1));
+    let rows = case.last_tokens();
+    let step = Step::new(&case, &rows, 0, false);
+    let batch = Batch { rows: &rows, n_padding: 0, seed: 42, n_context: n_positions };
+    // Keys, values, their pages, columns and what turns them, outputs.
+    let fewest_bytes = n_positions * 2 * 128
+        + n_positions / PAGE_TOKENS * size_of::<i32>()
+        + (step.stride + case.q_width()) * size_of::<bf16>()
+        + 64 * size_of::<f64>();
+    assert_frugal(KERNEL, fewest_bytes, |device| {
+        let mut uploaded = Uploaded::new(device, &case, &batch);
+        uploaded.launch.queries = step.projected(device);
+        uploaded.decode_once(uploaded.workspace());
+    });
 }
 
 #[test]
