@@ -5,5 +5,6 @@
 
 pub mod lanes;
 pub mod node;
+mod operations;
 pub mod steps;
 pub mod table;

@@ -87,7 +87,8 @@ fn small_model() -> Result<ModelSpec> {
     Ok(ModelSpec { vocab_size: 1024, blocks, ..spec })
 }
 
-/// Prints both: steps, then kernels, attention by sequences and positions.
+/// Prints both: steps, then kernels, attention by sequences and positions, and what fetching ahead
+/// is worth.
 fn tables(
     steps: &Steps,
     timing: Timing,
@@ -109,6 +110,12 @@ fn tables(
     }
     for &(n_rows, n_positions) in attention {
         println!("{}", table::attention(n_rows, n_positions, timing)?);
+    }
+    let o = products.iter().find(|product| product.name == "o").context("no such product")?;
+    for &sizes in attention {
+        for fetches in [false, true] {
+            println!("{}", table::attention_and(o, sizes, fetches, timing)?);
+        }
     }
     Ok(())
 }

@@ -21,7 +21,8 @@ fn a_rehearsal_goes_through_every_table() {
     let (output, said) = smoke(&["--rehearse"], true);
     assert!(output.status.success(), "{said}");
     assert!(said.starts_with("REHEARSAL on the virtual node: times mean nothing"), "{said}");
-    // Two batches at two contexts, a prefill, five products for each batch, attention.
+    // Two batches at two contexts, a prefill, five products for each batch, attention alone and
+    // before a product.
     for (begin, n_lines) in [
         ("    1       1      16 ", 1),
         ("    2       1      40 ", 1),
@@ -29,6 +30,8 @@ fn a_rehearsal_goes_through_every_table() {
         ("gate_up of ", 2),
         ("head of 2 tokens", 1),
         ("attention, batch 2 x 300", 1),
+        ("and o, alone, 2 x 300", 1),
+        ("and o, fetched, 2 x 300", 1),
     ] {
         let lines = said.lines().filter(|line| line.starts_with(begin));
         assert_eq!(lines.count(), n_lines, "{begin:?} in {said}");
@@ -53,10 +56,10 @@ fn a_line_has_the_bytes_that_a_kernel_must_move() {
     let line = attention(2, 300, timing).expect("it runs");
     // Keys and values of one head; columns in bf16 and what turns them; the row's own key and value
     // and what comes out in e4m3.
-    assert_eq!(line.work.bytes, 2 * 300 * 128 * 2 + 2 * (2304 * 2 + 64 * 8 + 256 + 2048));
+    assert_eq!(line.bytes(), 2 * 300 * 128 * 2 + 2 * (2304 * 2 + 64 * 8 + 256 + 2048));
     let shape = Product { n_outputs: 32, n_inputs: 64, ..ULTRA_PRODUCTS[0] };
     let line = product(&shape, 3, timing).expect("it runs");
-    assert_eq!((line.work.bytes, line.work.flops), (32 * 64 + 3 * (64 + 32 * 2), 2 * 3 * 32 * 64));
+    assert_eq!((line.bytes(), line.work[0].flops), (32 * 64 + 3 * (64 + 32 * 2), 2 * 3 * 32 * 64));
     assert!(line.to_string().starts_with("qkv of 3 tokens"), "{line}");
 }
 
