@@ -71,12 +71,12 @@ impl Attention {
         let n_cols = self.qkv.n_rows();
         let q_width = self.share.n_q_heads * self.share.head_dim;
         let rows = cx.inputs.rows(self.group);
-        if !rows.rotate() {
+        if !rows.rotates() {
             self.rotate(cx, scales)?;
         }
         let (qkv, rotated, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
         let queries = match rotated {
-            _ if rows.rotate() => Queries::Projected { qkv, scales },
+            _ if rows.rotates() => Queries::Projected { qkv, scales },
             Some(q) => Queries::Rotated(q.view(Element::Bf16, n_tokens, q_width)),
             None => Queries::Rotated(qkv.columns(0..q_width)),
         };

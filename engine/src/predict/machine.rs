@@ -2,11 +2,12 @@
 //! sources differ both are kept: the prediction is a range.
 //!
 //! **Not modelled:** what the smallest kernel takes beside its launch, but in products and
-//! attention; that a draw's one block a row reads slower than a whole device, how ranks drift
-//! apart, clocks that fall under load. All of them make a real step longer. The host between two
-//! steps is not there: a step is launched before the one before it has ended. What would make a
-//! step shorter is modelled for one thing only: weights that are fetched into the L2 cache while
-//! the ranks exchange what comes before them, or while attention leaves the memory time to spare.
+//! attention; that a draw's one block a row, and attention's few blocks of a few rows, read slower
+//! than a whole device; how ranks drift apart, clocks that fall under load. All of them make a real
+//! step longer. The host between two steps is not there: a step is launched before the one before
+//! it has ended. What would make a step shorter is modelled for one thing only: weights that are
+//! fetched into the L2 cache while the ranks exchange what comes before them, or while attention
+//! leaves the memory time to spare.
 
 use crate::peers::Carrier;
 

@@ -6,13 +6,14 @@
 // head to arrive adds up the parts, in the parts' order. So what a row yields depends on its own
 // context and window, never on the batch, its padding, or which block came last.
 //
-// Bound: the bytes of the cache, each read once. A warp's lanes take vectors of up to 16 bytes
-// straight into the registers of the next mma, keys while values are in use and the reverse: no
-// shared memory until the end. Sums of parts cost 16 KiB each way for each part of 1,024 tokens of
+// Bound: the bytes of the cache, each read once. A few sequences have few blocks, which must ask for
+// much at a time: each warp has several pages on their way to shared memory, where a lane finds the
+// vectors of up to 16 bytes that it has asked for itself, as the next mma takes them. No other lane
+// reads them, so that nobody waits for another warp until the end. Sums of parts cost 16 KiB each way for each part of 1,024 tokens of
 // 16 heads, 6 % of an e4m3 cache of head_dim 128, and stay in the L2.
 //
-// sass attention_decode_d128_f8: LDG.128 8, HMMA.16816.F32.BF16 32
-// sass attention_decode_d128_bf16: LDG.128 16, HMMA.16816.F32.BF16 32
+// sass attention_decode_d128_f8: LDGSTS.128 8, LDS.128 8, HMMA.16816.F32.BF16 32
+// sass attention_decode_d128_bf16: LDGSTS.128 16, LDS.128 16, HMMA.16816.F32.BF16 32
 #include "ahead.cuh"
 #include "attention/attention.cuh"
 #include "rope_kv/rope.cuh"
@@ -55,37 +56,39 @@ template <int D, int BYTES> struct Lanes {
     }
 };
 
-// One warp's page: the raw bits of the keys and values that its lanes need.
+// One warp's page in shared memory: the raw bits of the keys and values that its lanes need, in rows
+// of a vector for each lane.
 template <int D, int BYTES> struct Page {
     using L = Lanes<D, BYTES>;
-    u32 keys[2][L::K_WORDS];
-    u32 values[4][L::V_WORDS];
+    static constexpr int K_VECTORS = D / 4 / L::K_DIMS, V_VECTORS = D / 8 / L::V_DIMS;
+    alignas(16) u8 keys[2][K_VECTORS][32][L::K_DIMS * BYTES];
+    alignas(16) u8 values[4][V_VECTORS][32][L::V_DIMS * BYTES];
 
-    // Tokens before `begin` and from `end` on are not read; they count as zeroes.
-    __device__ __forceinline__ void load_keys(const u8* head, int begin, int end, u64 policy) {
-        const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
+    // Asks for this lane's vectors. Tokens before `begin` and from `end` on are not read; they count
+    // as zeroes.
+    __device__ __forceinline__ void fetch(const u8* head_keys, const u8* head_values, int begin,
+                                          int end, u64 policy) {
+        const int lane = threadIdx.x % 32, quad = lane % 4, eighth = lane / 4;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int token = 8 * i + eighth;
             const bool is_seen = begin <= token && token < end;
 #pragma unroll
-            for (int n = 0; n < D / 4; n += L::K_DIMS) {
-                const u8* from = head + (token * D + L::key_dim(n, quad)) * BYTES;
-                load<L::K_DIMS * BYTES>(&keys[i][n * BYTES / 4], from, is_seen, policy);
+            for (int n = 0; n < K_VECTORS; n++) {
+                const int dim = L::key_dim(n * L::K_DIMS, quad);
+                copy_async<L::K_DIMS * BYTES>(keys[i][n][lane],
+                                              head_keys + (token * D + dim) * BYTES, is_seen, policy);
             }
         }
-    }
-
-    __device__ __forceinline__ void load_values(const u8* head, int begin, int end, u64 policy) {
-        const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int token = 2 * quad + (i & 1) + (i & 2) * 4;
             const bool is_seen = begin <= token && token < end;
 #pragma unroll
-            for (int n = 0; n < D / 8; n += L::V_DIMS) {
-                const u8* from = head + (token * D + L::value_dim(n, eighth)) * BYTES;
-                load<L::V_DIMS * BYTES>(&values[i][n * BYTES / 4], from, is_seen, policy);
+            for (int n = 0; n < V_VECTORS; n++) {
+                const int dim = L::value_dim(n * L::V_DIMS, eighth);
+                copy_async<L::V_DIMS * BYTES>(
+                    values[i][n][lane], head_values + (token * D + dim) * BYTES, is_seen, policy);
             }
         }
     }
@@ -94,31 +97,37 @@ template <int D, int BYTES> struct Page {
     __device__ __forceinline__ void score(const u32 (&q)[D / 16][4], float (&scores)[2][4]) const {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
+            u32 words[L::K_WORDS];
+            take<L::K_DIMS * BYTES>(words, keys[i]);
             scores[i][0] = scores[i][1] = scores[i][2] = scores[i][3] = 0.0f;
 #pragma unroll
             for (int k = 0; k < D / 16; k++) {
                 if constexpr (BYTES == 2) {
-                    mma(scores[i], q[k], keys[i][2 * k], keys[i][2 * k + 1]);
+                    mma(scores[i], q[k], words[2 * k], words[2 * k + 1]);
                 } else {
-                    const u32 four = keys[i][k];
+                    const u32 four = words[k];
                     mma(scores[i], q[k], widen_f8x2(four), widen_f8x2(four >> 16));
                 }
             }
         }
     }
 
-    // Two dimensions, 2 * pair and the next, of this lane's values of token `i`.
-    __device__ __forceinline__ u32 value_pair(int i, int pair) const {
-        if constexpr (BYTES == 2) return values[i][pair];
-        return widen_f8x2(values[i][pair / 2] >> (pair % 2 * 16));
-    }
-
     __device__ __forceinline__ void gather(const u32 (&w)[4], float (&sums)[D / 8][4]) const {
+        u32 words[4][L::V_WORDS];
+#pragma unroll
+        for (int i = 0; i < 4; i++) take<L::V_DIMS * BYTES>(words[i], values[i]);
 #pragma unroll
         for (int pair = 0; pair < D / 16; pair++) {
+            // Two dimensions, 2 * pair and the next, of each token.
             u32 x[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = value_pair(i, pair);
+            for (int i = 0; i < 4; i++) {
+                if constexpr (BYTES == 2) {
+                    x[i] = words[i][pair];
+                } else {
+                    x[i] = widen_f8x2(words[i][pair / 2] >> (pair % 2 * 16));
+                }
+            }
             // An operand holds two tokens of one dimension.
             mma(sums[2 * pair], w, __byte_perm(x[0], x[1], 0x5410),
                 __byte_perm(x[2], x[3], 0x5410));
@@ -126,19 +135,47 @@ template <int D, int BYTES> struct Page {
                 __byte_perm(x[2], x[3], 0x7632));
         }
     }
+
+  private:
+    // This lane's vectors of a token.
+    template <int VECTOR, int N_WORDS, int N>
+    static __device__ __forceinline__ void take(u32 (&words)[N_WORDS],
+                                                const u8 (&rows)[N][32][VECTOR]) {
+        static_assert(N * VECTOR == 4 * N_WORDS, "all of them");
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            const u8* from = rows[n][threadIdx.x % 32];
+            u32* to = words + n * VECTOR / 4;
+            if constexpr (VECTOR == 16) {
+                const uint4 x = *reinterpret_cast<const uint4*>(from);
+                to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+            } else if constexpr (VECTOR == 8) {
+                const uint2 x = *reinterpret_cast<const uint2*>(from);
+                to[0] = x.x, to[1] = x.y;
+            } else {
+                to[0] = *reinterpret_cast<const u32*>(from);
+            }
+        }
+    }
 };
 
-// Memory of a decoding block: its queries; what its warps found, then its output in order.
-template <int D> struct DecodeShared {
+// Memory of a decoding block: pages on their way; then what its warps found, each in the place of
+// its own pages; then its output in order. `shared_bytes` of the launcher is its size.
+template <int D, int BYTES> struct DecodeShared {
+    static constexpr int N_STAGES = BYTES == 1 ? 4 : 3;
+    union Warp {
+        Page<D, BYTES> pages[N_STAGES];
+        float4 sums[D / 8][32];
+    };
     union {
-        float4 sums[DECODE_WARPS][D / 8][32];
+        Warp warps[DECODE_WARPS];
         // The padding keeps rows that are written together in banks of their own.
         float out[MMA_ROWS][D + 4];
     };
     float2 stats[DECODE_WARPS][MMA_ROWS];
     bf16 queries[MMA_ROWS][D + CHUNK];
     Angles<D / 2> angles;
-    u32 is_last;
+    alignas(16) u32 is_last;
 };
 
 // Positions [begin, end) that a decoding row sees, and the parts that they fall into.
@@ -155,9 +192,9 @@ struct Span {
 };
 
 // The row's query heads of this key/value head; those that do not exist are zero.
-template <int D>
+template <int D, int BYTES>
 __device__ __forceinline__ void stage_queries(const Args& args, int token,
-                                              DecodeShared<D>& shared) {
+                                              DecodeShared<D, BYTES>& shared) {
     const bf16* from = args.q + i64(token) * args.q_stride + i64(blockIdx.y) * args.group * D;
     for (int at = threadIdx.x; at < MMA_ROWS * D / CHUNK; at += 32 * DECODE_WARPS) {
         const int head = at / (D / CHUNK), dim = at % (D / CHUNK) * CHUNK;
@@ -173,7 +210,7 @@ __device__ __forceinline__ void stage_queries(const Args& args, int token,
 template <int D, int BYTES>
 __device__ __forceinline__ void stage_projected(const Args& args, const Projected& projected,
                                                 const int4& row, bool has_own,
-                                                DecodeShared<D>& shared) {
+                                                DecodeShared<D, BYTES>& shared) {
     constexpr int N_PAIRS = D / 2, N_CHUNKS = N_PAIRS / CHUNK;
     const int slot = row.x, token = row.y, position = row.w;
     shared.angles.find(projected.frequencies, N_PAIRS, position);
@@ -223,7 +260,7 @@ __device__ __forceinline__ void stage_projected(const Args& args, const Projecte
 
 // Queries as first operands, in the order of dimensions that the keys come in.
 template <int D, int BYTES>
-__device__ __forceinline__ void load_queries(const DecodeShared<D>& shared, u32 (&q)[D / 16][4]) {
+__device__ __forceinline__ void load_queries(const DecodeShared<D, BYTES>& shared, u32 (&q)[D / 16][4]) {
     const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -236,25 +273,26 @@ __device__ __forceinline__ void load_queries(const DecodeShared<D>& shared, u32 
     }
 }
 
-// One warp's pages of a part, one after another: those whose number is the warp's own modulo the
-// number of warps. Numbers count from the part's first, which is a multiple of the warps.
+// One warp's pages of a part, as they are asked for one after another: those whose number is the
+// warp's own modulo the number of warps. Numbers count from the part's first, which is a multiple of
+// the warps.
 template <int D, int BYTES> struct Walk {
+    static constexpr int N_STAGES = DecodeShared<D, BYTES>::N_STAGES;
     const Args& args;
     const Span& span;
+    Page<D, BYTES>* const pages;
     const u32 part_page;
     // Of the part.
     u32 n_pages;
-    // The present one; none where it is not below `n_pages`.
+    // The one to be asked for next; none where it is not below `n_pages`.
     u32 at;
     int page_of_lane;
     const u64 policy;
-    // Where the page's head lies, and which of its tokens are seen.
-    const u8* keys;
-    const u8* values;
-    int begin, end;
 
-    __device__ __forceinline__ Walk(const Args& args, int slot, const Span& span, u32 part)
-        : args(args), span(span), part_page(part << (span.shift - 4)), policy(read_once()) {
+    __device__ __forceinline__ Walk(const Args& args, int slot, const Span& span, u32 part,
+                                    Page<D, BYTES>* pages)
+        : args(args), span(span), pages(pages), part_page(part << (span.shift - 4)),
+          policy(read_once()) {
         const u32 warp = threadIdx.x / 32, own = warp + DECODE_WARPS * (threadIdx.x % 32);
         n_pages = min(1u << (span.shift - 4), (span.end + 15) / 16 - part_page);
         const u32 n_before = span.begin / 16 > part_page ? span.begin / 16 - part_page : 0;
@@ -262,53 +300,52 @@ template <int D, int BYTES> struct Walk {
         page_of_lane = own >= n_before && own < n_pages ? __ldg(table + own) : 0;
         at = warp;
         while (at < n_before) at += DECODE_WARPS;
-        if (has_page()) find();
     }
 
-    __device__ __forceinline__ bool has_page() const { return at < n_pages; }
-
-    // Whether the page has the row's own position.
-    __device__ __forceinline__ bool is_last() const {
+    // Whether the next page is there and has the row's own position.
+    __device__ __forceinline__ bool is_own() const {
         return part_page + at == (span.end - 1) / PAGE_TOKENS;
     }
 
-    __device__ __forceinline__ void advance() {
-        at += DECODE_WARPS;
-        if (has_page()) find();
+    // The position of a page's first token.
+    __device__ __forceinline__ int first(u32 page) const {
+        return int((part_page + page) * PAGE_TOKENS);
     }
 
-    __device__ __forceinline__ void find() {
-        const int id = __shfl_sync(FULL_WARP, page_of_lane, at / DECODE_WARPS);
-        const i64 head = i64(id) * args.n_kv_heads + blockIdx.y;
-        const i64 offset = head * (PAGE_TOKENS * D * BYTES);
-        keys = args.keys + offset, values = args.values + offset;
-        const int first = (part_page + at) * PAGE_TOKENS;
-        begin = (int)span.begin - first, end = (int)span.end - first;
-    }
-
-    __device__ __forceinline__ void load_keys(Page<D, BYTES>& page) const {
-        page.load_keys(keys, begin, end, policy);
-    }
-
-    __device__ __forceinline__ void load_values(Page<D, BYTES>& page) const {
-        page.load_values(values, begin, end, policy);
+    // Asks for the next page, if there is one: a group of copies in any case.
+    __device__ __forceinline__ void fetch(int stage) {
+        if (at < n_pages) {
+            const int id = __shfl_sync(FULL_WARP, page_of_lane, at / DECODE_WARPS);
+            const i64 head = i64(id) * args.n_kv_heads + blockIdx.y;
+            const i64 offset = head * (PAGE_TOKENS * D * BYTES);
+            const int begin = (int)span.begin - first(at), end = (int)span.end - first(at);
+            pages[stage].fetch(args.keys + offset, args.values + offset, begin, end, policy);
+            at += DECODE_WARPS;
+        }
+        commit_copies();
     }
 };
 
-// Attends to the pages of a walk, the first of which is loaded.
+// Attends to all pages of a walk, of which `begin` is the first and N_STAGES - 1 have been asked
+// for. None is under way afterwards.
 template <int D, int BYTES>
-__device__ __forceinline__ void attend(Walk<D, BYTES>& walk, Page<D, BYTES>& page,
-                                       const DecodeShared<D>& shared, Running<D>& running) {
+__device__ __forceinline__ void attend(Walk<D, BYTES>& walk, u32 begin,
+                                       const DecodeShared<D, BYTES>& shared, Running<D>& running) {
+    constexpr int N_STAGES = Walk<D, BYTES>::N_STAGES;
     const int quad = threadIdx.x % 4;
     const float score_factor = walk.args.score_factor;
     u32 q[D / 16][4];
     load_queries<D, BYTES>(shared, q);
-    while (true) {
+    int stage = 0;
+    for (u32 at = begin; at < walk.n_pages; at += DECODE_WARPS) {
+        await_copies<N_STAGES - 2>();
+        // The next takes the place of the one before this.
+        walk.fetch(stage == 0 ? N_STAGES - 1 : stage - 1);
+        const Page<D, BYTES>& page = walk.pages[stage];
         float scores[2][4];
         page.score(q, scores);
-        const int seen_begin = walk.begin, seen_end = walk.end;
-        walk.advance();
-        if (walk.has_page()) walk.load_keys(page);
+        const int seen_begin = (int)walk.span.begin - walk.first(at);
+        const int seen_end = (int)walk.span.end - walk.first(at);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
 #pragma unroll
@@ -321,8 +358,7 @@ __device__ __forceinline__ void attend(Walk<D, BYTES>& walk, Page<D, BYTES>& pag
         u32 weights[1][4];
         running.template weigh<2>(scores, weights);
         page.gather(weights[0], running.values);
-        if (!walk.has_page()) return;
-        walk.load_values(page);
+        stage = stage == N_STAGES - 1 ? 0 : stage + 1;
     }
 }
 
@@ -365,7 +401,7 @@ template <int D> struct Merged {
 // Divides, and writes the heads in order.
 template <int D, int BYTES>
 __device__ __forceinline__ void finish_decode(const Args& args, int token, const Merged<D>& merged,
-                                              DecodeShared<D>& shared) {
+                                              DecodeShared<D, BYTES>& shared) {
     const int warp = threadIdx.x / 32, quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int t = 0; t < D / 32; t++) {
@@ -390,7 +426,8 @@ __device__ __forceinline__ void finish_decode(const Args& args, int token, const
 template <int D, int BYTES>
 __device__ __forceinline__ void decode(const Args& args, const Projected& projected,
                                        const Ahead& ahead) {
-    __shared__ DecodeShared<D> shared;
+    extern __shared__ uint4 memory[];
+    DecodeShared<D, BYTES>& shared = *reinterpret_cast<DecodeShared<D, BYTES>*>(memory);
     if (blockIdx.z >= ahead.first_block) {
         const u32 n_layer = gridDim.x * gridDim.y;
         const u32 layer = blockIdx.z - ahead.first_block, n_layers = gridDim.z - ahead.first_block;
@@ -404,31 +441,26 @@ __device__ __forceinline__ void decode(const Args& args, const Projected& projec
     if (blockIdx.x >= span.n_parts) return;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane % 4, eighth = lane / 4;
 
-    // The first page is on its way while queries are turned, unless it waits for that itself.
-    Walk<D, BYTES> walk(args, row.x, span, span.first_part + blockIdx.x);
-    Page<D, BYTES> page;
-    const bool waits = !args.q && walk.is_last();
-    const auto load = [&] {
-        walk.load_keys(page);
-        walk.load_values(page);
-    };
-    if (walk.has_page() && !waits) load();
+    // The first pages are on their way while queries are turned, but for the one that has the row's
+    // own position: it is only then complete.
+    Walk<D, BYTES> walk(args, row.x, span, span.first_part + blockIdx.x, shared.warps[warp].pages);
+    const u32 begin = walk.at;
+    int n_asked = 0;
+    while (n_asked < walk.N_STAGES - 1 && (args.q || !walk.is_own())) walk.fetch(n_asked++);
     if (args.q) {
-        stage_queries<D>(args, row.y, shared);
+        stage_queries<D, BYTES>(args, row.y, shared);
     } else {
         const bool has_own = blockIdx.x == span.n_parts - 1;
         stage_projected<D, BYTES>(args, projected, row, has_own, shared);
     }
+    while (n_asked < walk.N_STAGES - 1) walk.fetch(n_asked++);
     Running<D> running;
     running.begin();
-    if (walk.has_page()) {
-        if (waits) load();
-        attend(walk, page, shared, running);
-    }
+    attend(walk, begin, shared, running);
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
         const float(&x)[4] = running.values[j];
-        shared.sums[warp][j][lane] = make_float4(x[0], x[1], x[2], x[3]);
+        shared.warps[warp].sums[j][lane] = make_float4(x[0], x[1], x[2], x[3]);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -438,7 +470,7 @@ __device__ __forceinline__ void decode(const Args& args, const Projected& projec
     __syncthreads();
     Merged<D> merged;
     merged.merge(DECODE_WARPS, [&](u32 i, int r) { return shared.stats[i][r]; },
-                 [&](u32 i, int tile) { return shared.sums[i][tile][lane]; });
+                 [&](u32 i, int tile) { return shared.warps[i].sums[tile][lane]; });
     // The output takes the place of the warps' sums.
     __syncthreads();
 

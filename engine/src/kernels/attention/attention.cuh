@@ -132,6 +132,33 @@ __device__ __forceinline__ void load(u32* words, const void* from, bool is_there
     }
 }
 
+// The same into shared memory, under way until it is awaited.
+template <int BYTES>
+__device__ __forceinline__ void copy_async(u8* to, const u8* from, bool is_there, u64 policy) {
+    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "one copy");
+    const u32 place = __cvta_generic_to_shared(to);
+    const u32 n_bytes = is_there ? BYTES : 0;
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(place),
+                     "l"(from), "r"(n_bytes), "l"(policy)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3, %4;" ::"r"(place),
+                     "l"(from), "n"(BYTES), "r"(n_bytes), "l"(policy)
+                     : "memory");
+    }
+}
+
+// What this thread has asked for since the last of these is a group.
+__device__ __forceinline__ void commit_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until at most N of this thread's groups are under way.
+template <int N> __device__ __forceinline__ void await_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 // Greatest of the four lanes that share an mma row. NaN is passed over: it comes back as a weight.
 __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, 1));

@@ -18,7 +18,7 @@ use crate::cache::PAGE_TOKENS;
 use crate::device::cuda::{CudaExec, DevicePtr, Kernel, LaunchConfig, Param, Plain};
 use crate::device::{Deferred, DeviceError, DeviceView};
 use crate::kernels::ahead::Ahead;
-use crate::kernels::launching::{Factors, by_value};
+use crate::kernels::launching::{CHUNK, Factors, by_value};
 
 const DECODE_WARPS: usize = 4;
 const PREFILL_WARPS: usize = 8;
@@ -188,7 +188,7 @@ pub fn decode(
     n_context: usize,
     next: Option<DeviceView>,
 ) -> Result<(), DeviceError> {
-    let mut config = decode_config(launch.share, launch.n_rows, n_context);
+    let mut config = decode_config(launch.share, launch.kv_dtype, launch.n_rows, n_context);
     let (_, name) = kernel_names(launch.share, launch.kv_dtype);
     let kernel = Kernel { family: "attention", name };
     let args = args::args(launch, Some(workspace));
@@ -217,14 +217,30 @@ pub fn prefill(exec: &CudaExec, launch: &Launch<'_>, n_tiles: usize) -> Result<(
     submit(exec, kernel, config, &[by_value(&args::args(launch, None))])
 }
 
-fn decode_config(share: &AttentionSpec, n_rows: usize, n_context: usize) -> LaunchConfig {
+fn decode_config(
+    share: &AttentionSpec,
+    dtype: KvDtype,
+    n_rows: usize,
+    n_context: usize,
+) -> LaunchConfig {
     let n_parts = n_parts_max(n_context, share.window);
     LaunchConfig {
         grid: [n_parts, share.n_kv_heads, n_rows].map(count),
         block: [count(32 * DECODE_WARPS), 1, 1],
-        shared_bytes: 0,
+        shared_bytes: count(shared_bytes(share.head_dim, dtype)),
         cluster: 1,
     }
+}
+
+/// `DecodeShared` of the kernel: pages on their way, and beside them a softmax for each warp's
+/// rows, queries with padding, what turns them, and who came last.
+fn shared_bytes(head_dim: usize, dtype: KvDtype) -> usize {
+    let n_stages = if dtype == KvDtype::Fp8 { 4 } else { 3 };
+    let page_bytes = 2 * PAGE_TOKENS * head_dim * dtype.n_bytes();
+    let stats_bytes = DECODE_WARPS * MMA_ROWS * 2 * size_of::<f32>();
+    let queries_bytes = MMA_ROWS * (head_dim + CHUNK) * 2;
+    let angles_bytes = head_dim * size_of::<f32>();
+    DECODE_WARPS * n_stages * page_bytes + stats_bytes + queries_bytes + angles_bytes + 16
 }
 
 fn prefill_config(share: &AttentionSpec, n_tiles: usize) -> LaunchConfig {

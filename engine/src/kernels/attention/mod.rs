@@ -50,7 +50,7 @@ pub enum Queries<'a> {
     /// `[T, n_q_heads * head_dim]`, rotated; keys and values are in the cache.
     Rotated(View<'a>),
     /// As they were projected, on a device: attention rotates them and writes the cache itself,
-    /// of rows that [allow it](Rows::rotate).
+    /// of rows that [allow it](Rows::rotates).
     Projected {
         /// `[T, (n_q_heads + 2 * n_kv_heads) * head_dim]`: queries, keys, values.
         qkv: View<'a>,
@@ -118,7 +118,7 @@ pub fn attention(exec: &mut Exec, args: Args<'_>) -> Result<(), DeviceError> {
 impl Rows<'_> {
     /// Whether attention rotates these rows' queries and keys itself: rows that are all of one
     /// token, whose kernel needs no other's keys first.
-    pub fn rotate(&self) -> bool {
+    pub fn rotates(&self) -> bool {
         match self {
             Rows::Host(_) => false,
             Rows::Device(rows) => rows.prefill_lengths.is_empty(),
@@ -195,7 +195,7 @@ impl Args<'_> {
         match &self.queries {
             Queries::Rotated(q) => assert_eq!(q.n_cols(), shape.1, "q has every head"),
             Queries::Projected { qkv, .. } => {
-                assert!(self.rows.rotate(), "queries of these rows are rotated before");
+                assert!(self.rows.rotates(), "queries of these rows are rotated before");
                 let n_cols = shape.1 + 2 * n_kv_heads * head_dim;
                 assert_eq!(qkv.n_cols(), n_cols, "queries, keys and values");
             }

@@ -39,6 +39,13 @@ const DECODE: Shape<'static> = Shape {
     is_projected: false,
 };
 
+/// Of decode: three pages for each of four warps, their softmax, queries, angles, and a flag.
+const SHARED_BYTES: usize = 4 * 3 * 2 * PAGE_TOKENS * HEAD_DIM * 2
+    + 4 * 16 * 8
+    + 16 * (HEAD_DIM + 8) * 2
+    + 4 * HEAD_DIM
+    + 16;
+
 /// Pieces that lie apart.
 const N_PIECES: u64 = 5;
 const PIECE_BYTES: u64 = 32;
@@ -131,6 +138,7 @@ fn attend(module: &Module, shape: &Shape<'_>) -> Outcome {
         grid: if is_decode { [shape.n_blocks, 1, n_layers] } else { [shape.n_blocks, 1, 1] },
         n_threads: if is_decode { 128 } else { 256 },
         cluster: 1,
+        shared_bytes: if is_decode { SHARED_BYTES } else { 0 },
         params: &params,
     };
     node.launch(module, 0, &call)?;

@@ -263,7 +263,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "a token behind the context is seen", "attention" DECODE,
-        Replace { after: ", 0fFF800000, %p105", line: "setp.lt.s32", from: ".lt", to: ".le" },
+        Replace { after: "setp.le.s32", line: "setp.lt.s32", from: ".lt", to: ".le" },
         attention::decode, Noticed::Result
     ),
     fault!(
@@ -295,6 +295,16 @@ pub(crate) const FAULTS: &[Fault] = &[
         "the row's own key goes to another page's place", "attention" DECODE,
         Replace { after: "ld.param.v2.f32", line: "and.b32", from: ", -16;", to: ", -8;" },
         attention::decode_projected, Noticed::Either
+    ),
+    fault!(
+        "a page is used before it has landed", "attention" DECODE,
+        Replace { after: "", line: "cp.async.wait_group", from: "group 1", to: "group 2" },
+        attention::decode, Noticed::Either
+    ),
+    fault!(
+        "a page lands where another is in use", "attention" DECODE,
+        Replace { after: "cp.async.wait_group", line: "setp.eq.s32", from: ", 0;", to: ", 1;" },
+        attention::decode, Noticed::Either
     ),
     fault!(
         "a page is read before the row's own key is there", "attention" DECODE,

@@ -21,6 +21,8 @@ pub(crate) struct Call<'a> {
     pub(crate) n_threads: u32,
     /// Blocks in x.
     pub(crate) cluster: u32,
+    /// Dynamic shared memory.
+    pub(crate) shared_bytes: usize,
     pub(crate) params: &'a [Param],
 }
 
@@ -121,7 +123,7 @@ impl Node {
             grid: call.grid,
             block: [call.n_threads, 1, 1],
             cluster: [call.cluster, 1, 1],
-            dynamic_shared_bytes: 0,
+            dynamic_shared_bytes: call.shared_bytes,
             params,
             device: DeviceIdx(device),
             memory: self.memory,

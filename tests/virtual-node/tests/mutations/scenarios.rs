@@ -28,8 +28,14 @@ pub(crate) fn embed(module: &Module) -> Outcome {
         U32(HIDDEN as u32),
         U32(1),
     ];
-    let call =
-        Call { kernel: "embed_bf16", grid: [1, 3, 1], n_threads: 128, cluster: 1, params: &params };
+    let call = Call {
+        kernel: "embed_bf16",
+        grid: [1, 3, 1],
+        n_threads: 128,
+        cluster: 1,
+        shared_bytes: 0,
+        params: &params,
+    };
     node.launch(module, 0, &call)?;
     Ok(node.download(0, out, 3 * HIDDEN * 2))
 }
@@ -54,6 +60,7 @@ pub(crate) fn quantize(module: &Module) -> Outcome {
         grid: [2, 2, 1],
         n_threads: 128,
         cluster: 1,
+        shared_bytes: 0,
         params: &params,
     };
     node.launch(module, 0, &call)?;
@@ -75,6 +82,7 @@ pub(crate) fn magnitudes(module: &Module) -> Outcome {
         grid: [2, 1, 1],
         n_threads: 256,
         cluster: 1,
+        shared_bytes: 0,
         params: &params,
     };
     node.launch(module, 0, &call)?;
@@ -107,6 +115,7 @@ pub(crate) fn swiglu(module: &Module) -> Outcome {
         grid: [2, 1, 1],
         n_threads: 256,
         cluster: 2,
+        shared_bytes: 0,
         params: &params,
     };
     node.launch(module, 0, &call)?;
@@ -151,6 +160,7 @@ pub(crate) fn rope_kv(module: &Module) -> Outcome {
         grid: [3, 1, 1],
         n_threads: 96,
         cluster: 1,
+        shared_bytes: 0,
         params: &params,
     };
     node.launch(module, 0, &call)?;
@@ -301,5 +311,12 @@ fn norm_params(meeting: &Meeting<'_>, partials: &[u64], places: [u64; 5]) -> Vec
 
 fn norm_call(params: &[Param]) -> Call<'_> {
     let grid = [2 * ROW_BLOCKS as u32, 1, 1];
-    Call { kernel: "reduce_norm_e4m3_token", grid, n_threads: 256, cluster: 2, params }
+    Call {
+        kernel: "reduce_norm_e4m3_token",
+        grid,
+        n_threads: 256,
+        cluster: 2,
+        shared_bytes: 0,
+        params,
+    }
 }

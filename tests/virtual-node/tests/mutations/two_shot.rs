@@ -44,7 +44,7 @@ pub(crate) fn picked(module: &Module) -> Outcome {
 }
 
 fn call<'a>(kernel: &'a str, n_blocks: u32, params: &'a [Param]) -> Call<'a> {
-    Call { kernel, grid: [n_blocks, 1, 1], n_threads: 256, cluster: 2, params }
+    Call { kernel, grid: [n_blocks, 1, 1], n_threads: 256, cluster: 2, shared_bytes: 0, params }
 }
 
 /// What the norm reads and writes.

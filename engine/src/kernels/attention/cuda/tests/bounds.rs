@@ -195,7 +195,7 @@ fn parts_grow_with_the_context_and_never_exceed_the_grid() {
 
 #[test]
 fn a_launch_covers_its_rows() {
-    let config = decode_config(&ULTRA, 64, 131_072);
+    let config = decode_config(&ULTRA, KvDtype::Fp8, 64, 131_072);
     assert_eq!((config.grid, config.block), ([64, 1, 64], [128, 1, 1]));
     // Sixteen heads fill a warp: eight tokens a block.
     assert_eq!(n_tiles(&ULTRA, [1, 8, 9, 0].into_iter()), 1 + 1 + 2);
