@@ -13,12 +13,13 @@ use crate::device::{DevicePtr, DeviceView};
 /// has its share.
 const PIECE_BYTES: usize = 2 << 10;
 
-/// Bytes that are fetched of a few tokens' step: about what an H100's memory yields in the 7 µs of
+/// Bytes that are fetched of one token's step: about what an H100's memory yields in the 7 µs of
 /// the shortest sum. Either half of its L2 of 50 MB has room for them, should both keep a copy.
-const N_BYTES_FEW: usize = 20 << 20;
+const N_BYTES_ONE: usize = 20 << 20;
 
-/// Most tokens that are few: sums of more take two shots, and twice as long.
-const N_TOKENS_FEW: usize = 16;
+/// Bytes more for each token more: what it yields in the half of a microsecond that every rank then
+/// reads longer.
+const N_BYTES_EACH: usize = 5 << 18;
 
 /// Most bytes that are fetched, and as many of the cache as are put aside for them: what H100s have
 /// of it is 31.25 MiB.
@@ -69,9 +70,9 @@ impl Ahead {
 /// `n_tokens`.
 pub fn fetched_ahead(n_bytes: usize, n_tokens: usize) -> usize {
     let most = match n_tokens {
+        0 => 0,
         n if n > N_TOKENS_MAX => 0,
-        n if n > N_TOKENS_FEW => N_BYTES_MAX,
-        _ => N_BYTES_FEW,
+        n => (N_BYTES_ONE + (n - 1) * N_BYTES_EACH).min(N_BYTES_MAX),
     };
     n_bytes.min(most) / PIECE_BYTES * PIECE_BYTES
 }
@@ -83,8 +84,8 @@ mod tests {
 
     #[test]
     fn more_is_fetched_where_there_is_more_time() {
-        let fetched = [1, 16, 17, 256, 257].map(|n_tokens| fetched_ahead(100 << 20, n_tokens));
-        assert_eq!(fetched.map(|n_bytes| n_bytes >> 20), [20, 20, 30, 30, 0]);
+        let fetched = [1, 5, 9, 256, 257].map(|n_tokens| fetched_ahead(100 << 20, n_tokens));
+        assert_eq!(fetched.map(|n_bytes| n_bytes >> 20), [20, 25, 30, 30, 0]);
         assert_eq!(fetched_ahead(5000, 1), 4096, "whole pieces");
     }
 
@@ -95,7 +96,7 @@ mod tests {
             let element = Element::F8;
             let view = DeviceView { first, element, n_rows, n_cols: stride, stride };
             let n_bytes = n_rows * stride;
-            for n_tokens in [1, N_TOKENS_FEW, N_TOKENS_FEW + 1, N_TOKENS_MAX] {
+            for n_tokens in [1, 2, 9, N_TOKENS_MAX] {
                 let Some(ahead) = Ahead::new(view, n_tokens) else {
                     assert!(n_bytes < PIECE_BYTES, "{n_bytes} bytes");
                     continue;

@@ -162,3 +162,14 @@ fn what_was_fetched_serves_one_product() {
     });
     assert!(step[at].ahead_bytes > 0 && twice == once, "{twice} {once}");
 }
+
+#[test]
+fn what_is_expected_is_near_the_roofline() {
+    for n_sequences in [1, 8, 32, 64] {
+        let step = decode(n_sequences, 8192);
+        let ratio = Machine::EXPECTED.seconds(&step) / roofline_seconds(&step);
+        assert!((1.0..1.25).contains(&ratio), "{n_sequences} sequences: {ratio}");
+    }
+    // Published for another engine (arXiv 2503.18908, table 2).
+    assert!(1.0 / Machine::EXPECTED.seconds(&decode(1, 1024)) > 70.92);
+}
