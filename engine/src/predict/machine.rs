@@ -146,11 +146,11 @@ impl Machine {
     /// Weights: FP8 products with scales for each tensor, of 66 and 231 MB, on an H100, from graphs
     /// of products in a row, so with the gap between them (vllm-project/vllm#49363): 25.6 and 76.1
     /// µs with one token, 25.5 and 78.7 with 16, 26.6 and 83.0 with 64, 29.1 and 91.4 with 128. A
-    /// line through each two. A part of them may have come from the L2 cache, which they exceed,
-    /// but read over and over; DeepGEMM's kernels alone (its README's table of an H800, 64 tokens)
-    /// are within 8 % of it, 16.7 µs for 38 MB and 44.7 for 117. The published 70.92 tokens/s of
-    /// this model on such a node (arXiv 2503.18908, table 2) need at least 67 % of the memory's
-    /// bandwidth over all.
+    /// line through each two, taken for BF16 as well. A part of them may have come from the L2
+    /// cache, which they exceed, but read over and over; DeepGEMM's kernels alone (its README's
+    /// table of an H800, 64 tokens) are within 8 % of it, 16.7 µs for 38 MB and 44.7 for 117. The
+    /// published 70.92 tokens/s of this model on such a node (arXiv 2503.18908, table 2) need at
+    /// least 67 % of the memory's bandwidth over all.
     ///
     /// Attention: 7.6 µs of one launch over a short e4m3 cache (XQA, vllm-project/vllm#43232), and
     /// for each byte what pages of 16 tokens take on an H100 SXM, 39.5 µs for 70 MB and 61.9 for

@@ -6,11 +6,21 @@
 // head to arrive adds up the parts, in the parts' order. So what a row yields depends on its own
 // context and window, never on the batch, its padding, or which block came last.
 //
-// Bound: the bytes of the cache, each read once. A few sequences have few blocks, which must ask for
-// much at a time: each warp has several pages on their way to shared memory, where a lane finds the
-// vectors of up to 16 bytes that it has asked for itself, as the next mma takes them. No other lane
-// reads them, so that nobody waits for another warp until the end. Sums of parts cost 16 KiB each way for each part of 1,024 tokens of
-// 16 heads, 6 % of an e4m3 cache of head_dim 128, and stay in the L2.
+// Where all rows of a step are such, the kernel also does what `rope_kv.cu` does for others, with
+// the same bits: each block turns the row's queries itself, and the one that has the row's own
+// position writes its key and value to the cache before it reads them as all others. That is a
+// launch less for a block of the model, and costs the turning of 16 heads for each part.
+//
+// A few rows leave the memory with time to spare, and so does the wait for the last part. Blocks
+// behind those of the rows fetch what the next product reads into the L2 cache (`ahead.cuh`), which
+// the vectors of keys and values leave first.
+//
+// Bound: the bytes of the cache, each read once. A few sequences have few blocks, which must ask
+// for much at a time: each warp has several pages on their way to shared memory, where a lane finds
+// the vectors of up to 16 bytes that it has asked for itself, as the next mma takes them. No other
+// lane reads them, so that nobody waits for another warp until the end. Sums of parts cost 16 KiB
+// each way for each part of 1,024 tokens of 16 heads, 6 % of an e4m3 cache of head_dim 128, and
+// stay in the L2.
 //
 // sass attention_decode_d128_f8: LDGSTS.128 8, LDS.128 8, HMMA.16816.F32.BF16 32
 // sass attention_decode_d128_bf16: LDGSTS.128 16, LDS.128 16, HMMA.16816.F32.BF16 32
@@ -56,16 +66,16 @@ template <int D, int BYTES> struct Lanes {
     }
 };
 
-// One warp's page in shared memory: the raw bits of the keys and values that its lanes need, in rows
-// of a vector for each lane.
+// One warp's page in shared memory: the raw bits of the keys and values that its lanes need, in
+// rows of a vector for each lane.
 template <int D, int BYTES> struct Page {
     using L = Lanes<D, BYTES>;
     static constexpr int K_VECTORS = D / 4 / L::K_DIMS, V_VECTORS = D / 8 / L::V_DIMS;
     alignas(16) u8 keys[2][K_VECTORS][32][L::K_DIMS * BYTES];
     alignas(16) u8 values[4][V_VECTORS][32][L::V_DIMS * BYTES];
 
-    // Asks for this lane's vectors. Tokens before `begin` and from `end` on are not read; they count
-    // as zeroes.
+    // Asks for this lane's vectors. Tokens before `begin` and from `end` on are not read; they
+    // count as zeroes.
     __device__ __forceinline__ void fetch(const u8* head_keys, const u8* head_values, int begin,
                                           int end, u64 policy) {
         const int lane = threadIdx.x % 32, quad = lane % 4, eighth = lane / 4;
@@ -76,8 +86,8 @@ template <int D, int BYTES> struct Page {
 #pragma unroll
             for (int n = 0; n < K_VECTORS; n++) {
                 const int dim = L::key_dim(n * L::K_DIMS, quad);
-                copy_async<L::K_DIMS * BYTES>(keys[i][n][lane],
-                                              head_keys + (token * D + dim) * BYTES, is_seen, policy);
+                const u8* from = head_keys + (token * D + dim) * BYTES;
+                copy_async<L::K_DIMS * BYTES>(keys[i][n][lane], from, is_seen, policy);
             }
         }
 #pragma unroll
@@ -87,8 +97,8 @@ template <int D, int BYTES> struct Page {
 #pragma unroll
             for (int n = 0; n < V_VECTORS; n++) {
                 const int dim = L::value_dim(n * L::V_DIMS, eighth);
-                copy_async<L::V_DIMS * BYTES>(
-                    values[i][n][lane], head_values + (token * D + dim) * BYTES, is_seen, policy);
+                const u8* from = head_values + (token * D + dim) * BYTES;
+                copy_async<L::V_DIMS * BYTES>(values[i][n][lane], from, is_seen, policy);
             }
         }
     }
@@ -199,7 +209,7 @@ __device__ __forceinline__ void stage_queries(const Args& args, int token,
     for (int at = threadIdx.x; at < MMA_ROWS * D / CHUNK; at += 32 * DECODE_WARPS) {
         const int head = at / (D / CHUNK), dim = at % (D / CHUNK) * CHUNK;
         u32 x[4];
-        load<16>(x, from + head * D + dim, head < args.group, read_again());
+        load<16>(x, from + head * D + dim, head < args.group);
         *reinterpret_cast<uint4*>(&shared.queries[head][dim]) = make_uint4(x[0], x[1], x[2], x[3]);
     }
     __syncthreads();
@@ -243,7 +253,8 @@ __device__ __forceinline__ void stage_projected(const Args& args, const Projecte
             const int page = args.tables[i64(slot) * args.n_table_entries + position / PAGE_TOKENS];
             const i64 run = i64(page) * args.n_kv_heads + blockIdx.y;
             const i64 offset = (run * PAGE_TOKENS + position % PAGE_TOKENS) * D + pair;
-            Element* place = reinterpret_cast<Element*>(is_value ? args.values : args.keys) + offset;
+            u8* cache = is_value ? args.values : args.keys;
+            Element* place = reinterpret_cast<Element*>(cache) + offset;
             const float scale = is_value ? projected.v_scale : projected.k_scale;
             store_cached(place, low, scale, CHUNK, true);
             store_cached(place + N_PAIRS, high, scale, CHUNK, true);
@@ -260,7 +271,8 @@ __device__ __forceinline__ void stage_projected(const Args& args, const Projecte
 
 // Queries as first operands, in the order of dimensions that the keys come in.
 template <int D, int BYTES>
-__device__ __forceinline__ void load_queries(const DecodeShared<D, BYTES>& shared, u32 (&q)[D / 16][4]) {
+__device__ __forceinline__ void load_queries(const DecodeShared<D, BYTES>& shared,
+                                             u32 (&q)[D / 16][4]) {
     const int quad = threadIdx.x % 4, eighth = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -274,8 +286,8 @@ __device__ __forceinline__ void load_queries(const DecodeShared<D, BYTES>& share
 }
 
 // One warp's pages of a part, as they are asked for one after another: those whose number is the
-// warp's own modulo the number of warps. Numbers count from the part's first, which is a multiple of
-// the warps.
+// warp's own modulo the number of warps. Numbers count from the part's first, which is a multiple
+// of the warps.
 template <int D, int BYTES> struct Walk {
     static constexpr int N_STAGES = DecodeShared<D, BYTES>::N_STAGES;
     const Args& args;
@@ -304,7 +316,7 @@ template <int D, int BYTES> struct Walk {
 
     // Whether the next page is there and has the row's own position.
     __device__ __forceinline__ bool is_own() const {
-        return part_page + at == (span.end - 1) / PAGE_TOKENS;
+        return at < n_pages && part_page + at == (span.end - 1) / PAGE_TOKENS;
     }
 
     // The position of a page's first token.
@@ -421,8 +433,8 @@ __device__ __forceinline__ void finish_decode(const Args& args, int token, const
     }
 }
 
-// Grid: (most parts, kv heads, rows and behind them what fetches). Blocks beyond a row's parts leave
-// at once; the last to arrive of the others adds them all up.
+// Grid: (most parts, kv heads, rows and behind them what fetches). Blocks beyond a row's parts
+// leave at once; the last to arrive of the others adds them all up.
 template <int D, int BYTES>
 __device__ __forceinline__ void decode(const Args& args, const Projected& projected,
                                        const Ahead& ahead) {

@@ -87,66 +87,54 @@ __device__ __forceinline__ u32 widen_f8x2(u32 pair) {
     return bf16_pair(x.x, x.y);
 }
 
-// How what is read counts in the L2 cache.
-__device__ __forceinline__ u64 read_again() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ u64 read_once() {
-    u64 policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
 // Takes BYTES at `from`, or zeroes where `is_there` is false: then nothing is read. A predicate and
-// no branch, so that the warp stays together for its next mma. Not by the path for what no kernel
-// writes: decode reads its own token's keys and values back.
+// no branch, so that the warp stays together for its next mma.
 template <int BYTES>
-__device__ __forceinline__ void load(u32* words, const void* from, bool is_there, u64 policy) {
+__device__ __forceinline__ void load(u32* words, const void* from, bool is_there) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "one load");
 #pragma unroll
     for (int w = 0; w < BYTES / 4; w++) words[w] = 0;
     if constexpr (BYTES == 16) {
         asm volatile(
-            "{ .reg .pred p; setp.ne.u32 p, %5, 0; "
-            "@p ld.global.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %6; }"
+            "{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
             : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
-            : "l"(from), "r"(u32(is_there)), "l"(policy)
-            : "memory");
+            : "l"(from), "r"(u32(is_there)));
     } else if constexpr (BYTES == 8) {
         asm volatile(
-            "{ .reg .pred p; setp.ne.u32 p, %3, 0; "
-            "@p ld.global.L2::cache_hint.v2.u32 {%0, %1}, [%2], %4; }"
+            "{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.v2.u32 {%0, %1}, [%2]; }"
             : "+r"(words[0]), "+r"(words[1])
-            : "l"(from), "r"(u32(is_there)), "l"(policy)
-            : "memory");
+            : "l"(from), "r"(u32(is_there)));
     } else {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.u32 p, %2, 0; "
-            "@p ld.global.L2::cache_hint.u32 %0, [%1], %3; }"
-            : "+r"(words[0])
-            : "l"(from), "r"(u32(is_there)), "l"(policy)
-            : "memory");
+        asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.u32 %0, [%1]; }"
+                     : "+r"(words[0])
+                     : "l"(from), "r"(u32(is_there)));
     }
 }
 
-// The same into shared memory, under way until it is awaited.
+// The same into shared memory, under way until it is awaited. `policy` is the L2 cache's.
 template <int BYTES>
 __device__ __forceinline__ void copy_async(u8* to, const u8* from, bool is_there, u64 policy) {
     static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "one copy");
     const u32 place = __cvta_generic_to_shared(to);
     const u32 n_bytes = is_there ? BYTES : 0;
     if constexpr (BYTES == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(place),
-                     "l"(from), "r"(n_bytes), "l"(policy)
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;"
+                     :
+                     : "r"(place), "l"(from), "r"(n_bytes), "l"(policy)
                      : "memory");
     } else {
-        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3, %4;" ::"r"(place),
-                     "l"(from), "n"(BYTES), "r"(n_bytes), "l"(policy)
+        asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], %2, %3, %4;"
+                     :
+                     : "r"(place), "l"(from), "n"(BYTES), "r"(n_bytes), "l"(policy)
                      : "memory");
     }
+}
+
+// The policy of what is read once.
+__device__ __forceinline__ u64 read_once() {
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
 }
 
 // What this thread has asked for since the last of these is a group.

@@ -52,12 +52,12 @@ template <int D, int BYTES> struct Staged {
             const bool is_seen =
                 idx < TILE_KEYS * VECTORS && begin <= position && position < end;
             u32 page;
-            load<4>(&page, table + position / PAGE_TOKENS, is_seen, read_again());
+            load<4>(&page, table + position / PAGE_TOKENS, is_seen);
             const i64 token =
                 (i64(page) * args.n_kv_heads + blockIdx.y) * PAGE_TOKENS + position % PAGE_TOKENS;
             const i64 offset = token * D * BYTES + idx % VECTORS * 16;
-            load<16>(keys[n], args.keys + offset, is_seen, read_again());
-            load<16>(values[n], args.values + offset, is_seen, read_again());
+            load<16>(keys[n], args.keys + offset, is_seen);
+            load<16>(values[n], args.values + offset, is_seen);
         }
     }
 
@@ -152,8 +152,8 @@ template <int D> struct Queries {
                 args.q + i64(row.y + idx) * args.q_stride + head[r] * D + 2 * quad;
 #pragma unroll
             for (int k = 0; k < D / 16; k++) {
-                load<4>(&q[k][r], from + 16 * k, token[r] >= 0, read_again());
-                load<4>(&q[k][2 + r], from + 16 * k + 8, token[r] >= 0, read_again());
+                load<4>(&q[k][r], from + 16 * k, token[r] >= 0);
+                load<4>(&q[k][2 + r], from + 16 * k + 8, token[r] >= 0);
             }
         }
     }

@@ -308,7 +308,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "a page is read before the row's own key is there", "attention" DECODE,
-        Replace { after: "setp.eq.s64", line: "setp.eq.s32", from: ".eq", to: ".ne" },
+        Replace { after: "setp.ne.s64", line: "setp.eq.s32", from: ".eq", to: ".ne" },
         attention::decode_projected, Noticed::Either
     ),
     fault!(
@@ -338,7 +338,7 @@ pub(crate) const FAULTS: &[Fault] = &[
     ),
     fault!(
         "a page of keys is that of the entry behind", "attention_prefill" PREFILL,
-        Replace { after: "selp.u32", line: "ld.global.L2::cache_hint.u32", from: "]", to: "+4]" },
+        Replace { after: "selp.u32", line: "ld.global.nc.u32", from: "]", to: "+4]" },
         attention::prefill, Noticed::Result
     ),
     fault!(
