@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use engine::kernels::N_BYTES_AHEAD_MAX;
 use engine::{DeviceKind, EngineConfig, KvDtype, Probe, TokenId};
 use harness::plans::{Planner, Span};
 use harness::run_dry;
@@ -75,6 +76,9 @@ fn a_decode_step_is_one_graph_and_absent_sub_blocks_launch_nothing() {
         .expect("it boots");
     let mut planner = Planner::new(probe.memory());
     let node = Node::open().expect("the virtual node is loaded");
+    for device in &node.counters().devices {
+        assert_eq!(device.set_aside_bytes, N_BYTES_AHEAD_MAX as u64, "for what is fetched ahead");
+    }
     for start in 0..3 {
         node.reset();
         let spans: Vec<Span<'_>> =

@@ -22,6 +22,8 @@ pub struct DeviceCounters {
     pub graphs: GraphCounters,
     /// Times that the host waited for the device: stream, event, context or blocking copy.
     pub n_host_syncs: u64,
+    /// Bytes of the L2 cache that were put aside for what is evicted last, of all calls.
+    pub set_aside_bytes: u64,
     /// Copies and memsets, in graphs and out of them.
     pub copies: BTreeMap<CopyKind, Transfers>,
     /// By collective: calls, and bytes of the message on this rank.
@@ -190,6 +192,7 @@ impl std::ops::AddAssign<&DeviceCounters> for DeviceCounters {
         }
         self.graphs += other.graphs;
         self.n_host_syncs += other.n_host_syncs;
+        self.set_aside_bytes += other.set_aside_bytes;
         for (kind, transfers) in &other.copies {
             *self.copies.entry(*kind).or_default() += *transfers;
         }
@@ -224,6 +227,7 @@ mod tests {
             kernels: BTreeMap::from([("norm".to_owned(), kernel(n))]),
             graphs: GraphCounters { n_launches: n, n_nodes: 7 * n, n_ahead: 2 * n },
             n_host_syncs: n,
+            set_aside_bytes: 3 * n,
             copies: BTreeMap::from([(CopyKind::HostToDevice, transfers)]),
             collectives: BTreeMap::from([("all_reduce".to_owned(), transfers)]),
         }

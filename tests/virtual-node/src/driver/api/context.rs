@@ -113,6 +113,10 @@ api! {
             _ => value,
         };
         context.limits.lock().insert(limit, value);
+        if limit == SET_ASIDE {
+            let n_bytes = value as u64;
+            report::record(context.device.index(), |device| device.set_aside_bytes += n_bytes);
+        }
         Ok(())
     }
 
