@@ -75,10 +75,13 @@ impl Attention {
             self.rotate(cx, scales)?;
         }
         let (qkv, rotated, inner) = cx.scratch.wide_and_inner(n_tokens, n_cols, &self.o);
-        let queries = match rotated {
-            _ if rows.rotates() => Queries::Projected { qkv, scales },
-            Some(q) => Queries::Rotated(q.view(Element::Bf16, n_tokens, q_width)),
-            None => Queries::Rotated(qkv.columns(0..q_width)),
+        let queries = if rows.rotates() {
+            Queries::Projected { qkv, scales }
+        } else {
+            Queries::Rotated(match rotated {
+                Some(q) => q.view(Element::Bf16, n_tokens, q_width),
+                None => qkv.columns(0..q_width),
+            })
         };
         attention::attention(
             cx.exec,

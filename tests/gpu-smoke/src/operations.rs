@@ -18,12 +18,16 @@ use crate::table::Timing;
 const ULTRA: AttentionSpec =
     AttentionSpec { n_q_heads: 16, n_kv_heads: 1, head_dim: 128, window: None };
 
-/// Columns of their outputs, of a token's cache, and of the projection.
+/// Columns of a token's queries, and of its output.
 const WIDTH: usize = ULTRA.n_q_heads * ULTRA.head_dim;
+
+/// Columns of its key and value.
 const N_CACHED: usize = 2 * ULTRA.n_kv_heads * ULTRA.head_dim;
+
+/// Columns that the projection leaves.
 const N_COLUMNS: usize = WIDTH + N_CACHED;
 
-/// Of what turns their pairs.
+/// What turns the pairs of a head.
 const FREQUENCY_BYTES: usize = ULTRA.head_dim / 2 * size_of::<f64>();
 
 /// Its products there; those of an FFN are of the most frequent width, 53,248.
