@@ -3,8 +3,8 @@
 //!
 //! Each launcher checks shapes, then matches once on [`Exec`](crate::device::Exec). No family knows
 //! a model or a step, nor another family, but that attention may do what `rope_kv` does; and none
-//! allocates. **Every output row depends on its own
-//! row's data alone, bit for bit**: not on the batch, the tile, the thread or the memory address.
+//! allocates. **Every output row depends on its own row's data alone, bit for bit**: not on the
+//! batch, the tile, the thread or the memory address.
 
 mod ahead;
 pub mod attention;

@@ -148,14 +148,14 @@ impl Machine {
     /// µs with one token, 25.5 and 78.7 with 16, 26.6 and 83.0 with 64, 29.1 and 91.4 with 128. A
     /// line through each two, taken for BF16 as well. A part of them may have come from the L2
     /// cache, which they exceed, but read over and over; DeepGEMM's kernels alone (its README's
-    /// table of an H800, 64 tokens) are within 8 % of it, 16.7 µs for 38 MB and 44.7 for 117. The
-    /// published 70.92 tokens/s of this model on such a node (arXiv 2503.18908, table 2) need at
-    /// least 67 % of the memory's bandwidth over all.
+    /// table of an H800, 64 tokens) of 29 MB and more are within 8 % of it, 16.7 µs for 38 MB and
+    /// 44.7 for 117. The published 70.92 tokens/s of this model on such a node (arXiv 2503.18908,
+    /// table 2) need at least 67 % of the memory's bandwidth over all.
     ///
     /// Attention: 7.6 µs of one launch over a short e4m3 cache (XQA, vllm-project/vllm#43232), and
-    /// for each byte what pages of 16 tokens take on an H100 SXM, 39.5 µs for 70 MB and 61.9 for
-    /// 137 of 64 sequences (microsoft/onnxruntime#21414: 3.0 TB/s; its own latency, of two
-    /// launches, is 16 µs). Products read 132 MB of BF16 at 2.87 TB/s (vllm-project/vllm#49363),
+    /// for each byte what pages of 16 tokens take on an H100 SXM, 86.0 µs for 202 MB and 151.8 for
+    /// 404 of 64 sequences (microsoft/onnxruntime#21414: 3.06 TB/s; its own latency, of two
+    /// launches, is 20 µs). Products read 132 MB of BF16 at 2.87 TB/s (vllm-project/vllm#49363),
     /// which what streams is taken to do nearly. 1,404 Tflop/s in products of 4,096 by 7,168 by
     /// 16,384 (deepseek-ai/DeepGEMM#73).
     ///
@@ -179,16 +179,26 @@ impl Machine {
         attention: 0.35,
     };
 
+    /// The same with the products of another source, to see what hangs on the choice: 2.05 µs and
+    /// 2.8 TB/s go through DeepGEMM's two products, of 41 and 119 MB with what they multiply and
+    /// yield (see [`Machine::EXPECTED`]), and before each is a gap. They scale blocks of weights,
+    /// not tensors, and take 64 tokens.
+    pub const OTHER_PRODUCTS: Machine = Machine {
+        weights: &[(1.0, Reading { latency: 3.35e-6, rate: 2.8e12 })],
+        ..Machine::EXPECTED
+    };
+
     /// The most: weights at the 3.07 TB/s that BF16 products of 462 MB read with one token
-    /// (vllm-project/vllm#49363) and the cache at the 3 TB/s of FlashMLA on an H800 (its
-    /// docs/20250422-new-kernel-deep-dive.md), both without a latency; 1,470 Tflop/s in products
+    /// (vllm-project/vllm#49363), behind the gap and the 2 µs that DeepGEMM's two have beside what
+    /// their bytes take; the cache at the 3 TB/s of FlashMLA on an H800 (its
+    /// docs/20250422-new-kernel-deep-dive.md), with no latency; 1,470 Tflop/s in products
     /// (deepseek-ai/DeepGEMM#73), 75 % in attention (FlashAttention-3, arXiv 2407.08608). 3.4 µs a
     /// kernel of a graph of which it runs 2.9 µs (A. Gray, "Getting Started with CUDA Graphs",
     /// developer.nvidia.com/blog/cuda-graphs, on a V100). What was fetched ahead is read beside
     /// what was not, in no time of its own.
     pub const HIGH: Machine = Machine {
         gap: 0.5e-6,
-        weights: &[(1.0, Reading { latency: 0.5e-6, rate: 3.07e12 })],
+        weights: &[(1.0, Reading { latency: 2.5e-6, rate: 3.07e12 })],
         cache: Reading { latency: 0.0, rate: 3.0e12 },
         stream: 2.8e12,
         cached: f64::INFINITY,

@@ -30,7 +30,7 @@ pub struct Timing {
 #[derive(Clone, Debug)]
 pub struct Line {
     what: String,
-    /// Of one launch, on average.
+    /// Of one launch of each of its kernels, on average.
     pub measured: Duration,
     /// What it moves and computes, a kernel each.
     pub work: Vec<Work>,

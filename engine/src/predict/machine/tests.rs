@@ -53,9 +53,7 @@ fn the_range_is_one_and_contains_what_was_published() {
         let step = decode(n_sequences, context);
         let [low, expected, high] =
             [Machine::LOW, Machine::EXPECTED, Machine::HIGH].map(|machine| machine.seconds(&step));
-        assert!(high < expected && expected < low, "{n_sequences}: {high} {expected} {low}");
-        // The roofline leaves the memory alone while ranks exchange.
-        assert!(roofline_seconds(&step) < Machine::HIGH.seconds(&without_ahead(&step)));
+        assert!(roofline_seconds(&step) < high && high < expected && expected < low);
     }
     // 70.92 tokens/s, for TensorRT-LLM's own graph and all-reduce (arXiv 2503.18908).
     let rate = |machine: Machine| 1.0 / machine.seconds(&decode(1, 1024));
@@ -73,8 +71,7 @@ fn fetching_ahead_saves_no_more_than_there_is_time_for() {
             let step = decode(n_sequences, 8192);
             let is_time = |one: &&Launch| matches!(one.kind, Kind::AllReduce(_) | Kind::Attention);
             let time: f64 = step.iter().filter(is_time).map(|one| machine.seconds(&[*one])).sum();
-            let slowest = machine.weights.iter().map(|(_, reading)| reading.rate);
-            let most = time * machine.stream / slowest.fold(f64::INFINITY, f64::min);
+            let most = time * machine.stream / machine.weights_of(n_sequences as f64).rate;
             let saved = saved(machine, n_sequences, 8192);
             assert!(saved >= -1e-9 && saved <= most, "{n_sequences}: {saved} of {time}");
         }
